@@ -1,0 +1,119 @@
+"""Shared fixtures: a tiny model with a tokenizer and chat template, rows, and run folders, all made on the spot."""
+
+import json
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+
+from tune_magic.worker import quiet_libraries
+
+quiet_libraries()
+
+CHAT = (
+    "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def make_tokenizer():
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    vocab = {token: i for i, token in enumerate([*special, *alphabet])}
+    raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=raw, eos_token="<|im_end|>", bos_token="<|im_start|>", pad_token="<|endoftext|>"
+    )
+    tokenizer.chat_template = CHAT
+    return tokenizer
+
+
+def make_model(folder, family="llama", seed=0, **changes):
+    """Save a two-layer model of a family, with its tokenizer, and return the folder."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    tokenizer = make_tokenizer()
+    sizes = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512,
+        "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    }  # fmt: skip
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **(sizes | changes)))
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return make_tokenizer()
+
+
+def rows(count=24):
+    colours = ["red", "green", "blue", "black"]
+    return [
+        {
+            "messages": [
+                {"role": "system", "content": "Name the colour."},
+                {"role": "user", "content": f"item {i} is {colours[i % 4]}"},
+                {"role": "assistant", "content": colours[i % 4]},
+            ]
+        }
+        for i in range(count)
+    ]
+
+
+@pytest.fixture
+def data_file(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def own_home(tmp_path_factory, monkeypatch):
+    """No test reads or writes the user's lists and caches; run folders go to the test's own folder."""
+    from tune_magic.runs import store
+
+    home = tmp_path_factory.mktemp("home")
+    monkeypatch.setattr(store, "data_folder", lambda: home / "data")
+    monkeypatch.setattr(store, "cache_folder", lambda: home / "cache")
+    monkeypatch.setenv("XDG_DATA_HOME", str(home))
+    return home
+
+
+@pytest.fixture
+def recipe(tiny, data_file):
+    """Keywords of a recipe that trains in a second."""
+    return {
+        "model": str(tiny), "data": {"train": str(data_file), "held_out": 0.25}, "learning_rate": 1e-2,
+        "method": {"name": "lora", "r": 4}, "batch_size": 4, "max_steps": 12, "max_length": 128,
+        "eval": {"steps": 4, "samples": 1, "max_new_tokens": 8},
+    }  # fmt: skip
+
+
+@pytest.fixture
+def make_run(recipe, tmp_path):
+    """Make a run folder from the recipe with changes, without starting it."""
+    from tune_magic.recipe import build_recipe
+    from tune_magic.run import Run
+    from tune_magic.runs import folder
+
+    def make(kind="finetune", **changes):
+        built = build_recipe(recipe | changes)
+        return Run(folder.create(tmp_path / "tune_runs", kind, {"name": "tiny_run", "recipe": built.given()}))
+
+    return make

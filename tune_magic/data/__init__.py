@@ -1,0 +1,1 @@
+"""Rows: read, recognised, checked, split, and turned into tokens."""

@@ -1,0 +1,185 @@
+"""Recognise the format of rows and bring each to one of three normal forms.
+
+A row becomes `Turns` (a chat), `PromptCompletion`, or `Text`. What is trained follows from the form: assistant turns,
+the completion, everything.
+"""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tune_magic.data.read import Row, RowFaults
+from tune_magic.errors import DataError
+from tune_magic.recipe.schema import ColumnTemplate, DataOptions
+
+ROLES = ("system", "user", "assistant", "tool")
+# format -> columns it needs, and columns it can use
+COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "messages": (("messages",), ()),
+    "prompt_completion": (("prompt", "completion"), ("system",)),
+    "instruction": (("instruction", "output"), ("input", "system")),
+    "text": (("text",), ()),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """A chat; the assistant's turns are trained."""
+
+    messages: list[dict[str, str]]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptCompletion:
+    """A prompt and its answer; the answer is trained."""
+
+    prompt: str
+    completion: str
+    system: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A text; all of it is trained."""
+
+    text: str
+
+
+Content = Turns | PromptCompletion | Text
+
+
+def normalise(rows: Sequence[Row], options: DataOptions, source: str) -> list[Content]:
+    """Bring every row to a normal form.
+
+    Raises:
+        DataError: The format is not recognised, or rows do not fit it (all of them counted, the first ones shown).
+    """
+    if not rows:
+        raise DataError(f"{source} has no rows.")
+    convert = _converter(rows, options, source)
+    faults = RowFaults(source)
+    contents: list[Content] = []
+    for row in rows:
+        try:
+            contents.append(convert(row.values))
+        except _BadRow as error:
+            faults.add(row.place, str(error), error.text)
+    faults.raise_if_any()
+    return contents
+
+
+def detect(columns: Sequence[str]) -> str | None:
+    """Return the format whose columns are there, the most specific first, or None."""
+    return next((name for name, (needed, _) in COLUMNS.items() if set(needed) <= set(columns)), None)
+
+
+def _converter(rows: Sequence[Row], options: DataOptions, source: str) -> Callable[[Mapping[str, Any]], Content]:
+    if options.template is not None:
+        template = options.template
+        return lambda values: _from_template(values, template)
+    present = list(dict.fromkeys(key for row in rows[:100] for key in row.values))
+    named = [*present, *(name for name, column in options.columns.items() if column in present)]
+    missing = [column for column in options.columns.values() if column not in present]
+    if missing:
+        raise DataError(f"{source} has no column `{missing[0]}`.", hint=f"Its columns: {', '.join(present)}.")
+    format_name = options.format or detect(named)
+    if format_name is None:
+        raise DataError(
+            f"{source}: the columns {', '.join(f'`{name}`' for name in present)} are no format that is known.",
+            hint="Known: messages; prompt, completion; instruction, input, output; text. "
+            "Map yours with `columns: {prompt: YOURS, completion: YOURS}` or write a `template`.",
+        )
+    builders = {
+        "messages": _turns,
+        "prompt_completion": _prompt_completion,
+        "instruction": _instruction,
+        "text": lambda values: Text(_string(values, "text")),
+    }
+    build = builders[format_name]
+    if not options.columns:
+        return build
+    renames = options.columns
+    return lambda values: build({**values, **{name: values.get(column) for name, column in renames.items()}})
+
+
+class _BadRow(Exception):  # noqa: N818 - never leaves this module
+    def __init__(self, problem: str, text: Any = None) -> None:
+        super().__init__(problem)
+        self.text = text
+
+
+def _string(values: Mapping[str, Any], column: str, *, needed: bool = True) -> str:
+    value = values.get(column)
+    if value is None and not needed:
+        return ""
+    if value is None:
+        raise _BadRow(f"column `{column}` is missing", dict(values))
+    if not isinstance(value, str):
+        raise _BadRow(f"column `{column}` must be text, got {type(value).__name__}", value)
+    if needed and not value.strip():
+        raise _BadRow(f"column `{column}` is empty", dict(values))
+    return value
+
+
+def _turns(values: Mapping[str, Any]) -> Turns:
+    return Turns(_messages(values.get("messages"), "messages", needs_assistant=True))
+
+
+def _messages(value: Any, column: str, *, needs_assistant: bool) -> list[dict[str, str]]:
+    if not isinstance(value, list) or not value:
+        raise _BadRow(f"column `{column}` must be a list of messages", value)
+    for number, message in enumerate(value, start=1):
+        if not isinstance(message, dict) or not isinstance(message.get("content"), str):
+            raise _BadRow(f"message {number} must have `role` and a text `content`", message)
+        if message.get("role") not in ROLES:
+            raise _BadRow(f"message {number} has no known role ({', '.join(ROLES)})", message)
+    if needs_assistant and not any(m["role"] == "assistant" and m["content"].strip() for m in value):
+        raise _BadRow("no assistant turn, so nothing to learn", value)
+    return value
+
+
+def _prompt_completion(values: Mapping[str, Any]) -> Content:
+    prompt, completion = values.get("prompt"), values.get("completion")
+    if isinstance(prompt, list) and isinstance(completion, list):
+        return Turns(
+            _messages(prompt, "prompt", needs_assistant=False)
+            + _messages(completion, "completion", needs_assistant=True)
+        )
+    system = _string(values, "system", needed=False) or None
+    return PromptCompletion(_string(values, "prompt"), _string(values, "completion"), system)
+
+
+def _instruction(values: Mapping[str, Any]) -> PromptCompletion:
+    context = _string(values, "input", needed=False)
+    instruction = _string(values, "instruction")
+    prompt = f"{instruction}\n\n{context}" if context.strip() else instruction
+    return PromptCompletion(prompt, _string(values, "output"), _string(values, "system", needed=False) or None)
+
+
+def _from_template(values: Mapping[str, Any], template: str | ColumnTemplate) -> Content:
+    if isinstance(template, str):
+        return Text(fill(template, values))
+    system = fill(template.system, values) if template.system else None
+    return PromptCompletion(fill(template.prompt, values), fill(template.completion, values), system)
+
+
+def fill(template: str, values: Mapping[str, Any]) -> str:
+    """Put a row's values into ``{column}`` places; only whole columns, never attributes or items.
+
+    Example:
+        >>> fill("Q: {question}", {"question": "Why?"})
+        'Q: Why?'
+    """
+    parts = []
+    for literal, column, _, _ in string.Formatter().parse(template):
+        parts.append(literal)
+        if column is not None:
+            if column not in values or values[column] is None:
+                raise _BadRow(
+                    f"the template's column `{column}` is missing; there are {', '.join(values)}", dict(values)
+                )
+            parts.append(str(values[column]))
+    return "".join(parts)

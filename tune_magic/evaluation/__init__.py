@@ -1,0 +1,1 @@
+"""Is it better: scores of base and tuned, compared row by row."""

@@ -1,0 +1,97 @@
+"""The report of an evaluation, read from its folder. No torch in here."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tune_magic.evaluation.compare import Comparison
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 1
+_SHOWN = 3
+
+
+class Report:
+    """Scores of base and tuned over the same rows.
+
+    Attributes:
+        comparisons: By metric name, base and tuned with their paired difference and its 95% interval.
+        rows: One mapping a row: row, question, reference, base, tuned, and each metric for both.
+        about: What was scored: data, split, number of rows, checkpoint step.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        content = json.loads((path / "report.json").read_text(encoding="utf-8"))
+        known = [field.name for field in fields(Comparison)]
+        self.about: dict[str, Any] = content["about"]
+        self.comparisons = {
+            name: Comparison(**{key: value[key] for key in known}) for name, value in content["metrics"].items()
+        }
+
+    def __repr__(self) -> str:
+        scores = ", ".join(f"{c.title} {c.base:.2f} → {c.tuned:.2f}" for c in self.comparisons.values())
+        return f"<Report over {self.about['rows']} rows: {scores}>"
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The tuned model's scores."""
+        return {name: comparison.tuned for name, comparison in self.comparisons.items()}
+
+    @property
+    def base(self) -> dict[str, float]:
+        """The base model's scores."""
+        return {name: comparison.base for name, comparison in self.comparisons.items()}
+
+    @property
+    def difference(self) -> dict[str, float]:
+        """Tuned minus base."""
+        return {name: comparison.difference for name, comparison in self.comparisons.items()}
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """Every row with both answers and scores."""
+        lines = (self.path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line) for line in lines]
+
+    def frame(self) -> pd.DataFrame:
+        """Return `rows` as a DataFrame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows)
+
+    def notable(self) -> dict[str, list[dict[str, Any]]]:
+        """Return the rows that gained most, those scored lowest, and those that got worse, a few of each."""
+        rows = self.rows
+        metric = next((name for name in ("rouge_l", "exact_match") if name in self.comparisons), "loss")
+        sign = 1.0 if self.comparisons[metric].higher_is_better else -1.0
+
+        def gain(row: dict[str, Any]) -> float:
+            return sign * (row[f"{metric}_tuned"] - row[f"{metric}_base"])
+
+        by_gain = sorted(rows, key=gain, reverse=True)
+        by_score = sorted(rows, key=lambda row: sign * row[f"{metric}_tuned"])
+        perfect = 1.0 if sign > 0 else 0.0
+        return {
+            "best": [row for row in by_gain[:_SHOWN] if gain(row) > 0],
+            "worst": [row for row in by_score[:_SHOWN] if row[f"{metric}_tuned"] != perfect],
+            "regressed": [row for row in reversed(by_gain[-_SHOWN:]) if gain(row) < 0],
+        }
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:  # noqa: ARG002
+        from tune_magic.view.report import report_card
+
+        return report_card(self)
+
+
+def newest_report(run: Path) -> Report | None:
+    """Return the newest finished evaluation of a run, if any."""
+    folders = sorted((run / "evals").glob("*/report.json"), reverse=True)
+    return Report(folders[0].parent) if folders else None
+
+

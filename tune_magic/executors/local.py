@@ -1,0 +1,66 @@
+"""Start a job on this machine: in a worker process, or, for debugging and tests, in this one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tune_magic import files
+
+_started: dict[Path, subprocess.Popen[bytes]] = {}
+
+
+def start(folder: Path, executor: str = "worker") -> None:
+    """Start the job in `folder`.
+
+    A worker is a fresh interpreter in a session of its own: interrupts and shutdowns of the kernel never reach it.
+    """
+    if executor == "inline":
+        from tune_magic import worker
+
+        worker.work(folder)
+        return
+    reap()
+    descriptor = files.open_append(folder / "worker.log")
+    try:
+        _started[folder.resolve()] = subprocess.Popen(
+            [sys.executable, "-m", "tune_magic.worker", str(folder)],
+            stdin=subprocess.DEVNULL,
+            stdout=descriptor,
+            stderr=descriptor,
+            start_new_session=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"},
+        )
+    finally:
+        os.close(descriptor)
+
+
+def exit_code(folder: Path) -> int | None:
+    """Return the exit code of a worker this process started, None while it runs or when it was another's.
+
+    Negative numbers are signals: -9 is a kill, by a user or by a machine out of memory.
+    """
+    process = _started.get(folder.resolve())
+    return None if process is None else process.poll()
+
+
+def is_starting(folder: Path) -> bool:
+    """Return whether this process started a worker there that has not ended."""
+    process = _started.get(folder.resolve())
+    return process is not None and process.poll() is None
+
+
+def kill(folder: Path) -> None:
+    """Kill a worker this process started, with its children, whether or not it holds the lock yet."""
+    process = _started.get(folder.resolve())
+    if process is not None and process.poll() is None:
+        os.killpg(process.pid, 9)
+        process.wait()
+
+
+def reap() -> None:
+    """Collect workers that have ended, so that none stays a zombie of this process."""
+    for process in _started.values():
+        process.poll()

@@ -1,0 +1,1 @@
+"""Tuned models in formats other programs read."""

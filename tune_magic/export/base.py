@@ -1,0 +1,26 @@
+"""What an exporter is: the contract every exporter plug-in keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from tune_magic.methods.base import Method
+
+
+class Exporter:
+    """Base class of exporters: writes a tuned model into an empty folder."""
+
+    def write(self, folder: Path, model: Any, tokenizer: Any, method: Method) -> None:
+        """Write the files.
+
+        Args:
+            folder: Empty; becomes the export when everything in it is on disk.
+            model: The tuned model, float32, in evaluation mode. It may be used up.
+            tokenizer: Its tokenizer.
+            method: How it was tuned.
+
+        Raises:
+            TuneError: This method's models have no such form.
+        """
+        raise NotImplementedError

@@ -1,0 +1,198 @@
+"""The one module that writes to disk.
+
+Every write is atomic: bytes go to a temporary name in the same folder, are flushed to the device, and only then take
+their final name. A crash at any instant leaves the old file, the new file, or a temporary name that `sweep` removes.
+All calls into the operating system go through the module attribute ``os``, so that a test can make each of them fail.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = ".tmp-"
+TRASH = ".trash-"
+_counter = itertools.count()
+
+
+def plain(value: Any) -> Any:
+    """Make `value` valid JSON: non-finite floats become the words ``nan``, ``inf`` and ``-inf``."""
+    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+        return str(value)
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return value
+
+
+def to_json(value: Any, *, indent: int | None = None) -> str:
+    """Serialise `value` as strict JSON (no bare NaN, which browsers reject)."""
+    separators = (",", ": ") if indent else (",", ":")
+    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False, indent=indent, separators=separators)
+
+
+def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
+    """Write `value` to `path` as indented JSON, atomically."""
+    write_bytes(path, (to_json(value, indent=1) + "\n").encode(), durable=durable)
+
+
+def write_text(path: Path, text: str, *, durable: bool = True) -> None:
+    """Write `text` to `path` as UTF-8, atomically."""
+    write_bytes(path, text.encode(), durable=durable)
+
+
+def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Write `data` to `path`, atomically.
+
+    Args:
+        path: Its folder must exist.
+        data: The whole content.
+        durable: Flush file and folder to the device. False for hints such as the heartbeat.
+
+    Raises:
+        OSError: Nothing has changed on disk.
+    """
+
+    def write(temporary: Path) -> None:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            write_all(descriptor, data)
+        finally:
+            os.close(descriptor)
+
+    produce(path, write, durable=durable)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data`: a single `write` may take only part of it."""
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def produce(path: Path, write: Callable[[Path], object], *, durable: bool = True) -> None:
+    """Let `write` (a library's own save function, say) fill a temporary file that then becomes `path`."""
+    temporary = _temporary(path)
+    try:
+        write(temporary)
+        if durable:
+            _flush(temporary)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if durable:
+        _flush(path.parent)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, mode: int = 0o700) -> Iterator[Path]:
+    """Yield a temporary folder that becomes `target` when the block ends without an error.
+
+    Raises:
+        FileExistsError: `target` is already there with content; nothing was changed.
+    """
+    temporary = _temporary(target)
+    os.mkdir(temporary, mode)
+    try:
+        yield temporary
+        for folder, _, names in os.walk(temporary):
+            for name in names:
+                _flush(Path(folder) / name)
+            _flush(Path(folder))
+        if target.exists():
+            raise FileExistsError(f"{target} already exists")
+        os.rename(temporary, target)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _flush(target.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Create `path` and its parents, readable by its owner alone, unless it is there."""
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def discard(path: Path) -> None:
+    """Remove a folder so that no reader ever sees half of it: rename it away, then delete."""
+    trash = path.with_name(f"{TRASH}{path.name}-{_token()}")
+    os.rename(path, trash)
+    shutil.rmtree(trash, ignore_errors=True)
+
+
+def sweep(folder: Path) -> list[str]:
+    """Remove what earlier crashes left in `folder` and return the names. Only its single writer may call this."""
+    leftovers = [p for p in folder.iterdir() if p.name.startswith((TEMPORARY, TRASH))] if folder.is_dir() else []
+    for path in leftovers:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return [path.name for path in leftovers]
+
+
+def open_append(path: Path) -> int:
+    """Open `path` for appending whole lines and return the descriptor."""
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def append(descriptor: int, data: bytes, *, durable: bool) -> None:
+    """Append `data` as one piece: on an error the file is cut back to what it held before."""
+    size = os.fstat(descriptor).st_size
+    try:
+        write_all(descriptor, data)
+        if durable:
+            os.fsync(descriptor)
+    except OSError:
+        os.ftruncate(descriptor, size)
+        raise
+
+
+def truncate(descriptor: int, size_bytes: int) -> None:
+    """Cut an open file to `size_bytes` and flush it."""
+    os.ftruncate(descriptor, size_bytes)
+    os.fsync(descriptor)
+
+
+def inside(folder: Path, name: str) -> Path:
+    """Return `folder / name`, refusing every way out of the folder.
+
+    Raises:
+        ValueError: `name` is absolute, climbs out, or passes through a link that leads out.
+
+    Example:
+        >>> inside(Path("/runs/a"), "../b")
+        Traceback (most recent call last):
+        ValueError: '../b' leads out of /runs/a
+    """
+    root = folder.resolve()
+    path = (root / name).resolve()
+    if Path(name).is_absolute() or not path.is_relative_to(root) or path == root:
+        raise ValueError(f"{name!r} leads out of {folder}")
+    return path
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}{path.name}-{_token()}")
+
+
+def _token() -> str:
+    """Differ between processes and between calls, so that two writers never share a temporary name."""
+    return f"{os.getpid()}-{next(_counter)}"
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

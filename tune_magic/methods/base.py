@@ -1,0 +1,54 @@
+"""What a method is: the contract every method plug-in keeps."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tune_magic.recipe.schema import MethodOptions
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+
+class Method:
+    """Base class of methods.
+
+    A subclass sets `Options` (its keys in a recipe) and `apply`. The training loop trains exactly the parameters whose
+    ``requires_grad`` is set after `apply`, and a checkpoint holds exactly those.
+
+    Attributes:
+        Options: The method's keys, a `MethodOptions`.
+        packs: Rows may be packed into one sequence with a block mask.
+        merges: The trained parameters can be folded into the base model's own.
+        adds: The base model is still in there untouched, and `without` shows it.
+    """
+
+    Options: ClassVar[type[MethodOptions]] = MethodOptions
+    packs: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
+    adds: ClassVar[bool] = False
+
+    def __init__(self, options: MethodOptions) -> None:
+        self.options: Any = options
+
+    def apply(self, model: PreTrainedModel) -> torch.nn.Module:
+        """Return the model with the right parameters trainable. `model` may be changed in place."""
+        raise NotImplementedError
+
+    def inner(self, model: torch.nn.Module) -> PreTrainedModel:
+        """Return the Transformers model inside, whose backbone and head the engine calls."""
+        return model  # type: ignore[return-value]
+
+    def merge(self, model: torch.nn.Module) -> PreTrainedModel:
+        """Return a plain Transformers model with the trained parameters folded in."""
+        return self.inner(model)
+
+    def without(self, model: Any) -> AbstractContextManager[Any]:
+        """Return a context in which `model` is the base model; only where `adds` is set."""
+        raise NotImplementedError
+
+    def has_active_dropout(self) -> bool:
+        """Whether the method itself draws random numbers in training."""
+        return False

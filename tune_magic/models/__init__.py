@@ -1,0 +1,1 @@
+"""Base models: found by name, loaded from safetensors."""

@@ -1,0 +1,81 @@
+"""Greedy answers in batches of similar length."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+_BATCH = 20
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[np.ndarray],
+    *,
+    max_new_tokens: int,
+    between: Callable[[], None] | None = None,
+    done: Callable[[int], None] | None = None,
+    batch_size: int = _BATCH,
+) -> list[str]:
+    """Answer every prompt greedily and return the texts in the prompts' order, special tokens removed.
+
+    Args:
+        model: A Transformers or PEFT language model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        prompts: Token ids, each of shape (length,).
+        max_new_tokens: Longest answer in tokens.
+        between: Called before each token; may raise to break off.
+        done: Called with the number of prompts answered by each batch.
+        batch_size: Prompts answered at once; sorted by length first, so that little is padding.
+    """
+    from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+
+    class Between(StoppingCriteria):  # the one hook Transformers calls at every token
+        def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+            if between is not None:
+                between()
+            return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+
+    device = next(model.parameters()).device
+    pad = tokenizer.pad_token_id
+    config = GenerationConfig(
+        max_new_tokens=max_new_tokens,
+        do_sample=False,
+        pad_token_id=pad,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=_end_tokens(model, tokenizer),
+    )
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+    answers = [""] * len(prompts)
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        width = len(prompts[chosen[0]])
+        ids = torch.full((len(chosen), width), pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, index in enumerate(chosen):
+            length = len(prompts[index])
+            ids[row, width - length :] = torch.from_numpy(prompts[index].astype(np.int64))
+            mask[row, width - length :] = 1
+        with torch.no_grad():
+            out = model.generate(
+                input_ids=ids.to(device),
+                attention_mask=mask.to(device),
+                generation_config=config,
+                stopping_criteria=StoppingCriteriaList([Between()]),
+            )
+        for row, index in enumerate(chosen):
+            answers[index] = tokenizer.decode(out[row, width:].tolist(), skip_special_tokens=True)
+        if done is not None:
+            done(len(chosen))
+    return answers
+
+
+def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Tokens that end an answer: the tokenizer's own and those the model's authors name."""
+    named = model.generation_config.eos_token_id
+    named = named if isinstance(named, list) else [named]
+    return sorted({token for token in [tokenizer.eos_token_id, *named] if token is not None})

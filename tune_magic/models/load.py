@@ -1,0 +1,73 @@
+"""Load tokenizer and model. Safetensors only; code from a model's folder is never run."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from tune_magic import files
+from tune_magic.errors import ModelError
+from tune_magic.models.find import ModelSource, download
+from tune_magic.runs import fingerprint, store
+
+
+def local_folder(source: ModelSource) -> Path:
+    """Return a folder in Transformers' format: downloaded or converted when needed, once."""
+    path = source.path or download(source)
+    return convert_gguf(path) if path.suffix == ".gguf" else path
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Load a tokenizer; one without a padding token pads with its end token.
+
+    Raises:
+        ModelError: The folder has none that Transformers can read.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"The tokenizer in {folder} cannot be loaded.") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_causal_lm(folder: Path, dtype: Any) -> Any:
+    """Load a decoder language model in `dtype` (a torch dtype).
+
+    Raises:
+        ModelError: No safetensors, an unknown architecture, or not a language model.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"The model in {folder} cannot be loaded as a language model.") from error
+
+
+def convert_gguf(path: Path) -> Path:
+    """Dequantise a GGUF file to float32 safetensors in the user's cache, once, and return the folder."""
+    target = store.cache_folder() / "models" / f"{path.stem.lower()}-{fingerprint.of_file(path)[:12]}"
+    if (target / "config.json").is_file():
+        return target
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    where: dict[str, Any] = {"gguf_file": path.name, "local_files_only": True}
+    tokenizer = AutoTokenizer.from_pretrained(path.parent, **where)
+    dequantised = AutoModelForCausalLM.from_pretrained(path.parent, dtype=torch.float32, **where)
+    config = dequantised.config
+    del config.quantization_config  # Transformers refuses to save what it takes for quantised
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model.load_state_dict(dequantised.state_dict())
+    files.make_folder(target.parent)
+    with contextlib.suppress(FileExistsError), files.new_folder(target) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    return target

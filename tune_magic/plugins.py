@@ -1,0 +1,103 @@
+"""The one registry: methods, objectives, exporters, metrics.
+
+A plug-in is a class. Packages announce theirs in the entry-point group ``tune_magic.plugins`` as ``KIND.NAME``, ours
+included; a decorator registers one in the running process. Nothing is imported before it is named.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, TypeVar
+
+from tune_magic.errors import TuneError
+
+GROUP = "tune_magic.plugins"
+KINDS = ("method", "objective", "exporter", "metric")
+_local: dict[tuple[str, str], type] = {}
+Plugin = TypeVar("Plugin", bound=type)
+
+
+@dataclass(frozen=True)
+class Listing:
+    """One row of `listing`: a plug-in, where it comes from, and what is wrong with it."""
+
+    kind: str
+    name: str
+    origin: str
+    problem: str | None = None
+
+
+def register(kind: str, name: str) -> Callable[[Plugin], Plugin]:
+    """Register the decorated class as plug-in `name` of `kind`.
+
+    Raises:
+        TuneError: The kind is unknown, or the name is taken; both owners are named.
+    """
+    if kind not in KINDS:
+        raise TuneError(f"There is no plug-in kind `{kind}`.", hint=f"Kinds: {', '.join(KINDS)}.")
+
+    def decorate(plugin: Plugin) -> Plugin:
+        taken = _installed().get((kind, name))
+        if taken is not None:
+            raise TuneError(f"The {kind} `{name}` exists twice: {taken.value} and {plugin.__qualname__}.")
+        _local[kind, name] = plugin
+        return plugin
+
+    return decorate
+
+
+def get(kind: str, name: str) -> Any:
+    """Import and return the plug-in class.
+
+    Raises:
+        TuneError: No such name (with the nearest one), or its import fails (naming its package).
+    """
+    if (kind, name) in _local:
+        return _local[kind, name]
+    point = _installed().get((kind, name))
+    if point is None:
+        near = difflib.get_close_matches(name, names(kind), n=1)
+        did_you_mean = f"Did you mean `{near[0]}`? " if near else ""
+        raise TuneError(f"There is no {kind} `{name}`.", hint=f"{did_you_mean}There are: {', '.join(names(kind))}.")
+    try:
+        return point.load()
+    except Exception as error:
+        raise TuneError(f"The {kind} `{name}` of {_origin(point)} cannot be imported.") from error
+
+
+def names(kind: str) -> list[str]:
+    """Names of `kind`, sorted, without importing any."""
+    return sorted(name for a_kind, name in {*_installed(), *_local} if a_kind == kind)
+
+
+def listing() -> list[Listing]:
+    """Every plug-in with its origin; one that does not import is listed as broken and breaks nothing else."""
+    rows = [Listing(kind, name, plugin.__module__) for (kind, name), plugin in _local.items()]
+    for (kind, name), point in _installed().items():
+        problem = None
+        try:
+            point.load()
+        except Exception as error:  # noqa: BLE001 - a stranger's import may raise anything
+            problem = f"{type(error).__name__}: {error}"
+        rows.append(Listing(kind, name, _origin(point), problem))
+    return sorted(rows, key=lambda row: (row.kind, row.name))
+
+
+@functools.cache
+def _installed() -> dict[tuple[str, str], EntryPoint]:
+    found: dict[tuple[str, str], EntryPoint] = {}
+    for point in entry_points(group=GROUP):
+        kind, _, name = point.name.partition(".")
+        other = found.get((kind, name))
+        if other is not None and other.value != point.value:
+            raise TuneError(f"The {kind} `{name}` exists twice: in {_origin(other)} and in {_origin(point)}.")
+        found[kind, name] = point
+    return found
+
+
+def _origin(point: EntryPoint) -> str:
+    return point.dist.name if point.dist else point.value

@@ -1,0 +1,117 @@
+"""The keys of a recipe, each with its type, bounds and help text.
+
+Names are those of Transformers, PEFT and TRL. Forms, completions, the JSON schema and the tables in the README are all
+generated from here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+
+Scheduler = Literal["linear", "cosine", "constant"]
+Dtype = Literal["auto", "float32", "bfloat16"]
+Format = Literal["messages", "prompt_completion", "instruction", "text"]
+
+
+class Part(BaseModel):
+    """Base of every part of a recipe: unknown keys are faults, values do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class MethodOptions(Part):
+    """Base of a method's options; each method plug-in adds its own keys."""
+
+    name: str = Field(description="Method by which parameters are made trainable.")
+
+
+class ColumnTemplate(Part):
+    """Texts of a row, with `{column}` where a column's value goes."""
+
+    system: str | None = Field(None, description="System message.")
+    prompt: str = Field(description="What the model is given.")
+    completion: str = Field(description="What it learns to answer.")
+
+
+class DataOptions(Part):
+    """Where the rows come from and how they become text."""
+
+    train: str = Field(description="A .jsonl, .json or .parquet file, or `$name` of a DataFrame or list of dicts.")
+    held_out: str | float | None = Field(
+        None,
+        description="Rows to evaluate on: a file, `$name`, a share such as `10%` or 0.1, or 0 for none. "
+        "Default: 10%, at least 16 and at most 500 rows, never more than a third.",
+    )
+    test: str | None = Field(None, description="Rows for `%evaluate` that no choice was made on.")
+    format: Format | None = Field(None, description="Format of the rows; detected from their columns by default.")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Your column for each standard name: `{prompt: question, completion: answer}`.",
+    )
+    template: str | ColumnTemplate | None = Field(
+        None, description="A text with `{column}` places (all of it trained), or `{system:, prompt:, completion:}`."
+    )
+    chat_template: bool = Field(
+        True, description="Wrap prompt and completion as user and assistant turns where the model has a chat template."
+    )
+
+    @model_validator(mode="after")
+    def _share(self) -> DataOptions:
+        if isinstance(self.held_out, float) and not 0 <= self.held_out < 1:
+            raise ValueError(f"`held_out` as a share must be at least 0 and below 1, got {self.held_out:g}.")
+        return self
+
+
+class EvalOptions(Part):
+    """Evaluation on held-out rows while training."""
+
+    steps: int | None = Field(None, ge=1, description="Steps between evaluations; default: about eight in a run.")
+    early_stopping_patience: int | None = Field(
+        None, ge=1, description="Stop after this many evaluations without a better held-out loss."
+    )
+    early_stopping_threshold: float = Field(0.0, ge=0, description="How much lower counts as better.")
+    samples: int = Field(1, ge=0, le=8, description="Held-out prompts answered at each evaluation, for you to read.")
+    max_new_tokens: int = Field(64, ge=1, description="Longest answer of those samples, in tokens.")
+
+
+class Recipe(Part):
+    """What is trained. Its normalised content, with the fingerprints of data and model, is the run's identity."""
+
+    model: str = Field(description="A folder, a model in the cache, an installed wheel, or a hub id.")
+    data: DataOptions = Field(description="A path, `$name`, or a mapping with `train` and more.")
+    objective: str = Field("sft", description="What is minimised.")
+    method: SerializeAsAny[MethodOptions] = Field(description="How parameters are made trainable, with its options.")
+    learning_rate: float = Field(2e-4, gt=0, le=10, description="Peak learning rate.")
+    num_train_epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
+    max_steps: int | None = Field(None, ge=1, description="Optimizer steps, instead of epochs.")
+    batch_size: int = Field(8, ge=1, description="Examples per optimizer step, whatever fits at once.")
+    microbatch_tokens: int = Field(
+        2048, ge=16, description="Most tokens computed at once; changes memory and speed, never the result."
+    )
+    max_length: int = Field(1024, ge=8, description="Longest example in tokens; longer ones are cut at the end.")
+    lr_scheduler_type: Scheduler = Field("linear", description="Shape of the learning rate after warm-up.")
+    warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
+    warmup_steps: int | None = Field(None, ge=0, description="The same in steps; wins over the ratio.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay on matrices.")
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment.")
+    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment.")
+    adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's denominator floor.")
+    max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 turns it off.")
+    dtype: Dtype = Field("auto", description="Compute precision; auto is bfloat16 where the hardware is fast at it.")
+    share_prefixes: bool = Field(True, description="Compute a prompt that rows share once; exact, faster.")
+    seed: int = Field(42, ge=0, lt=2**32, description="Seed of data order, split and initial weights.")
+    eval: EvalOptions = Field(
+        default_factory=lambda: EvalOptions.model_validate({}), description="Held-out evaluation."
+    )
+    save_steps: int | None = Field(None, ge=1, description="Steps between checkpoints; default: at each evaluation.")
+    save_total_limit: int = Field(2, ge=2, description="Newest checkpoints kept, beside the best.")
+
+    def normalised(self) -> dict[str, Any]:
+        """Return every key with its value, defaults included: the part of the identity that the recipe decides."""
+        return self.model_dump(mode="json")
+
+    def given(self) -> dict[str, Any]:
+        """Return the keys the user gave, normalised, without defaults."""
+        return self.model_dump(mode="json", exclude_unset=True)

@@ -1,0 +1,82 @@
+"""YAML 1.2 with line numbers, the one reader of recipes.
+
+ruamel.yaml reads `1e-4` as a number and `no` as a word, refuses equal keys, and knows where each key stands.
+"""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+from ruamel.yaml.constructor import DuplicateKeyError
+from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.scalarbool import ScalarBoolean
+from ruamel.yaml.scalarfloat import ScalarFloat
+from ruamel.yaml.scalarint import ScalarInt
+
+from tune_magic.errors import Fault, RecipeError
+
+Lines = dict[str, int]
+
+
+def read(text: str, *, first_line: int = 1) -> tuple[dict[str, Any], Lines]:
+    """Parse `text` and return its plain mapping and the line of each dotted key.
+
+    Args:
+        text: YAML 1.2.
+        first_line: Line number of its first line in the cell or file.
+
+    Raises:
+        RecipeError: Not YAML, two equal keys, or no mapping at the top.
+    """
+    loader = YAML(typ="rt", pure=True)
+    loader.version = (1, 2)
+    try:
+        tree = loader.load(text)
+    except DuplicateKeyError as error:
+        key = str(error.problem).split('"')[1]
+        line = _line(error, first_line)
+        raise RecipeError([Fault(key, "is there twice.", "Keep one of the two.", line)]) from None
+    except MarkedYAMLError as error:
+        problem = str(error.problem or error.context or "not YAML").strip()
+        advice = "A value with `: ` or a leading `{`, `[`, `%`, `@` needs quotes; indent with spaces."
+        raise RecipeError([Fault("", f"is not YAML: {problem}.", advice, _line(error, first_line))]) from None
+    if tree is None:
+        return {}, {}
+    if not isinstance(tree, CommentedMap):
+        raise RecipeError([Fault("", "A recipe is lines of `key: value`.", "For example `model: ...`.", first_line)])
+    lines: Lines = {}
+    return _plain(tree, "", lines, first_line), lines
+
+
+def write(content: dict[str, Any]) -> str:
+    """Return `content` as YAML that `read` gives back unchanged."""
+    out = io.StringIO()
+    dumper = YAML(typ="safe", pure=True)
+    dumper.default_flow_style = False
+    dumper.sort_base_mapping_type_on_output = False
+    dumper.dump(content, out)
+    return out.getvalue()
+
+
+def _plain(node: Any, path: str, lines: Lines, first_line: int) -> Any:
+    if isinstance(node, CommentedMap):
+        content = {}
+        for key in node:
+            name = f"{path}.{key}" if path else str(key)
+            lines[name] = node.lc.key(key)[0] + first_line
+            content[str(key)] = _plain(node[key], name, lines, first_line)
+        return content
+    if isinstance(node, CommentedSeq):
+        return [_plain(item, f"{path}.{i}", lines, first_line) for i, item in enumerate(node)]
+    for wrapper, kind in ((ScalarBoolean, bool), (ScalarFloat, float), (ScalarInt, int), (str, str)):
+        if isinstance(node, wrapper):
+            return kind(node)
+    return node
+
+
+def _line(error: MarkedYAMLError, first_line: int) -> int:
+    mark = error.problem_mark or error.context_mark
+    return int(mark.line) + first_line if mark else first_line

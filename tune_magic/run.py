@@ -1,0 +1,213 @@
+"""The handle of a run: what users hold. Cheap; no torch until a model is asked for."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tune_magic.errors import RunFailed, Stopped, TuneError
+from tune_magic.runs.events import number
+from tune_magic.runs.folder import RunFolder
+from tune_magic.runs.state import RESUMABLE
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+    from tune_magic.api import Export
+    from tune_magic.evaluation.report import Report
+
+HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "seconds")
+_POLL_S = 0.2
+
+
+class Run(RunFolder):
+    """A fine-tuning run in its folder.
+
+    Example:
+        >>> run = tune_magic.load_run("support_bot")  # doctest: +SKIP
+        >>> run.status, run.metrics["held_out_loss"]  # doctest: +SKIP
+        ('finished', 0.29)
+    """
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe as given, normalised."""
+        return dict(self.info["recipe"])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Plain floats: the held-out loss of base and best, and of the last `evaluate` everything it scored."""
+        summary = self.summary()
+        found: dict[str, float] = {}
+        if 0 in summary.evaluations:
+            found["base_held_out_loss"] = number(summary.evaluations[0]["loss"])
+        if summary.best:
+            found["held_out_loss"] = number(summary.best["loss"])
+        if summary.steps:
+            found["train_loss"] = number(summary.steps[summary.step]["loss"])
+        report = self.report
+        return found | (report.metrics if report else {})
+
+    @property
+    def history(self) -> pd.DataFrame:
+        """One row a step: step, epoch, loss, learning_rate, grad_norm, tokens, seconds, held_out_loss."""
+        import pandas as pd
+
+        summary = self.summary()
+        rows = [{key: number(event[key]) for key in HISTORY} for _, event in sorted(summary.steps.items())]
+        frame = pd.DataFrame(rows, columns=list(HISTORY)).astype({"step": int, "tokens": int})
+        losses = {step: number(event["loss"]) for step, event in summary.evaluations.items()}
+        frame["held_out_loss"] = frame["step"].map(losses).astype(float)
+        return frame
+
+    @property
+    def checkpoints(self) -> dict[int, Path]:
+        """The checkpoints on disk by step."""
+        folder = self.path / "checkpoints"
+        found = {p.name.removeprefix("step-"): p for p in folder.glob("step-*") if (p / "manifest.json").is_file()}
+        return {int(step): found[step] for step in sorted(found, key=int)}
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The checkpoint with the lowest held-out loss; without held-out rows, the newest.
+
+        Raises:
+            TuneError: There is none yet.
+        """
+        found = self.checkpoints
+        if not found:
+            raise TuneError(f"{self.name or self.id} has no checkpoint yet.", run=self)
+        best = self.summary().best
+        return found.get(best["step"], found[max(found)]) if best else found[max(found)]
+
+    @property
+    def report(self) -> Report | None:
+        """The newest finished evaluation, if any."""
+        from tune_magic.evaluation.report import newest_report
+
+        return newest_report(self.path)
+
+    def wait(self, timeout_s: float | None = None, each: Callable[[], None] | None = None) -> Run:
+        """Block until the run has ended.
+
+        Args:
+            timeout_s: Longest wait in seconds.
+            each: Called at every look, several times a second.
+
+        Raises:
+            TimeoutError: It is still going.
+        """
+        from tune_magic.executors import local
+
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while self.is_live or local.is_starting(self.path):
+            if each is not None:
+                each()
+            if deadline is not None and time.monotonic() > deadline:
+                raise TimeoutError(f"{self.name or self.id} is still {self.status} after {timeout_s} s")
+            time.sleep(_POLL_S)
+        return self
+
+    def stop(self) -> None:
+        """Ask the worker to stop at the next microbatch; it saves its last completed step first."""
+        if self.is_live:
+            self.request("stop")
+
+    def pause(self) -> None:
+        """Ask the worker to save and wait; its memory stays taken."""
+        self.request("pause")
+
+    def checkpoint(self) -> None:
+        """Ask the worker to save a checkpoint after its current step."""
+        self.request("checkpoint")
+
+    def kill(self) -> bool:
+        """End the worker at once, whether or not it has come up yet; the last checkpoint stands."""
+        from tune_magic.executors import local
+
+        local.kill(self.path)
+        return super().kill()
+
+    def resume(self, executor: str = "worker") -> Run:
+        """Go on where a stopped, lost or failed run ended, or let a paused one continue; returns at once.
+
+        Raises:
+            TuneError: It is running, or finished.
+        """
+        from tune_magic.executors import local
+
+        if self.status == "paused":
+            self.request("continue")
+            return self
+        if self.status not in RESUMABLE:
+            raise TuneError(f"{self.name or self.id} is {self.status}; there is nothing to resume.", run=self)
+        self.expect_attempt(self.summary().attempt + 1)
+        local.start(self.path, executor)
+        return self
+
+    def raise_for_state(self) -> None:
+        """Raise what the run's end means for the code after it.
+
+        Raises:
+            Stopped: It was stopped. RunFailed: It failed, or its worker died.
+        """
+        from tune_magic.executors import local
+
+        name, state, outcome = self.name or self.id, self.status, self.summary().outcome
+        if state == "stopped":
+            where = f"at step {self.summary().step}" if self.summary().steps else "before the first step"
+            raise Stopped(f"{name} was stopped {where}.", hint=f"Go on with `%tune resume {name}`.", run=self)
+        if state == "failed":
+            cause = f" ({outcome['cause']})" if outcome.get("cause") else ""
+            message = f"{name}: {outcome.get('error', 'failed')}{cause}"
+            raise RunFailed(message, hint=outcome.get("hint"), log=self.log, run=self)
+        if state == "lost":
+            killed = local.exit_code(self.path) == -9
+            what = "was killed (by someone, or for lack of memory)" if killed else "lost its worker"
+            hint = f"Go on from the last checkpoint with `%tune resume {name}`."
+            raise RunFailed(f"{name} {what}.", hint=hint, log=self.log, run=self)
+
+    def load(self) -> tuple[Any, Any]:
+        """Load the best checkpoint into this process and return (model, tokenizer), ready to answer."""
+        from tune_magic.training.tuned import load_tuned
+
+        model, tokenizer, _ = load_tuned(self)
+        return model, tokenizer
+
+    def generate(self, prompts: str | Sequence[str], max_new_tokens: int = 128) -> list[str]:
+        """Answer user messages greedily with the tuned model, one answer each, in order."""
+        from tune_magic.training.tuned import answer
+
+        return answer(self, [prompts] if isinstance(prompts, str) else list(prompts), max_new_tokens)
+
+    def evaluate(self, **options: Any) -> Report:
+        """Twin of `tune_magic.evaluate(run, ...)`."""
+        from tune_magic import api
+
+        return api.evaluate(self, **options)
+
+    def export(self, to: str, **options: Any) -> Export:
+        """Twin of `tune_magic.export(run, to=...)`."""
+        from tune_magic import api
+
+        return api.export(self, to=to, **options)
+
+    def plot(self) -> Figure:
+        """Return the loss curve as a matplotlib figure."""
+        from tune_magic.view.figure import loss_figure
+
+        return loss_figure(self.summary())
+
+    def show(self) -> None:
+        """Show the card: in a notebook as HTML, elsewhere as text."""
+        from tune_magic import display
+
+        display.show_run(self)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:  # noqa: ARG002
+        from tune_magic.view.card import card
+
+        return card(self)

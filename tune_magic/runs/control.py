@@ -1,0 +1,102 @@
+"""The worker's ear: requests from any kernel or terminal, and signals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import FrameType
+
+from tune_magic import files
+
+_HEARTBEAT_S = 1.0
+
+
+class StopRequested(BaseException):
+    """Unwinds the worker to where it saves and ends. Not an Exception: nothing on the way may swallow it."""
+
+
+class Control:
+    """Tells the worker what was asked of it.
+
+    Args:
+        folder: The job folder.
+        attempt: Requests meant for another attempt are stale and ignored.
+    """
+
+    def __init__(self, folder: Path, attempt: int) -> None:
+        self._folder = folder
+        self._requests = folder / "control"
+        self._attempt = attempt
+        self._seen: set[str] = set()
+        self._waiting: set[str] = set()
+        self._terminated = False
+        self._beat = 0.0
+
+    def check(self, done: int = 0, total: int = 0) -> None:
+        """Call often, at least at every microbatch; also keeps the heartbeat going.
+
+        Args:
+            done: Microbatches done in this step.
+            total: Microbatches of this step.
+
+        Raises:
+            StopRequested: Somebody asked to stop.
+        """
+        now = time.monotonic()
+        if now - self._beat >= _HEARTBEAT_S:
+            self._beat = now
+            with contextlib.suppress(OSError):  # a hint; the log will complain if the disk is full
+                files.write_json(self._folder / "heartbeat", {"done": done, "total": total}, durable=False)
+        self._read()
+        if self._terminated or "stop" in self._waiting:
+            raise StopRequested
+
+    def take(self, request: str) -> bool:
+        """Return whether `request` was made, and forget it."""
+        self._read()
+        found = request in self._waiting
+        self._waiting.discard(request)
+        return found
+
+    def _read(self) -> None:
+        try:
+            names = {name for name in os.listdir(self._requests) if name.endswith(".json")}  # noqa: PTH208 - hot path
+        except OSError:
+            return
+        for name in sorted(names - self._seen):
+            if name.startswith(files.TEMPORARY):
+                continue
+            self._seen.add(name)
+            with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+                content = json.loads((self._requests / name).read_text(encoding="utf-8"))
+                if content["attempt"] == self._attempt:
+                    self._waiting.add(content["request"])
+
+    @contextlib.contextmanager
+    def signals(self) -> Iterator[None]:
+        """While inside: SIGTERM is a stop request, a second one ends the process, SIGINT is ignored.
+
+        The handlers before are put back. Off the main thread, where Python takes no handlers, this does nothing.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._on_term)}
+        if os.getpgrp() == os.getpid() and os.getsid(0) == os.getpid():  # a worker of its own, not somebody's shell
+            before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _on_term(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of handlers
+        if self._terminated:
+            os._exit(143)
+        self._terminated = True

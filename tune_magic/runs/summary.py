@@ -1,0 +1,119 @@
+"""Fold a run's events into what readers ask for: curves, latest values, outcome.
+
+A resumed run repeats the steps after its checkpoint. The later attempt wins, and what the earlier one did beyond the
+checkpoint is forgotten, so that every reader sees one run, not two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from tune_magic.runs.events import Event
+from tune_magic.runs.state import TABLE
+
+
+@dataclass
+class Summary:
+    """Everything the events of one job say, kept up to date by `add`.
+
+    Attributes:
+        state: Value of the last `state` event this version knows.
+        started: Seconds since the epoch at which the current attempt began.
+        first_started: The same for the first attempt.
+        ended: Seconds since the epoch of the last terminal state, else None.
+        plan: The latest `plan` event: every resolved value.
+        steps: Training steps by number.
+        evaluations: Held-out evaluations by step; step 0 is the base model.
+        progress: The latest event with ``done`` and ``total``, for jobs that count something else than steps.
+    """
+
+    state: str | None = None
+    attempt: int = 0
+    started: float | None = None
+    first_started: float | None = None
+    ended: float | None = None
+    last_t: float | None = None
+    outcome: Event = field(default_factory=dict)
+    plan: Event = field(default_factory=dict)
+    steps: dict[int, Event] = field(default_factory=dict)
+    evaluations: dict[int, Event] = field(default_factory=dict)
+    samples: dict[int, Event] = field(default_factory=dict)
+    checkpoints: dict[int, Event] = field(default_factory=dict)
+    memory: Event = field(default_factory=dict)
+    progress: Event = field(default_factory=dict)
+    warnings: list[Event] = field(default_factory=list)
+    diagnoses: list[Event] = field(default_factory=list)
+    result: Event = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, events: Iterable[Event]) -> Self:
+        """Return the summary of a whole log."""
+        summary = cls()
+        for event in events:
+            summary.add(event)
+        return summary
+
+    def add(self, event: Event) -> None:
+        """Take one more event; unknown types only move the clock."""
+        self.last_t = event["t"]
+        match event["type"]:
+            case "state":
+                self._add_state(event)
+            case "plan":
+                self.plan = event
+            case "step":
+                self.steps[event["step"]] = event
+            case "eval":
+                self.evaluations[event["step"]] = event
+            case "sample":
+                self.samples[event["step"]] = event
+            case "checkpoint":
+                self.checkpoints[event["step"]] = event
+            case "memory":
+                self.memory = event
+            case "progress":
+                self.progress = event
+            case "warning" | "checkpoint_rejected":
+                self.warnings.append(event)
+            case "diagnosis":
+                self.diagnoses.append(event)
+            case "result":
+                self.result = event
+
+    def _add_state(self, event: Event) -> None:
+        if event["state"] not in TABLE:
+            return  # a later version's state
+        self.state = event["state"]
+        self.attempt = event["attempt"]
+        self.outcome = event
+        self.ended = event["t"] if self.state in ("stopped", "finished", "failed") else None
+        if self.state == "starting":
+            self.started = event["t"]
+            self.first_started = self.first_started or event["t"]
+        if "from_step" in event:
+            for series in (self.steps, self.evaluations, self.samples, self.checkpoints):
+                for step in [step for step in series if step > event["from_step"]]:
+                    del series[step]
+
+    @property
+    def step(self) -> int:
+        """Number of the last completed step."""
+        return max(self.steps, default=0)
+
+    @property
+    def best(self) -> Event | None:
+        """The evaluation with the lowest finite held-out loss after step 0, else None."""
+        trained = [e for step, e in self.evaluations.items() if step > 0 and _is_finite(e["loss"])]
+        return min(trained, key=lambda e: (e["loss"], e["step"]), default=None)
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of training over all attempts: the sum of the steps' own durations plus evaluations."""
+        timed = [event["seconds"] for series in (self.steps, self.evaluations) for event in series.values()]
+        return sum(timed) if timed else None
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float)  # non-finite numbers are words in the log

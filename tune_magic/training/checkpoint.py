@@ -1,0 +1,205 @@
+"""Checkpoints: written whole or not at all, checked before they are trusted, never pickled.
+
+step-N/
+  trainable.safetensors   the trained parameters by name
+  optimizer.safetensors   <state>/<parameter>
+  random.safetensors      state of each random number generator
+  state.json              step, best evaluation, early stopping
+  manifest.json           SHA-256 and size of each file above
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from tune_magic import files
+from tune_magic.errors import CheckpointError
+from tune_magic.training import optimizer as optim
+
+FORMAT = 1
+_PREFIX = "step-"
+_MEMBERS = frozenset({"trainable.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"})
+
+
+@dataclass
+class Progress:
+    """Where a run stands; saved with each checkpoint.
+
+    Attributes:
+        step: Last completed optimizer step.
+        evaluated_step: Last step after which held-out rows were evaluated, -1 before the first.
+        best_step: Step with the lowest held-out loss, None before the first evaluation after training began.
+        best_loss: That loss.
+        evaluations_without_gain: For early stopping.
+        tokens: Tokens computed so far.
+    """
+
+    step: int = 0
+    evaluated_step: int = -1
+    best_step: int | None = None
+    best_loss: float | None = None
+    evaluations_without_gain: int = 0
+    tokens: int = 0
+
+
+def name_of(step: int) -> str:
+    """Return the folder name of a step's checkpoint."""
+    return f"{_PREFIX}{step}"
+
+
+def save(
+    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, random_state: Any
+) -> Path:
+    """Write ``folder/step-N`` and return it.
+
+    Raises:
+        CheckpointError: A parameter is not finite: such a state is never saved.
+        OSError: Nothing was left behind.
+    """
+    trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    for name, parameter in trainable.items():
+        if not bool(torch.isfinite(parameter).all()):
+            raise CheckpointError(f"The parameter {name} is not finite after step {progress.step}.")
+    names = {id(p): name for name, p in model.named_parameters()}
+    target = folder / name_of(progress.step)
+    with files.new_folder(target) as temporary:
+        _save_tensors(temporary / "trainable.safetensors", trainable)
+        _save_tensors(temporary / "optimizer.safetensors", optim.state_tensors(optimizer, names))
+        _save_tensors(temporary / "random.safetensors", random_state)
+        files.write_json(temporary / "state.json", vars(progress))
+        members = {path.name: _describe(path) for path in sorted(temporary.iterdir())}
+        files.write_json(temporary / "manifest.json", {"format": FORMAT, "step": progress.step, "files": members})
+    return target
+
+
+def restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Progress:
+    """Put a checkpoint's parameters (and, for training, optimizer and random state) back.
+
+    Raises:
+        CheckpointError: It is damaged, or was made by another recipe.
+    """
+    verify(path)
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    saved = _load_tensors(path / "trainable.safetensors")
+    if saved.keys() != parameters.keys():
+        raise CheckpointError(f"{path.name} holds other parameters than this recipe trains.")
+    with torch.no_grad():
+        for name, tensor in saved.items():
+            parameters[name].copy_(tensor)
+    if optimizer is not None:
+        optim.load_state_tensors(optimizer, model, _load_tensors(path / "optimizer.safetensors"))
+        set_random_state(_load_tensors(path / "random.safetensors"))
+    return Progress(**json.loads((path / "state.json").read_text(encoding="utf-8")))
+
+
+def verify(path: Path) -> None:
+    """Check every file of a checkpoint against its manifest.
+
+    Raises:
+        CheckpointError: Saying which file is missing, cut, changed, or leads out of the folder.
+    """
+    try:
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        members = dict(manifest["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path.name} has no readable manifest.") from error
+    if members.keys() != _MEMBERS:
+        raise CheckpointError(f"{path.name} does not list the files of a checkpoint.")
+    for name, described in members.items():
+        try:
+            member = files.inside(path, name)
+            if member.is_symlink() or _describe(member) != described:
+                raise CheckpointError(f"{path.name}: {name} is not what was written.")
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path.name}: {name} cannot be read ({error}).") from error
+
+
+def steps(folder: Path) -> list[int]:
+    """Return the steps that have a checkpoint with a manifest, in order, without reading the files."""
+    names = [path.name for path in folder.glob(f"{_PREFIX}*") if (path / "manifest.json").is_file()]
+    return sorted(int(name[len(_PREFIX) :]) for name in names if name[len(_PREFIX) :].isdigit())
+
+
+def latest_valid(folder: Path) -> tuple[int | None, list[tuple[int, str]]]:
+    """Return the newest step whose checkpoint is whole, and ``(step, reason)`` of the newer ones that are not."""
+    rejected = []
+    for step in reversed(steps(folder)):
+        try:
+            verify(folder / name_of(step))
+        except CheckpointError as error:
+            rejected.append((step, error.message))
+        else:
+            return step, rejected
+    return None, rejected
+
+
+def retain(folder: Path, *, limit: int, protected: set[int], own: set[int]) -> list[int]:
+    """Delete the oldest checkpoints beyond the `limit` newest and return their steps.
+
+    Args:
+        folder: The run's checkpoints.
+        limit: How many of the newest to keep.
+        protected: Steps that stay: the best, and those another run started from.
+        own: Steps this run's log says it saved; nothing else is ever touched.
+    """
+    candidates = steps(folder)[:-limit]
+    removed = [step for step in candidates if step in own and step not in protected]
+    for step in removed:
+        files.discard(folder / name_of(step))
+    return removed
+
+
+def random_state() -> dict[str, torch.Tensor]:
+    """Return the state of Python's, NumPy's and torch's generators as tensors."""
+    python = random.getstate()
+    numpy = np.random.get_state()  # noqa: NPY002 - libraries below us may draw from the global generator
+    state = {
+        "python": torch.tensor(python[1], dtype=torch.int64),
+        "python_gauss": torch.tensor([float("nan") if python[2] is None else python[2]], dtype=torch.float64),
+        "numpy": torch.from_numpy(numpy[1].astype(np.int64)),  # type: ignore[index, union-attr, unused-ignore]
+        "numpy_rest": torch.tensor([numpy[2], numpy[3], numpy[4]], dtype=torch.float64),  # type: ignore[index, unused-ignore]
+        "torch": torch.get_rng_state(),
+    }
+    for index in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
+        state[f"cuda_{index}"] = torch.cuda.get_rng_state(index)
+    return state
+
+
+def set_random_state(state: dict[str, torch.Tensor]) -> None:
+    """Put back what `random_state` returned."""
+    gauss = float(state["python_gauss"][0])
+    random.setstate((3, tuple(state["python"].tolist()), None if gauss != gauss else gauss))
+    place, has_gauss, cached = state["numpy_rest"].tolist()
+    keys = state["numpy"].numpy().astype(np.uint32)
+    np.random.set_state(("MT19937", keys, int(place), int(has_gauss), cached))  # noqa: NPY002
+    torch.set_rng_state(state["torch"])
+    for name, tensor in state.items():
+        if name.startswith("cuda_"):
+            torch.cuda.set_rng_state(tensor, int(name.removeprefix("cuda_")))
+
+
+def _save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    files.produce(path, lambda temporary: save_file(plain, temporary))
+
+
+def _load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return dict(load_file(path))
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path.parent.name}: {path.name} cannot be read.") from error
+
+
+def _describe(path: Path) -> dict[str, Any]:
+    with path.open("rb") as stream:
+        return {"sha256": hashlib.file_digest(stream, "sha256").hexdigest(), "size_bytes": path.stat().st_size}

@@ -1,0 +1,198 @@
+"""The engine: hidden states at the weighted positions, computed once where rows share tokens.
+
+Packed rows need a model whose attention takes a mask of our own. Families are on an allow-list, since some ignore such
+a mask silently; beyond that, a self-check on the run's own rows compares packed with padded, loss and gradients, before
+training starts, and falls back to padding with the reason in the plan.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from tune_magic.data.example import Example, Segment
+from tune_magic.methods.base import Method
+from tune_magic.training import packing
+
+# Families checked to be exact with a boolean 4-D mask under scaled_dot_product_attention, whose head is one matrix.
+PACKABLE = frozenset(
+    {"llama", "qwen2", "qwen3", "mistral", "phi", "phi3", "smollm3", "olmo2", "stablelm", "gpt_neox", "gpt2"}
+)
+_TARGETS_A_CHUNK = 1024
+_CHECK_TOKENS = 48
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
+
+
+@dataclass
+class TargetStates:
+    """What an objective sees of a microbatch with T targets.
+
+    Attributes:
+        states: (T, width) hidden states that predict the targets, or (T, vocabulary) logits when `head` is None.
+        head: The output head.
+        targets: (T,) token ids.
+        weights: (T,) float32.
+        owners: (T,) number of the example in the microbatch.
+    """
+
+    states: torch.Tensor
+    head: Callable[[torch.Tensor], torch.Tensor] | None
+    targets: torch.Tensor
+    weights: torch.Tensor
+    owners: torch.Tensor
+
+    def log_probs(self) -> torch.Tensor:
+        """Return (T,) float32: the log-probability of each target. Logits never exist for more than a chunk."""
+        if len(self.targets) <= _TARGETS_A_CHUNK:
+            return self._chunk(self.states, self.targets)
+        pieces = zip(self.states.split(_TARGETS_A_CHUNK), self.targets.split(_TARGETS_A_CHUNK), strict=True)
+        return torch.cat([checkpoint(self._chunk, s, t, use_reentrant=False) for s, t in pieces])  # type: ignore[misc]
+
+    def _chunk(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        logits = self.head(states) if self.head is not None else states
+        return -functional.cross_entropy(logits.float(), targets, reduction="none")
+
+
+class Engine:
+    """Computes target states for a model made trainable by a method.
+
+    Args:
+        model: What `Method.apply` returned, on its device.
+        method: The method.
+        dtype: Compute precision.
+        share_prefixes: Compute a prefix that the rows of a microbatch share once.
+        max_tokens: Most tokens of a microbatch.
+    """
+
+    def __init__(
+        self, model: Any, method: Method, *, dtype: torch.dtype, share_prefixes: bool, max_tokens: int
+    ) -> None:
+        self.model = model
+        self.inner = method.inner(model)
+        self.device = next(model.parameters()).device
+        self.dtype = dtype
+        self.max_tokens = max_tokens
+        self.has_dropout = method.has_active_dropout() or _has_dropout(model)
+        self.share_prefixes = share_prefixes
+        self.reason = _why_not_packed(self.inner, method)
+        self.packed = self.reason is None
+
+    def microbatches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
+        """Cut a step's examples into microbatches."""
+        return packing.groups(examples, self.max_tokens, share=self.shares)
+
+    @property
+    def shares(self) -> bool:
+        """Whether prefixes are shared now: with dropout drawn, each row needs its own."""
+        return self.packed and self.share_prefixes and not (self.has_dropout and self.model.training)
+
+    def states(self, examples: Sequence[Example]) -> TargetStates:
+        """Run the model over one microbatch."""
+        return self._packed_states(examples) if self.packed else self._padded_states(examples)
+
+    def self_check(self, examples: Sequence[Example], loss_sum: Callable[[TargetStates], torch.Tensor]) -> None:
+        """Compare packed with padded on a few short rows; on a difference, pad from now on and say why in `reason`."""
+        rows = [_shortened(e) for e in sorted(examples, key=len)[:3]]
+        rows = [row for row in rows if row.weight]
+        if not self.packed or not rows:
+            return
+        was_training = self.model.training
+        self.model.eval()
+        ours = self._loss_and_gradients(rows, self._packed_states, loss_sum)
+        reference = self._loss_and_gradients(rows, self._padded_states, loss_sum)
+        self.model.train(was_training)
+        error = max(_difference(a, b) for a, b in zip(ours, reference, strict=True))
+        if not error <= _TOLERANCE[self.dtype]:
+            self.packed = False
+            self.reason = f"packed rows differ from padded ones by {error:.1e} on this model"
+
+    def _packed_states(self, examples: Sequence[Example]) -> TargetStates:
+        batch = packing.pack(examples, share=self.shares)
+        with self._autocast():
+            hidden = self.inner.base_model(
+                input_ids=self._tensor(batch.input_ids),
+                position_ids=self._tensor(batch.position_ids),
+                attention_mask=self._tensor(batch.attention)[None, None],
+                use_cache=False,
+            ).last_hidden_state[0]
+        return self._gather(batch, hidden, self._head)
+
+    def _padded_states(self, examples: Sequence[Example]) -> TargetStates:
+        """The reference: the whole model, one padded row a path, every logit."""
+        batch = packing.pad(examples, pad_token_id=self.inner.config.pad_token_id or 0)
+        with self._autocast():
+            logits = self.model(
+                input_ids=self._tensor(batch.input_ids),
+                attention_mask=self._tensor(batch.attention).long(),
+                use_cache=False,
+            ).logits
+        return self._gather(batch, logits.flatten(0, 1), None)
+
+    def _gather(self, batch: packing.Batch, states: torch.Tensor, head: Any) -> TargetStates:
+        # index_select, not states[sources]: its backward adds in a fixed order
+        return TargetStates(
+            states=states.index_select(0, self._tensor(batch.sources)),
+            head=head,
+            targets=self._tensor(batch.targets),
+            weights=self._tensor(batch.weights),
+            owners=self._tensor(batch.owners),
+        )
+
+    def _head(self, hidden: torch.Tensor) -> torch.Tensor:
+        with self._autocast():
+            logits: torch.Tensor = self.inner.get_output_embeddings()(hidden)
+        return logits
+
+    def _loss_and_gradients(self, rows: list[Example], states: Any, loss_sum: Any) -> list[torch.Tensor]:
+        loss = loss_sum(states(rows)) / sum(row.weight for row in rows)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        flat = [g.flatten().float() for g in gradients if g is not None]
+        return [loss.detach().float(), torch.cat(flat) if flat else torch.zeros(1)]
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def _tensor(self, array: Any) -> torch.Tensor:
+        return torch.from_numpy(array.copy()).to(self.device)
+
+
+def _why_not_packed(model: Any, method: Method) -> str | None:
+    config = model.config
+    if not method.packs:
+        return "the method changes what the model reads"
+    if config.model_type not in PACKABLE:
+        return f"{config.model_type} models are not known to be exact with packed rows"
+    if config._attn_implementation != "sdpa":
+        return f"its attention is {config._attn_implementation}, not sdpa"
+    if getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None):
+        return "it has a sliding attention window"
+    if model.get_output_embeddings() is None:
+        return "it has no output head"
+    return None
+
+
+def _has_dropout(model: torch.nn.Module) -> bool:
+    if any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.modules()):
+        return True
+    return bool(getattr(getattr(model, "config", None), "attention_dropout", 0.0))
+
+
+def _shortened(example: Example) -> Example:
+    """Keep a trunk's last tokens: enough to tell whether the mask is obeyed."""
+    trunk = example.trunk
+    weights = trunk.weights[-_CHECK_TOKENS:].copy()
+    weights[:1] = 0
+    return Example(Segment(trunk.tokens[-_CHECK_TOKENS:], weights), example.branches)
+
+
+def _difference(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm().clamp_min(1e-12))

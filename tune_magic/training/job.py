@@ -1,0 +1,66 @@
+"""The finetune job: one attempt at a run, from lock to last state."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tune_magic import files
+from tune_magic.errors import TuneError
+from tune_magic.recipe.build import build_recipe
+from tune_magic.runs.control import Control, StopRequested
+from tune_magic.runs.events import EventLog
+from tune_magic.runs.folder import RunFolder
+from tune_magic.training.loop import Loop
+from tune_magic.training.prepare import prepare
+
+_COMPARED = ("recipe", "fingerprints")
+
+
+def finetune(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
+    """Train, or train on, and return the fields of the last state event.
+
+    Raises:
+        TuneError: With what a user can do; the log has everything up to it.
+    """
+    files.sweep(run.path / "checkpoints")
+    earlier = run.summary()
+    recipe = build_recipe(run.info["recipe"])
+    try:
+        session = prepare(recipe, run.path, log, control, inherited=earlier.plan or None)
+    except StopRequested:
+        return {"state": "stopped", "step": earlier.step}
+    if earlier.plan:
+        _refuse_changes(earlier.plan, session.plan)
+    loop = Loop(session, own_checkpoints=set(earlier.checkpoints))
+    loop.resume()
+    log.append("state", state="running", from_step=loop.progress.step)
+    state = loop.run()
+    progress = loop.progress
+    return {"state": state, "step": progress.step, "best_step": progress.best_step, "best_loss": progress.best_loss}
+
+
+def dry_run(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
+    """Prepare everything, try the longest step without touching the weights, and predict memory and time."""
+    session = prepare(build_recipe(run.info["recipe"]), run.path, log, control)
+    log.append("state", state="running", from_step=0)
+    log.append("result", **Loop(session, own_checkpoints=set()).measure())
+    return {"state": "finished"}
+
+
+def _refuse_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A resumed run must go on with the same recipe, data and model.
+
+    Raises:
+        TuneError: Naming each difference.
+    """
+    differences = [
+        f"{part}.{key} was {before[part].get(key)!r}, is {now[part].get(key)!r}"
+        for part in _COMPARED
+        for key in sorted(before[part].keys() | now[part].keys())
+        if before[part].get(key) != now[part].get(key)
+    ]
+    if differences:
+        raise TuneError(
+            f"This run cannot go on: {'; '.join(differences)}.",
+            hint="Put the file back as it was, or start a new run.",
+        )

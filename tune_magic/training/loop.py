@@ -1,0 +1,274 @@
+"""The training loop, top to bottom."""
+
+from __future__ import annotations
+
+import math
+import math
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tune_magic import files
+from tune_magic.data.example import Example
+from tune_magic.errors import TuneError
+from tune_magic.runs.control import StopRequested
+from tune_magic.training import checkpoint, memory
+from tune_magic.training.checkpoint import Progress
+from tune_magic.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from tune_magic.training.prepare import Session
+from tune_magic.training.samples import Sampler
+
+_MEMORY_EVERY_S = 1.0
+
+
+class NonFiniteError(TuneError):
+    """The loss or a gradient was not a number; the weights were not touched."""
+
+
+@dataclass
+class StepResult:
+    """What one pass over a step's examples gave."""
+
+    loss: float
+    grad_norm: float
+    tokens: int
+    targets: int
+
+
+class Loop:
+    """Trains a session from where its checkpoints stand to the end.
+
+    When `run` returns or refuses a step, the newest checkpoint is the last completed step.
+
+    Args:
+        session: What `prepare` returned.
+        own_checkpoints: Steps the run's log says it saved; nothing else is ever deleted.
+    """
+
+    def __init__(self, session: Session, own_checkpoints: set[int]) -> None:
+        self.session = session
+        self.checkpoints = session.folder / "checkpoints"
+        self.optimizer = make_optimizer(session.model, session.recipe)
+        self.progress = Progress()
+        self._own = own_checkpoints
+        self._whole: set[int] = set()  # steps whose checkpoint this attempt wrote or checked
+        self.sampler = Sampler(session)
+        self._random_before_step = checkpoint.random_state()
+        self._memory_due = 0.0
+
+    def resume(self) -> None:
+        """Go to the newest whole checkpoint; newer damaged ones are logged and left alone."""
+        step, rejected = checkpoint.latest_valid(self.checkpoints)
+        for bad_step, reason in rejected:
+            self.session.log.append("checkpoint_rejected", step=bad_step, message=reason)
+        if step is not None:
+            path = self.checkpoints / checkpoint.name_of(step)
+            self.progress = checkpoint.restore(path, self.session.model, self.optimizer)
+            self._whole.add(step)
+
+    def run(self) -> str:
+        """Train to the end and return the last state: finished or stopped."""
+        session, plan = self.session, self.session.plan
+        try:
+            self._evaluate_if_due()
+            while self.progress.step < plan["total_steps"] and not self._out_of_patience():
+                self._random_before_step = checkpoint.random_state()
+                self._step(self.progress.step + 1)
+                self._random_before_step = checkpoint.random_state()
+                self._evaluate_if_due()
+                self._save_if_due()
+                self._obey()
+        except StopRequested:
+            session.log.append("state", state="stopping")
+            self.optimizer.zero_grad(set_to_none=True)
+            checkpoint.set_random_state(self._random_before_step)  # a half-done step drew from it
+            self._save()
+            return "stopped"
+        except NonFiniteError:
+            checkpoint.set_random_state(self._random_before_step)
+            self._save()
+            raise
+        self._save()
+        self._retain(limit=1)
+        return "finished"
+
+    def measure(self) -> dict[str, Any]:
+        """Compute the step with the most tokens, update nothing, and predict the run's peak memory and time."""
+        session, plan = self.session, self.session.plan
+        steps = range(1, min(plan["steps_per_epoch"], plan["total_steps"]) + 1)
+        tokens = {s: sum(len(session.dataset.train[row]) for row in session.order.rows(s)) for s in steps}
+        heaviest = max(tokens, key=lambda s: tokens[s])
+        examples = [session.dataset.train[row] for row in session.order.rows(heaviest)]
+        self._accumulate(examples)  # the first pass pays for one-off set-up
+        started = time.perf_counter()
+        self._accumulate(examples)
+        seconds = time.perf_counter() - started
+        self.optimizer.zero_grad(set_to_none=True)
+        held_out, _, held_out_seconds = self._held_out_loss() if session.dataset.held_out else (None, 0, 0.0)
+        optimizer_bytes = 2 * sum(p.numel() * p.element_size() for p in session.model.parameters() if p.requires_grad)
+        usage = memory.snapshot()
+        peak = usage.get("gpu_peak", usage["peak"]) + optimizer_bytes
+        mean_tokens = sum(tokens.values()) / len(tokens)
+        evaluations = 1 + plan["total_steps"] // plan["eval_steps"]
+        training = plan["total_steps"] * seconds * mean_tokens / tokens[heaviest]
+        return {
+            "base_loss": held_out,
+            "step_seconds": round(seconds, 4),
+            "step_tokens": tokens[heaviest],
+            "peak_bytes": peak,
+            "seconds": round(training + evaluations * held_out_seconds, 2),
+        }
+
+    def _step(self, step: int) -> None:
+        """One optimizer step; nothing is changed unless loss and gradients are finite."""
+        session = self.session
+        started = time.perf_counter()
+        rate = learning_rate(step, session.plan["total_steps"], session.recipe)
+        rows = session.order.rows(step)
+        result = self._accumulate([session.dataset.train[row] for row in rows])
+        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+            self._refuse(step, rows, result)
+        set_learning_rate(self.optimizer, rate)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.progress.step = step
+        self.progress.tokens += result.tokens
+        session.log.append(
+            "step",
+            step=step,
+            loss=result.loss,
+            learning_rate=rate,
+            grad_norm=result.grad_norm,
+            tokens=result.tokens,
+            targets=result.targets,
+            examples=len(rows),
+            epoch=round(step / session.order.steps_per_epoch, 4),
+            seconds=round(time.perf_counter() - started, 4),
+        )
+        self._note_memory()
+
+    def _accumulate(self, examples: list[Example]) -> StepResult:
+        """Sum gradients over the step's microbatches: the weighted mean over all its trained tokens."""
+        session = self.session
+        session.model.train()
+        microbatches = list(session.engine.microbatches(examples))
+        weight = sum(example.weight for example in examples)
+        loss = 0.0
+        for number, microbatch in enumerate(microbatches):
+            session.control.check(number, len(microbatches))
+            part = session.objective.loss_sum(session.engine.states(microbatch)) / weight
+            part.backward()  # type: ignore[no-untyped-call]
+            loss += float(part.detach())
+        session.control.check(len(microbatches), len(microbatches))
+        parameters = [p for p in session.model.parameters() if p.grad is not None]
+        limit = session.recipe.max_grad_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
+        tokens = sum(map(len, examples))
+        return StepResult(loss, float(norm), tokens, int(weight))
+
+    def _refuse(self, step: int, rows: list[int], result: StepResult) -> None:
+        """Leave the weights as they are, and say where it happened."""
+        self.optimizer.zero_grad(set_to_none=True)
+        indices = [self.session.dataset.train[row].index for row in rows]
+        what = "loss" if not math.isfinite(result.loss) else "gradient"
+        message = f"The {what} was not finite at step {step}; the weights of step {step - 1} are kept."
+        self.session.log.append(
+            "warning", kind="non_finite", message=message, step=step, rows=indices, loss=result.loss,
+            grad_norm=result.grad_norm,
+        )  # fmt: skip
+        raise NonFiniteError(message, hint="Lower `learning_rate`, or look at the rows named in the log.")
+
+    def _evaluate_if_due(self) -> None:
+        session, progress = self.session, self.progress
+        due = progress.step % session.plan["eval_steps"] == 0 or progress.step == session.plan["total_steps"]
+        if not due or progress.evaluated_step == progress.step or not session.dataset.held_out:
+            return
+        loss, tokens, seconds = self._held_out_loss()
+        better = self._is_better(loss)
+        if better:
+            progress.best_step, progress.best_loss = progress.step, loss
+        if progress.step > 0:
+            progress.evaluations_without_gain = 0 if better else progress.evaluations_without_gain + 1
+        progress.evaluated_step = progress.step
+        session.log.append(
+            "eval", step=progress.step, loss=loss, targets=tokens, rows=len(session.dataset.held_out),
+            best=better, seconds=round(seconds, 4),
+        )  # fmt: skip
+        self.sampler.sample(progress.step)
+        if better:
+            self._save()
+
+    def _held_out_loss(self) -> tuple[float, int, float]:
+        """Return the weighted mean loss on the held-out rows, its number of targets, and the seconds it took."""
+        session = self.session
+        started = time.perf_counter()
+        session.model.eval()
+        total = 0.0
+        with torch.no_grad():
+            for microbatch in session.engine.microbatches(session.dataset.held_out):
+                session.control.check()
+                total += float(session.objective.loss_sum(session.engine.states(microbatch)))
+        weight = sum(example.weight for example in session.dataset.held_out)
+        return total / weight, int(weight), time.perf_counter() - started
+
+    def _is_better(self, loss: float) -> bool:
+        progress = self.progress
+        if progress.step == 0 or not math.isfinite(loss):
+            return False
+        limit = float("inf") if progress.best_loss is None else progress.best_loss
+        return loss < limit - self.session.recipe.eval.early_stopping_threshold
+
+    def _out_of_patience(self) -> bool:
+        patience = self.session.recipe.eval.early_stopping_patience
+        return patience is not None and self.progress.evaluations_without_gain >= patience
+
+    def _save_if_due(self) -> None:
+        if self.progress.step % self.session.plan["save_steps"] == 0:
+            self._save()
+
+    def _save(self) -> None:
+        """Write a checkpoint of the last completed step, then drop the oldest."""
+        session, step = self.session, self.progress.step
+        if step == 0 or step in self._whole:
+            return
+        target = self.checkpoints / checkpoint.name_of(step)
+        started = time.perf_counter()
+        try:
+            if target.exists():  # left by an earlier attempt and found damaged
+                files.discard(target)
+            checkpoint.save(self.checkpoints, session.model, self.optimizer, self.progress, checkpoint.random_state())
+        except OSError as error:
+            session.log.append(
+                "warning", kind="checkpoint_failed", step=step, message=f"Checkpoint not saved: {error}."
+            )
+            return
+        self._whole.add(step)
+        best = step == self.progress.best_step
+        seconds = round(time.perf_counter() - started, 4)
+        session.log.append("checkpoint", step=step, name=target.name, best=best, seconds=seconds)
+        self._retain(limit=session.recipe.save_total_limit)
+
+    def _retain(self, limit: int) -> None:
+        protected = {self.progress.best_step} if self.progress.best_step else set()
+        checkpoint.retain(self.checkpoints, limit=limit, protected=protected, own=self._own | self._whole)
+
+    def _obey(self) -> None:
+        """Do what was asked between steps."""
+        control, log = self.session.control, self.session.log
+        if control.take("checkpoint"):
+            self._save()
+        if control.take("pause"):
+            self._save()
+            log.append("state", state="paused")
+            while not control.take("continue"):
+                control.check()
+                time.sleep(0.2)
+            log.append("state", state="running")
+
+    def _note_memory(self) -> None:
+        now = time.monotonic()
+        if now >= self._memory_due:
+            self._memory_due = now + _MEMORY_EVERY_S
+            self.session.log.append("memory", **memory.snapshot())

@@ -1,0 +1,74 @@
+"""AdamW and the learning rate, a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from tune_magic.recipe.schema import Recipe
+
+
+def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """Return AdamW over the trainable parameters (Loshchilov and Hutter 2019, arXiv:1711.05101).
+
+    Biases and norms are not decayed.
+    """
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": recipe.weight_decay},
+        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=recipe.learning_rate,
+        betas=(recipe.adam_beta1, recipe.adam_beta2),
+        eps=recipe.adam_epsilon,
+        fused=True,
+    )
+
+
+def learning_rate(step: int, total_steps: int, recipe: Recipe) -> float:
+    """Return the learning rate of a step, counted from 1.
+
+    It rises linearly over the warm-up, reaching the peak at its last step, then follows the schedule; linear and
+    cosine would reach 0 one step after the last, so that no step is wasted.
+    """
+    warmup = recipe.warmup_steps if recipe.warmup_steps is not None else math.ceil(recipe.warmup_ratio * total_steps)
+    if step <= warmup:
+        return recipe.learning_rate * step / warmup
+    progress = (step - warmup - 1) / max(1, total_steps - warmup)
+    match recipe.lr_scheduler_type:
+        case "linear":
+            factor = 1 - progress
+        case "cosine":
+            factor = 0.5 * (1 + math.cos(math.pi * progress))
+        case "constant":
+            factor = 1.0
+    return recipe.learning_rate * factor
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Set the learning rate of every parameter group."""
+    for group in optimizer.param_groups:
+        group["lr"] = value
+
+
+def state_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, torch.Tensor]:
+    """Return the optimizer's state as flat tensors named ``<state>/<parameter>``; `names` is by `id(parameter)`."""
+    return {
+        f"{key}/{names[id(parameter)]}": torch.as_tensor(value)
+        for parameter, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def load_state_tensors(optimizer: torch.optim.Optimizer, model: Any, tensors: dict[str, torch.Tensor]) -> None:
+    """Put back what `state_tensors` returned, to the bit."""
+    parameters = dict(model.named_parameters())
+    for name, tensor in tensors.items():
+        key, _, parameter_name = name.partition("/")
+        parameter = parameters[parameter_name]
+        place = "cpu" if key == "step" and parameter.device.type == "cpu" else parameter.device
+        optimizer.state[parameter][key] = tensor.to(place)

@@ -1,0 +1,233 @@
+"""From a recipe to everything the loop needs, with each resolved value in the plan."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tune_magic import plugins
+from tune_magic.data import formats
+from tune_magic.data.example import Example
+from tune_magic.data.read import read_rows
+from tune_magic.data.render import Renderer
+from tune_magic.data.split import split
+from tune_magic.errors import DataError
+from tune_magic.methods.base import Method
+from tune_magic.models.find import ModelSource, find_model
+from tune_magic.models.load import load_causal_lm, load_tokenizer, local_folder
+from tune_magic.objectives.base import Objective
+from tune_magic.recipe.schema import Recipe
+from tune_magic.runs import fingerprint
+from tune_magic.runs.control import Control
+from tune_magic.runs.events import EventLog
+from tune_magic.training.engine import Engine
+from tune_magic.training.order import Order
+
+_LENS_ROWS = 3
+_LENS_TOKENS = 400
+_EVALUATIONS = 8
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class Dataset:
+    """The examples of a run, each list in file order."""
+
+    train: list[Example]
+    held_out: list[Example]
+
+
+@dataclass
+class Session:
+    """All that one attempt at a run works with."""
+
+    recipe: Recipe
+    folder: Path
+    log: EventLog
+    control: Control
+    plan: dict[str, Any]
+    dataset: Dataset
+    tokenizer: Any
+    method: Method
+    objective: Objective
+    model: Any
+    engine: Engine
+    order: Order
+
+
+def load_examples(
+    reference: str, recipe: Recipe, folder: Path, renderer: Renderer, objective: Objective
+) -> list[Example]:
+    """Read, check and encode the rows a recipe names.
+
+    Raises:
+        DataError: Naming file, line, column and text of what is wrong.
+    """
+    path = data_path(reference, folder)
+    source = reference if reference.startswith("$") else path.name
+    contents = formats.normalise(read_rows(path), recipe.data, source)
+    return objective.examples(contents, renderer, source)
+
+
+def data_path(reference: str, folder: Path) -> Path:
+    """Return the file behind a path or a ``$name`` (kept under the run's inputs)."""
+    if not reference.startswith("$"):
+        return Path(reference).expanduser()
+    found = sorted((folder / "inputs").glob(f"{reference[1:]}.*"))
+    if not found:
+        raise DataError(f"The run has no table `{reference}`.")
+    return found[0]
+
+
+def prepare_data(recipe: Recipe, folder: Path, renderer: Renderer, objective: Objective) -> Dataset:
+    """Load training and held-out examples."""
+    rows = load_examples(recipe.data.train, recipe, folder, renderer, objective)
+    held_out = recipe.data.held_out
+    if isinstance(held_out, str):
+        return Dataset(rows, load_examples(held_out, recipe, folder, renderer, objective))
+    train_rows, held_out_rows = split(len(rows), held_out, recipe.seed)
+    if not train_rows:
+        raise DataError("No row is left for training.", hint="Lower `data.held_out` or add rows.")
+    return Dataset([rows[i] for i in train_rows], [rows[i] for i in held_out_rows])
+
+
+def prepare(
+    recipe: Recipe, folder: Path, log: EventLog, control: Control, inherited: dict[str, Any] | None = None
+) -> Session:
+    """Load data and model and log the plan.
+
+    Everything that can be wrong with the data is found before the model's weights are read.
+
+    Args:
+        recipe: What to train.
+        folder: The run folder.
+        log: Takes the plan event.
+        control: Checked between the slow parts.
+        inherited: The plan of the first attempt, whose resolved values a resumed run keeps.
+    """
+    source = find_model(recipe.model)
+    model_folder = local_folder(source)
+    tokenizer = load_tokenizer(model_folder)
+    objective: Objective = plugins.get("objective", recipe.objective)()
+    renderer = Renderer(tokenizer, chat_template=recipe.data.chat_template, max_length=recipe.max_length)
+    dataset = prepare_data(recipe, folder, renderer, objective)
+    control.check()
+
+    dtype = resolve_dtype(recipe.dtype) if inherited is None else _DTYPES[inherited["dtype"]]
+    if inherited is not None:
+        torch.set_num_threads(inherited["threads"])  # another number of threads adds in another order
+    method: Method = plugins.get("method", recipe.method.name)(recipe.method)
+    torch.manual_seed(recipe.seed)
+    np.random.seed(recipe.seed)  # noqa: NPY002 - for libraries below us; our own order never draws from it
+    model = method.apply(load_causal_lm(model_folder, dtype if method.adds else torch.float32))
+    model.to(device())
+    control.check()
+
+    engine = Engine(
+        model, method, dtype=dtype, share_prefixes=recipe.share_prefixes, max_tokens=recipe.microbatch_tokens
+    )
+    engine.self_check(dataset.train[:8], objective.loss_sum)
+    order = Order(len(dataset.train), recipe.batch_size, recipe.seed)
+    plan = _plan(recipe, folder, source, model_folder, dataset, renderer, engine, order, model, dtype)
+    log.append("plan", **plan)
+    return Session(
+        recipe, folder, log, control, plan, dataset, tokenizer, method, objective, model, engine, order
+    )  # fmt: skip
+
+
+def device() -> torch.device:
+    """Return the accelerator of this machine, else the CPU, as accelerate chooses it."""
+    from accelerate import PartialState
+
+    return torch.device(PartialState().device)
+
+
+def resolve_dtype(name: str) -> torch.dtype:
+    """Return the compute precision; auto is bfloat16 only where the hardware multiplies it faster than float32."""
+    if name != "auto":
+        return _DTYPES[name]
+    if torch.cuda.is_available():
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu._is_amx_tile_supported() else torch.float32
+
+
+def total_steps(recipe: Recipe, order: Order) -> int:
+    """Return the number of optimizer steps."""
+    return recipe.max_steps or max(1, math.ceil(recipe.num_train_epochs * order.steps_per_epoch))
+
+
+def fingerprints(recipe: Recipe, folder: Path, model_path: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file the result depends on, by role."""
+    roles = {"train": recipe.data.train, "held_out": recipe.data.held_out}
+    found = {
+        role: fingerprint.of_file(data_path(reference, folder))
+        for role, reference in roles.items()
+        if isinstance(reference, str)
+    }
+    return found | {"model": fingerprint.of_model(model_path)}
+
+
+def _plan(
+    recipe: Recipe,
+    folder: Path,
+    source: ModelSource,
+    model_folder: Path,
+    dataset: Dataset,
+    renderer: Renderer,
+    engine: Engine,
+    order: Order,
+    model: Any,
+    dtype: torch.dtype,
+) -> dict[str, Any]:
+    steps = total_steps(recipe, order)
+    evaluations = recipe.eval.steps or max(1, math.ceil(steps / _EVALUATIONS))
+    parameters = list(model.parameters())
+    lengths = [len(example) for example in dataset.train]
+    prints = fingerprints(recipe, folder, source.path or model_folder)
+    return {
+        "recipe": recipe.normalised(),
+        "fingerprints": prints,
+        "identity": fingerprint.identity(recipe.normalised(), prints),
+        "versions": fingerprint.versions(),
+        "device": str(engine.device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "model": {"name": source.name, "origin": source.origin, "note": source.note, "folder": str(model_folder)},
+        "parameters": sum(p.numel() for p in parameters),
+        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "train_rows": len(dataset.train),
+        "held_out_rows": len(dataset.held_out),
+        "tokens_per_epoch": sum(lengths),
+        "trained_tokens_per_epoch": int(sum(example.weight for example in dataset.train)),
+        "longest_row_tokens": max(lengths),
+        "cut_rows": sum(example.num_cut > 0 for example in dataset.train),
+        "chat_template": renderer.uses_template,
+        "total_steps": steps,
+        "steps_per_epoch": order.steps_per_epoch,
+        "eval_steps": evaluations,
+        "save_steps": recipe.save_steps or evaluations,
+        "microbatch_tokens": recipe.microbatch_tokens,
+        "packed": engine.packed,
+        "shares_prefixes": engine.packed and recipe.share_prefixes and not engine.has_dropout,
+        "engine_note": engine.reason,
+        "lens": [_lens(example, renderer.tokenizer) for example in dataset.train[:_LENS_ROWS]],
+    }
+
+
+def _lens(example: Example, tokenizer: Any) -> dict[str, Any]:
+    """A row as the model sees it: spans of text, each with whether it is trained."""
+    tokens, weights = example.trunk.tokens[:_LENS_TOKENS], example.trunk.weights[:_LENS_TOKENS] > 0
+    edges = [0, *(np.flatnonzero(np.diff(weights)) + 1).tolist(), len(tokens)]
+    spans = [
+        [tokenizer.decode(tokens[a:b].tolist()), bool(weights[a])]
+        for a, b in itertools.pairwise(edges)
+        if b > a
+    ]
+    return {"spans": spans, "tokens": len(example), "trained": int(example.weight), "cut": example.num_cut}
+

@@ -1,0 +1,44 @@
+"""Answers to a few held-out prompts while training, for people to read."""
+
+from __future__ import annotations
+
+import time
+
+from tune_magic.models.generate import generate
+from tune_magic.training.prepare import Session
+
+_SHARE_OF_TIME = 0.1
+
+
+class Sampler:
+    """Logs a `sample` event at evaluations; it never takes more than a tenth of the time so far.
+
+    Greedy, so it draws no random numbers and training goes on as if it were not there.
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._started = time.monotonic()
+        self._spent_s = 0.0
+        answerable = [example for example in session.dataset.held_out if example.reference is not None]
+        self._examples = answerable[: session.recipe.eval.samples]
+
+    def sample(self, step: int) -> None:
+        """Answer the prompts with the model as it stands after `step`."""
+        session, started = self._session, time.monotonic()
+        if not self._examples or (self._spent_s > _SHARE_OF_TIME * (started - self._started) and step > 0):
+            return
+        session.model.eval()
+        answers = generate(
+            session.model,
+            session.tokenizer,
+            [example.prompt for example in self._examples],
+            max_new_tokens=session.recipe.eval.max_new_tokens,
+            between=session.control.check,
+        )
+        items = [
+            {"row": example.index, "question": example.question, "answer": answer, "reference": example.reference}
+            for example, answer in zip(self._examples, answers, strict=True)
+        ]
+        session.log.append("sample", step=step, items=items)
+        self._spent_s += time.monotonic() - started

@@ -1,0 +1,60 @@
+"""Load a tuned model: base, method, and a run's best checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from tune_magic import plugins
+from tune_magic.data.render import Renderer
+from tune_magic.methods.base import Method
+from tune_magic.models.find import find_model
+from tune_magic.models.generate import generate
+from tune_magic.models.load import load_causal_lm, load_tokenizer, local_folder
+from tune_magic.recipe.build import build_recipe
+from tune_magic.recipe.schema import Recipe
+from tune_magic.training import checkpoint
+from tune_magic.training.prepare import device
+
+if TYPE_CHECKING:
+    from tune_magic.run import Run
+
+
+def recipe_of(run: Run) -> Recipe:
+    """Return the recipe of a run."""
+    return build_recipe(run.info["recipe"])
+
+
+def base_folder(recipe: Recipe) -> Path:
+    """Return the folder of a recipe's base model."""
+    return local_folder(find_model(recipe.model))
+
+
+def load_tuned(run: Run, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Method]:
+    """Return (model, tokenizer, method) of the run's best checkpoint, in evaluation mode.
+
+    Raises:
+        TuneError: The run has no whole checkpoint, or its base model is gone.
+    """
+    path = run.best_checkpoint
+    checkpoint.verify(path)
+    recipe = recipe_of(run)
+    folder = base_folder(recipe)
+    method: Method = plugins.get("method", recipe.method.name)(recipe.method)
+    model = method.apply(load_causal_lm(folder, dtype))
+    checkpoint.restore(path, model)
+    model.to(device()).eval()
+    return model, load_tokenizer(folder), method
+
+
+def answer(run: Run, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    """Answer user messages with the run's best checkpoint."""
+    model, tokenizer, _ = load_tuned(run)
+    recipe = recipe_of(run)
+    renderer = Renderer(tokenizer, chat_template=recipe.data.chat_template, max_length=recipe.max_length)
+    encoded = [np.asarray(renderer.prompt_tokens(prompt), dtype=np.int32) for prompt in prompts]
+    return generate(model, tokenizer, encoded, max_new_tokens=max_new_tokens)
