@@ -1,1 +1,52 @@
-"""x."""
+"""Fine-tune models from a notebook cell.
+
+    %load_ext tune_magic
+
+Importing this package imports nothing heavy; each name below is found when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tune_magic.api import evaluate, export, finetune, last, load_model, load_run, runs
+    from tune_magic.errors import RecipeError, RunFailed, Stopped, TuneError
+    from tune_magic.handles import Export, Report, Run
+
+__version__ = "0.1.0"
+__all__ = [
+    "Export", "RecipeError", "Report", "Run", "RunFailed", "Stopped", "TuneError",
+    "evaluate", "export", "finetune", "last", "load_model", "load_run", "runs",
+]  # fmt: skip
+
+_HOMES = {
+    **dict.fromkeys(("evaluate", "export", "finetune", "last", "load_model", "load_run", "runs"), "tune_magic.api"),
+    **dict.fromkeys(("Export", "Report", "Run"), "tune_magic.handles"),
+    **dict.fromkeys(("RecipeError", "RunFailed", "Stopped", "TuneError"), "tune_magic.errors"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'tune_magic' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+def load_ipython_extension(shell: Any) -> None:
+    """Add the magics; what ``%load_ext tune_magic`` calls."""
+    from tune_magic.magics.extension import load
+
+    load(shell)
+
+
+def unload_ipython_extension(shell: Any) -> None:
+    """Take everything back that loading added."""
+    from tune_magic.magics.extension import unload
+
+    unload(shell)

@@ -21,7 +21,6 @@ from tune_magic.models.generate import generate
 from tune_magic.models.load import load_causal_lm
 from tune_magic.objectives.base import Objective
 from tune_magic.recipe.schema import Recipe
-from tune_magic.run import Run
 from tune_magic.runs.control import Control
 from tune_magic.runs.events import EventLog
 from tune_magic.runs.folder import RunFolder
@@ -51,7 +50,7 @@ class Evaluation:
     """One evaluation at work."""
 
     def __init__(self, job: RunFolder, log: EventLog, control: Control) -> None:
-        self.run = Run(job.path.parent.parent)
+        self.run = RunFolder(job.path.parent.parent)
         self.job, self.log, self.control = job, log, control
         self.options: dict[str, Any] = job.info["options"]
         self.recipe: Recipe = recipe_of(self.run)

@@ -16,7 +16,7 @@ FORMAT = 1
 _SHOWN = 3
 
 
-class Report:
+class Scores:
     """Scores of base and tuned over the same rows.
 
     Attributes:
@@ -36,7 +36,7 @@ class Report:
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{c.title} {c.base:.2f} → {c.tuned:.2f}" for c in self.comparisons.values())
-        return f"<Report over {self.about['rows']} rows: {scores}>"
+        return f"<{type(self).__name__} over {self.about['rows']} rows: {scores}>"
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -83,15 +83,7 @@ class Report:
             "regressed": [row for row in reversed(by_gain[-_SHOWN:]) if gain(row) < 0],
         }
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:  # noqa: ARG002
-        from tune_magic.view.report import report_card
 
-        return report_card(self)
-
-
-def newest_report(run: Path) -> Report | None:
-    """Return the newest finished evaluation of a run, if any."""
-    folders = sorted((run / "evals").glob("*/report.json"), reverse=True)
-    return Report(folders[0].parent) if folders else None
-
-
+def newest_report(run: Path) -> Path | None:
+    """Return the folder of a run's newest finished evaluation, if any."""
+    return max((path.parent for path in (run / "evals").glob("*/report.json")), default=None)

@@ -8,7 +8,6 @@ from typing import Any
 from tune_magic import files, plugins
 from tune_magic.errors import TuneError
 from tune_magic.export.base import Exporter
-from tune_magic.run import Run
 from tune_magic.runs.control import Control
 from tune_magic.runs.events import EventLog
 from tune_magic.runs.folder import RunFolder
@@ -20,7 +19,7 @@ FORMAT = 1
 def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     """Do the export job of a folder and return the fields of the last state event."""
     log.append("state", state="running")
-    run = Run(job.path.parent.parent)
+    run = RunFolder(job.path.parent.parent)
     options = job.info["options"]
     exporter: Exporter = plugins.get("exporter", options["to"])()
     target = Path(options["output"]) if options.get("output") else job.path / "files"

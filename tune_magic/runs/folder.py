@@ -193,6 +193,26 @@ class RunFolder:
             return False
         return True
 
+    @property
+    def checkpoints(self) -> dict[int, Path]:
+        """The checkpoints on disk by step."""
+        folder = self.path / "checkpoints"
+        found = {p.name.removeprefix("step-"): p for p in folder.glob("step-*") if (p / "manifest.json").is_file()}
+        return {int(step): found[step] for step in sorted(found, key=int)}
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The checkpoint with the lowest held-out loss; without held-out rows, the newest.
+
+        Raises:
+            TuneError: There is none yet.
+        """
+        found = self.checkpoints
+        if not found:
+            raise TuneError(f"{self.name or self.id} has no checkpoint yet.", run=self)
+        best = self.summary().best
+        return found.get(best["step"], found[max(found)]) if best else found[max(found)]
+
     def size_bytes(self) -> int:
         """Bytes on disk, jobs and checkpoints included."""
         return sum(p.lstat().st_size for p in self.path.rglob("*") if p.is_file())

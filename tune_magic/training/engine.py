@@ -152,7 +152,7 @@ class Engine:
     def _loss_and_gradients(self, rows: list[Example], states: Any, loss_sum: Any) -> list[torch.Tensor]:
         loss = loss_sum(states(rows)) / sum(row.weight for row in rows)
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
         flat = [g.flatten().float() for g in gradients if g is not None]
         return [loss.detach().float(), torch.cat(flat) if flat else torch.zeros(1)]
 

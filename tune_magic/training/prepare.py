@@ -14,6 +14,7 @@ import torch
 from tune_magic import plugins
 from tune_magic.data import formats
 from tune_magic.data.example import Example
+from tune_magic.data.locate import data_path, fingerprints
 from tune_magic.data.read import read_rows
 from tune_magic.data.render import Renderer
 from tune_magic.data.split import split
@@ -73,16 +74,6 @@ def load_examples(
     source = reference if reference.startswith("$") else path.name
     contents = formats.normalise(read_rows(path), recipe.data, source)
     return objective.examples(contents, renderer, source)
-
-
-def data_path(reference: str, folder: Path) -> Path:
-    """Return the file behind a path or a ``$name`` (kept under the run's inputs)."""
-    if not reference.startswith("$"):
-        return Path(reference).expanduser()
-    found = sorted((folder / "inputs").glob(f"{reference[1:]}.*"))
-    if not found:
-        raise DataError(f"The run has no table `{reference}`.")
-    return found[0]
 
 
 def prepare_data(recipe: Recipe, folder: Path, renderer: Renderer, objective: Objective) -> Dataset:
@@ -162,17 +153,6 @@ def total_steps(recipe: Recipe, order: Order) -> int:
     return recipe.max_steps or max(1, math.ceil(recipe.num_train_epochs * order.steps_per_epoch))
 
 
-def fingerprints(recipe: Recipe, folder: Path, model_path: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file the result depends on, by role."""
-    roles = {"train": recipe.data.train, "held_out": recipe.data.held_out}
-    found = {
-        role: fingerprint.of_file(data_path(reference, folder))
-        for role, reference in roles.items()
-        if isinstance(reference, str)
-    }
-    return found | {"model": fingerprint.of_model(model_path)}
-
-
 def _plan(
     recipe: Recipe,
     folder: Path,
@@ -189,7 +169,7 @@ def _plan(
     evaluations = recipe.eval.steps or max(1, math.ceil(steps / _EVALUATIONS))
     parameters = list(model.parameters())
     lengths = [len(example) for example in dataset.train]
-    prints = fingerprints(recipe, folder, source.path or model_folder)
+    prints = fingerprints(recipe, source.path or model_folder, lambda reference: data_path(reference, folder))
     return {
         "recipe": recipe.normalised(),
         "fingerprints": prints,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,14 +17,12 @@ from tune_magic.models.generate import generate
 from tune_magic.models.load import load_causal_lm, load_tokenizer, local_folder
 from tune_magic.recipe.build import build_recipe
 from tune_magic.recipe.schema import Recipe
+from tune_magic.runs.folder import RunFolder
 from tune_magic.training import checkpoint
 from tune_magic.training.prepare import device
 
-if TYPE_CHECKING:
-    from tune_magic.run import Run
 
-
-def recipe_of(run: Run) -> Recipe:
+def recipe_of(run: RunFolder) -> Recipe:
     """Return the recipe of a run."""
     return build_recipe(run.info["recipe"])
 
@@ -34,7 +32,7 @@ def base_folder(recipe: Recipe) -> Path:
     return local_folder(find_model(recipe.model))
 
 
-def load_tuned(run: Run, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Method]:
+def load_tuned(run: RunFolder, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Method]:
     """Return (model, tokenizer, method) of the run's best checkpoint, in evaluation mode.
 
     Raises:
@@ -51,7 +49,7 @@ def load_tuned(run: Run, *, dtype: torch.dtype = torch.float32) -> tuple[Any, An
     return model, load_tokenizer(folder), method
 
 
-def answer(run: Run, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+def answer(run: RunFolder, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
     """Answer user messages with the run's best checkpoint."""
     model, tokenizer, _ = load_tuned(run)
     recipe = recipe_of(run)

@@ -1,23 +1,25 @@
-"""The handle of a run: what users hold. Cheap; no torch until a model is asked for."""
+"""What users hold: a run, a report, an export. Cheap; no torch until a model is asked for."""
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tune_magic import display
 from tune_magic.errors import RunFailed, Stopped, TuneError
+from tune_magic.evaluation.report import Scores, newest_report
 from tune_magic.runs.events import number
 from tune_magic.runs.folder import RunFolder
 from tune_magic.runs.state import RESUMABLE
+from tune_magic.view.words import size
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from tune_magic.api import Export
-    from tune_magic.evaluation.report import Report
 
 HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "seconds")
 _POLL_S = 0.2
@@ -64,31 +66,10 @@ class Run(RunFolder):
         return frame
 
     @property
-    def checkpoints(self) -> dict[int, Path]:
-        """The checkpoints on disk by step."""
-        folder = self.path / "checkpoints"
-        found = {p.name.removeprefix("step-"): p for p in folder.glob("step-*") if (p / "manifest.json").is_file()}
-        return {int(step): found[step] for step in sorted(found, key=int)}
-
-    @property
-    def best_checkpoint(self) -> Path:
-        """The checkpoint with the lowest held-out loss; without held-out rows, the newest.
-
-        Raises:
-            TuneError: There is none yet.
-        """
-        found = self.checkpoints
-        if not found:
-            raise TuneError(f"{self.name or self.id} has no checkpoint yet.", run=self)
-        best = self.summary().best
-        return found.get(best["step"], found[max(found)]) if best else found[max(found)]
-
-    @property
     def report(self) -> Report | None:
         """The newest finished evaluation, if any."""
-        from tune_magic.evaluation.report import newest_report
-
-        return newest_report(self.path)
+        path = newest_report(self.path)
+        return Report(path) if path else None
 
     def wait(self, timeout_s: float | None = None, each: Callable[[], None] | None = None) -> Run:
         """Block until the run has ended.
@@ -201,13 +182,64 @@ class Run(RunFolder):
 
         return loss_figure(self.summary())
 
-    def show(self) -> None:
-        """Show the card: in a notebook as HTML, elsewhere as text."""
-        from tune_magic import display
+    def card(self, banner: str | None = None) -> dict[str, str]:
+        """Return the card as HTML and as text; a dry run has its plan."""
+        if self.kind == "plan":
+            from tune_magic.view.plan import plan_card
 
-        display.show_run(self)
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:  # noqa: ARG002
+            return plan_card(self)
         from tune_magic.view.card import card
 
-        return card(self)
+        report = self.report
+        return card(self, report.comparisons if report else None, banner)
+
+    def show(self) -> None:
+        """Show the card: in a notebook as HTML, elsewhere as text."""
+        display.show(self.card(), run=self)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:  # noqa: ARG002
+        return {"text/plain": repr(self)} if display.was_shown(self.path) else self.card()
+
+
+class Report(Scores):
+    """Scores of base and tuned over the same rows, with their differences and intervals.
+
+    Example:
+        >>> report = run.evaluate()  # doctest: +SKIP
+        >>> report.difference["exact_match"]  # doctest: +SKIP
+        0.88
+    """
+
+    @property
+    def run(self) -> Run:
+        """The run that was evaluated."""
+        return Run(self.path.parent.parent)
+
+    def card(self) -> dict[str, str]:
+        """Return the card as HTML and as text."""
+        from tune_magic.view.report import report_card
+
+        return report_card(self, self.run.name or self.run.id)
+
+    def show(self) -> None:
+        """Show the card: in a notebook as HTML, elsewhere as text."""
+        display.show(self.card(), run=self.run)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:  # noqa: ARG002
+        return {"text/plain": repr(self)} if display.was_shown(self.path) else self.card()
+
+
+class Export:
+    """A tuned model on disk.
+
+    Attributes:
+        path: Folder with the files.
+        receipt: What was written: format, step, size of each file in bytes.
+    """
+
+    def __init__(self, job: Path) -> None:
+        self.receipt: dict[str, Any] = json.loads((job / "receipt.json").read_text(encoding="utf-8"))
+        self.path = Path(self.receipt["path"])
+
+    def __repr__(self) -> str:
+        return f"<Export {self.receipt['to']} {size(self.receipt['size_bytes'])} in {self.path}>"

@@ -1,0 +1,328 @@
+"""The three verbs in Python, and how to find runs again. The exact twins of the magics."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tune_magic import display, files
+from tune_magic.data.locate import data_path, fingerprints
+from tune_magic.data.read import SUFFIXES
+from tune_magic.errors import DataError, RunFailed, TuneError
+from tune_magic.executors import local
+from tune_magic.follow import follow, follow_job
+from tune_magic.handles import Export, Report, Run
+from tune_magic.models.find import find_model
+from tune_magic.recipe.build import build_launch, build_recipe, read_recipe_file
+from tune_magic.recipe.launch import LaunchOptions
+from tune_magic.recipe.schema import Recipe
+from tune_magic.runs import fingerprint, folder, store
+from tune_magic.view.html import note_bundle
+
+_OBJECT_KEYS = ("train", "held_out", "test")
+_ATTACHED = "The same recipe is training already; this is its live view."
+_RESUMED = "The same recipe was stopped before its end; it goes on from its last checkpoint."
+_FOUND = "The same recipe, data and model were trained before; this is that run. `--fresh` trains again."
+last: Run | None = None
+
+
+def finetune(
+    recipe: Recipe | Mapping[str, Any] | str | Path | None = None,
+    *,
+    name: str | None = None,
+    background: bool = False,
+    fresh: bool = False,
+    dry_run: bool = False,
+    executor: str = "worker",
+    traceback: bool = False,
+    output: str | None = None,
+    **keys: Any,
+) -> Run:
+    """Fine-tune a model; the twin of ``%%finetune``.
+
+    A recipe that was trained before is recognised: a live run is shown, a stopped one goes on, a finished one is
+    returned at once.
+
+    Args:
+        recipe: A recipe file, a mapping, or a Recipe; None when `keys` say it all.
+        name: Name of the run.
+        background: Return at once.
+        fresh: Train again although the same run is there.
+        dry_run: Show the plan and train nothing.
+        executor: ``worker`` for a process of its own, ``inline`` for this one.
+        traceback: Show the worker's whole traceback when it fails.
+        output: Folder for runs; default: ``tune_runs`` beside the notebook.
+        **keys: Keys of a recipe, which win over `recipe`; ``data`` may be a DataFrame or a list of dicts.
+
+    Returns:
+        The run, finished unless `background`.
+
+    Raises:
+        RecipeError: Every fault at once. Stopped: It was stopped. RunFailed: It failed; ``.run`` has its log.
+
+    Example:
+        >>> run = tune_magic.finetune(model="smollm2-135m-instruct", data="rows.jsonl")  # doctest: +SKIP
+    """
+    options = {
+        "background": background, "fresh": fresh, "dry_run": dry_run, "executor": executor, "traceback": traceback,
+        "output": output,
+    }  # fmt: skip
+    plain, objects = _without_objects(keys)
+    return launch(_recipe(recipe, plain), build_launch(options), name=name, objects=objects)
+
+
+def launch(
+    recipe: Recipe,
+    options: LaunchOptions,
+    *,
+    name: str | None = None,
+    objects: Mapping[str, Any] | None = None,
+    link: Mapping[str, Any] | None = None,
+    recipe_text: str | None = None,
+) -> Run:
+    """Start, re-find or resume the run of a recipe; what both `finetune` and the magics do.
+
+    Args:
+        recipe: What to train.
+        options: How to start it.
+        name: Name of the run.
+        objects: Values of the recipe's ``$names``: DataFrames or lists of dicts.
+        link: Facts about the notebook: path, cell id, source and its hash.
+        recipe_text: The recipe as written.
+    """
+    global last  # noqa: PLW0603 - `tune_magic.last` is part of the interface
+    link = dict(link or {})
+    tables = {key: _serialise(key, value) for key, value in (objects or {}).items()}
+    root = Path(options.output) if options.output else store.default_root(link.get("notebook"))
+    content = {
+        "name": name, "recipe": recipe.given(), "recipe_text": recipe_text, "link": link,
+        "launch": options.model_dump(), "seed": recipe.seed,
+    }  # fmt: skip
+    if options.dry_run:
+        return _plan(recipe, options, content, tables)
+    with tempfile.TemporaryDirectory() as scratch:
+        content["identity"] = _identity(recipe, tables, Path(scratch))
+    found = None if options.fresh else _same_run(root, content["identity"])
+    if found is not None:
+        last = found
+        return _go_on(found, options)
+    run = Run(folder.create(root, "finetune", content))
+    _write_tables(run.path, tables)
+    store.remember_root(root)
+    last = run
+    local.start(run.path, options.executor)
+    return _show(run, options)
+
+
+def evaluate(
+    run: Run | str,
+    data: Any = None,
+    metrics: Sequence[str] | None = None,
+    against: str = "base",
+    *,
+    max_new_tokens: int | None = None,
+    limit: int | None = None,
+) -> Report:
+    """Score base and tuned over the same rows; the twin of ``%evaluate``.
+
+    Args:
+        run: A run, or its name or id.
+        data: Rows: a file, a DataFrame or a list of dicts. Default: the recipe's ``test``, else its held-out rows.
+        metrics: Of loss, perplexity, exact_match, rouge_l and plug-ins; default: all four.
+        against: What to compare with; only ``base`` is known.
+        max_new_tokens: Longest answer; default: half as much again as the longest reference.
+        limit: Only this many rows.
+
+    Raises:
+        Stopped: It was stopped. RunFailed: It failed.
+    """
+    run = _resolve(run)
+    if against != "base":
+        raise TuneError(f"A run is compared with its base, not with {against!r}.", hint='`against="base"`')
+    run.best_checkpoint  # noqa: B018 - without one, say so before a worker is started
+    tables = {}
+    if data is not None and not isinstance(data, str | Path):
+        tables["data"] = _serialise("data", data)
+        data = "$data"
+    options = {
+        "data": None if data is None else str(data), "metrics": list(metrics) if metrics else None,
+        "max_new_tokens": max_new_tokens, "limit": limit,
+    }  # fmt: skip
+    job = Run(folder.create(run.path / "evals", "evaluate", {"name": run.name or run.id, "options": options}))
+    _write_tables(job.path, tables)
+    local.start(job.path)
+    live = display.Live(run)
+    follow_job(job, live)
+    report = Report(job.path)
+    live.update(report.card())
+    display.mark_shown(report.path)
+    return report
+
+
+def export(run: Run | str, to: str, *, output: str | Path | None = None) -> Export:
+    """Write the tuned model for other programs; the twin of ``%export``.
+
+    Args:
+        run: A run, or its name or id.
+        to: ``adapter`` (PEFT's format), ``merged`` (a plain Transformers model), or a plug-in's name.
+        output: A folder that does not exist yet; default: inside the run folder.
+
+    Raises:
+        TuneError: The run has no such form. RunFailed: It failed.
+    """
+    from tune_magic import plugins
+    from tune_magic.view.export import export_card
+
+    run = _resolve(run)
+    plugins.get("exporter", to)
+    run.best_checkpoint  # noqa: B018 - without one, say so before a worker is started
+    options = {"to": to, "output": str(Path(output).absolute()) if output else None}
+    job = Run(folder.create(run.path / "exports", "export", {"name": run.name or run.id, "options": options}))
+    local.start(job.path)
+    live = display.Live(run)
+    follow_job(job, live)
+    exported = Export(job.path)
+    live.update(export_card(exported.receipt, run.name or run.id))
+    return exported
+
+
+def load_run(id_or_name: str) -> Run:
+    """Return a run by id, beginning of an id, name or path; the newest when several fit.
+
+    Raises:
+        TuneError: There is none, with the nearest names.
+    """
+    return Run(store.find(id_or_name))
+
+
+def runs() -> list[Run]:
+    """Return every run known here, those of the working directory first, newest first."""
+    return [Run(path) for path in store.folders()]
+
+
+def load_model(name: str) -> tuple[Any, Any]:
+    """Load a base model by name into this process and return (model, tokenizer)."""
+    import torch
+
+    from tune_magic.models.load import load_causal_lm, load_tokenizer, local_folder
+
+    path = local_folder(find_model(name))
+    return load_causal_lm(path, torch.float32).eval(), load_tokenizer(path)
+
+
+def _recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None, keys: Mapping[str, Any]) -> Recipe:
+    if isinstance(recipe, str | Path):
+        return read_recipe_file(Path(recipe), keys)
+    if isinstance(recipe, Recipe):
+        return build_recipe(recipe.given(), keys) if keys else recipe
+    return build_recipe(recipe or {}, keys)
+
+
+def _without_objects(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Replace tables among the keywords by ``$names`` and return both."""
+    plain, objects = dict(keys), {}
+    data = plain.get("data")
+    if isinstance(data, Mapping):
+        data = plain["data"] = dict(data)
+        for key in _OBJECT_KEYS:
+            if _is_table(data.get(key)):
+                objects[key], data[key] = data[key], f"${key}"
+    elif _is_table(data):
+        objects["data"], plain["data"] = data, "$data"
+    return plain, objects
+
+
+def _is_table(value: Any) -> bool:
+    return isinstance(value, list) or hasattr(value, "to_parquet")
+
+
+def _serialise(name: str, value: Any) -> tuple[str, bytes]:
+    """Return (suffix, bytes) of a table as data: Parquet for a DataFrame, JSON lines for a list of dicts."""
+    if hasattr(value, "to_parquet"):
+        content: bytes = value.to_parquet(index=False)
+        return ".parquet", content
+    if isinstance(value, list) and all(isinstance(row, dict) for row in value):
+        try:
+            return ".jsonl", "".join(files.to_json(row) + "\n" for row in value).encode()
+        except TypeError as error:
+            raise DataError(f"`${name}` holds something that is not text, number, list or dict: {error}.") from None
+    raise DataError(f"`${name}` must be a DataFrame or a list of dicts, got {type(value).__name__}.")
+
+
+def _write_tables(path: Path, tables: Mapping[str, tuple[str, bytes]]) -> None:
+    for name, (suffix, content) in tables.items():
+        if not re.fullmatch(r"\w+", name):
+            raise DataError(f"`${name}` is not a plain name.")
+        files.make_folder(path / "inputs")
+        files.write_bytes(path / "inputs" / f"{name}{suffix}", content)
+
+
+def _identity(recipe: Recipe, tables: Mapping[str, tuple[str, bytes]], scratch: Path) -> str | None:
+    """Return the run's identity as the worker will compute it, or None when something it reads is not here yet."""
+    _write_tables(scratch, tables)
+    source = find_model(recipe.model)
+    if source.path is None:
+        return None
+    for reference in (recipe.data.train, recipe.data.held_out, recipe.data.test):
+        if isinstance(reference, str):
+            path = data_path(reference, scratch)
+            if not path.is_file():
+                raise DataError(f"There is no file {reference}.", hint=f"Looked in {Path.cwd()}. Kinds: {', '.join(SUFFIXES)}.")
+    prints = fingerprints(recipe, source.path, lambda reference: data_path(reference, scratch))
+    return fingerprint.identity(recipe.normalised(), prints)
+
+
+def _same_run(root: Path, identity: str | None) -> Run | None:
+    if identity is None:
+        return None
+    same = (run for run in map(Run, store.folders([root])) if run.info.get("identity") == identity)
+    return next((run for run in same if run.status not in ("failed", "damaged")), None)
+
+
+def _go_on(run: Run, options: LaunchOptions) -> Run:
+    """Attach to a live run, resume an unfinished one, show a finished one."""
+    if run.status == "finished":
+        display.show(run.card(_FOUND), run=run)
+        return run
+    note = _ATTACHED if run.is_live else _RESUMED
+    display.show(note_bundle(note))
+    if not run.is_live:
+        run.resume(options.executor)
+    return _show(run, options)
+
+
+def _show(run: Run, options: LaunchOptions) -> Run:
+    if options.background:
+        note = f"{run.name or run.id} trains in the background. `%tune watch {run.name or run.id}` shows it."
+        display.show(note_bundle(note), run=run)
+        return run
+    try:
+        return follow(run)
+    except RunFailed:
+        if options.traceback and run.log.exists():
+            display.show_text(run.log.read_text(encoding="utf-8", errors="replace"))
+        raise
+
+
+def _plan(recipe: Recipe, options: LaunchOptions, content: dict[str, Any], tables: Mapping[str, tuple[str, bytes]]) -> Run:
+    """Do a dry run in a folder that is not kept."""
+    find_model(recipe.model)
+    scratch = Path(tempfile.mkdtemp(prefix="tune_magic-plan-"))
+    try:
+        job = Run(folder.create(scratch, "plan", content))
+        _write_tables(job.path, tables)
+        local.start(job.path, options.executor)
+        live = display.Live(job)
+        follow_job(job, live)
+        live.update(job.card())
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return job
+
+
+def _resolve(run: Run | str) -> Run:
+    return load_run(run) if isinstance(run, str) else run

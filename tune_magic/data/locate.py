@@ -1,0 +1,38 @@
+"""Where a recipe's rows are, and the fingerprints of what it reads. No torch in here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tune_magic.errors import DataError
+from tune_magic.recipe.schema import Recipe
+from tune_magic.runs import fingerprint
+
+
+def references(recipe: Recipe) -> dict[str, str]:
+    """Return the files and ``$names`` a run trains and chooses on, by role."""
+    roles = {"train": recipe.data.train, "held_out": recipe.data.held_out}
+    return {role: reference for role, reference in roles.items() if isinstance(reference, str)}
+
+
+def data_path(reference: str, folder: Path) -> Path:
+    """Return the file behind a path or a ``$name``, whose rows are kept under the job's inputs."""
+    if not reference.startswith("$"):
+        return Path(reference).expanduser()
+    found = sorted((folder / "inputs").glob(f"{reference[1:]}.*"))
+    if not found:
+        raise DataError(f"The run has no table `{reference}`.")
+    return found[0]
+
+
+def fingerprints(recipe: Recipe, model: Path, locate: Callable[[str], Path]) -> dict[str, str]:
+    """Return the SHA-256 of each file the result depends on, by role.
+
+    Args:
+        recipe: Names the files.
+        model: The model's folder or file.
+        locate: From a reference to its file.
+    """
+    found = {role: fingerprint.of_file(locate(reference)) for role, reference in references(recipe).items()}
+    return found | {"model": fingerprint.of_model(model)}

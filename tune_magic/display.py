@@ -1,0 +1,92 @@
+"""Show things where the user is: HTML in a kernel, lines of text elsewhere. IPython is only used when it is there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+Bundle = dict[str, str]
+_shown: dict[Path, int] = {}
+
+
+def shell() -> Any | None:
+    """Return the IPython shell of this process, or None."""
+    if "IPython" not in sys.modules:
+        return None
+    from IPython import get_ipython
+
+    return get_ipython()  # type: ignore[no-untyped-call, unused-ignore]
+
+
+def in_kernel() -> bool:
+    """Return whether this process is a notebook's kernel, where HTML can be shown."""
+    current = shell()
+    return current is not None and hasattr(current, "kernel")
+
+
+def show(bundle: Bundle, run: Any = None) -> None:
+    """Show a bundle once."""
+    if not in_kernel():
+        print(bundle["text/plain"], flush=True)  # noqa: T201 - this is the display
+        return
+    from IPython.display import publish_display_data
+
+    publish_display_data(bundle, metadata(run))
+    if run is not None:
+        mark_shown(run.path)
+
+
+def show_text(text: str) -> None:
+    """Show plain text, such as a log."""
+    print(text, flush=True)  # noqa: T201 - this is the display
+
+
+def metadata(run: Any) -> dict[str, Any]:
+    """Return output metadata that links a saved output to its run."""
+    return {} if run is None else {"tune_magic": {"run_id": run.id}}
+
+
+def mark_shown(path: Path) -> None:
+    """Remember that this cell already shows what is in `path`."""
+    current = shell()
+    if current is not None:
+        _shown[path] = current.execution_count
+
+
+def was_shown(path: Path) -> bool:
+    """Return whether the cell being run already shows it, so that its value need not show it again."""
+    current = shell()
+    return current is not None and _shown.get(path) == current.execution_count
+
+
+class Live:
+    """One place in the output that can be updated: a display with an id in a kernel, new lines elsewhere."""
+
+    def __init__(self, run: Any) -> None:
+        self._metadata = metadata(run)
+        self._path: Path = run.path
+        self._in_kernel = in_kernel()
+        self._handle: Any = None
+        self._last_text = ""
+
+    @property
+    def is_text(self) -> bool:
+        """Whether only text is shown."""
+        return not self._in_kernel
+
+    def update(self, bundle: Bundle) -> None:
+        """Replace what is shown."""
+        if not self._in_kernel:
+            if bundle["text/plain"] != self._last_text:
+                self._last_text = bundle["text/plain"]
+                print(self._last_text, flush=True)  # noqa: T201 - this is the display
+            return
+        if self._handle is None:
+            from IPython.display import DisplayHandle
+
+            self._handle = DisplayHandle()
+            self._handle.display(bundle, raw=True, metadata=self._metadata)
+        else:
+            self._handle.update(bundle, raw=True, metadata=self._metadata)
+        mark_shown(self._path)

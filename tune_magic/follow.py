@@ -1,0 +1,151 @@
+"""Follow a job in the cell that started it: live frame, interrupt contract, static card at the end.
+
+First interrupt: the worker is asked to stop and saves its last completed step. Second: it is killed, and the last
+checkpoint stands. Interrupts are counted by a handler of our own, so none is lost in the middle of a drawing, and the
+handler before it is put back whatever happens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any
+
+from tune_magic.display import Bundle, Live
+from tune_magic.executors import local
+from tune_magic.handles import Run
+from tune_magic.runs.folder import RunFolder
+from tune_magic.runs.state import TERMINAL
+from tune_magic.view import frame, words
+from tune_magic.view.html import BLUE, bar, box, grey, heading
+
+_POLL_S = 0.1
+_FRAME_S = 0.5
+_LINE_S = 5.0
+_DRAWING_SHARE = 50
+
+
+class Interrupts:
+    """Counts Ctrl-C and the Interrupt button while inside."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Take SIGINT for the time inside; off the main thread, where Python takes no handlers, do nothing."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, self._note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+
+    def _note(self, number: int, stack: FrameType | None) -> None:  # noqa: ARG002 - the signature of handlers
+        self.count += 1
+
+
+class Painter:
+    """Draws a job's frames within their budget: two a second, the curve no sooner than 50 times its drawing took."""
+
+    def __init__(self, run: RunFolder, live: Live) -> None:
+        self._run = run
+        self._live = live
+        self._picture: Any = None
+        self._picture_due = 0.0
+        self._frame_due = 0.0
+        self._evaluations = -1
+
+    def paint(self, *, stopping: bool = False) -> None:
+        """Draw a frame when one is due."""
+        now = time.monotonic()
+        if now < self._frame_due:
+            return
+        self._frame_due = now + (_LINE_S if self._live.is_text else _FRAME_S)
+        state = self._run.status
+        if state in TERMINAL and not local.is_starting(self._run.path):
+            return
+        state = "starting" if state in TERMINAL else "stopping" if stopping else state
+        self._live.update(self._frame(state, now))
+
+    def _frame(self, state: Any, now: float) -> Bundle:
+        if self._run.kind != "finetune":
+            return progress_bundle(self._run)
+        if self._live.is_text:
+            return {"text/plain": frame.line(self._run, state)}
+        summary = self._run.summary()
+        if now >= self._picture_due or len(summary.evaluations) != self._evaluations:
+            self._evaluations = len(summary.evaluations)
+            self._picture = frame.curve(summary)
+            self._picture_due = now + _DRAWING_SHARE * (time.monotonic() - now)
+        return frame.frame(self._run, state, self._picture)
+
+
+def follow(run: Run, live: Live | None = None) -> Run:
+    """Show a finetune job until it ends, then its card; raise what its end means.
+
+    Raises:
+        Stopped: It was stopped. RunFailed: It failed or its worker died.
+    """
+    live = live or Live(run)
+    _watch(run, live)
+    live.update(run.card())
+    run.raise_for_state()
+    return run
+
+
+def follow_job(job: Run, live: Live) -> Run:
+    """Show the progress of an evaluation, an export or a dry run until it ends.
+
+    Raises:
+        Stopped: It was stopped. RunFailed: It failed or its worker died.
+    """
+    _watch(job, live)
+    if job.status != "finished":
+        live.update(progress_bundle(job))
+    job.raise_for_state()
+    return job
+
+
+def progress_bundle(job: RunFolder) -> Bundle:
+    """Return what is shown while a job without a curve works."""
+    summary = job.summary()
+    name = job.name or job.id
+    total = summary.progress.get("total") or 0
+    done = summary.progress.get("done") or 0
+    doing = {"evaluate": "evaluating", "export": "exporting", "plan": "planning"}[job.kind]
+    state = job.status
+    detail = f"{doing} · {done} of {total}" if total else f"{doing} · loading"
+    if state in TERMINAL:
+        detail = f"{doing} {state}"
+    since = words.duration(time.time() - job.info["created"])
+    body = [heading(frame.COLOURS.get(state, BLUE), name, detail, since), bar(done / total if total else 0.0, BLUE)]
+    body += [grey("stop: ■ Interrupt")] if state not in TERMINAL else []
+    return {"text/html": box(*body), "text/plain": f"{name}: {detail}"}
+
+
+def _watch(run: Run, live: Live) -> None:
+    painter = Painter(run, live)
+    interrupts = Interrupts()
+    obeyed = 0
+
+    def each() -> None:
+        nonlocal obeyed
+        if interrupts.count > obeyed:
+            obeyed = interrupts.count
+            if obeyed == 1:
+                run.stop()
+            else:
+                run.kill()
+        painter.paint(stopping=obeyed > 0)
+
+    with interrupts.counted():
+        run.wait(each=each)
+
+

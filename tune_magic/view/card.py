@@ -1,0 +1,190 @@
+"""The card a run leaves behind: static, small, the same from disk on any later day."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tune_magic.evaluation.compare import Comparison
+from tune_magic.runs.events import number
+from tune_magic.runs.folder import RunFolder
+from tune_magic.runs.state import State
+from tune_magic.runs.summary import Summary
+from tune_magic.view import words
+from tune_magic.view.frame import COLOURS, Bundle, about, curve
+from tune_magic.view.html import (
+    BLUE, GREEN, GREY, ORANGE, RED, Html, bar, box, code, div, grey, heading, rule, span, table, tag,
+)  # fmt: skip
+
+_NEXT = {
+    "finished": ("%evaluate {}", "%export {} --to merged", "%tune show {}"),
+    "stopped": ("%tune resume {}", "%evaluate {}"),
+    "lost": ("%tune resume {}",),
+    "failed": ("%tune resume {}",),
+}
+_VERDICTS = {"better": GREEN, "worse": RED, "unclear": GREY}
+
+
+def card(
+    run: RunFolder, comparisons: Mapping[str, Comparison] | None = None, banner: str | None = None
+) -> Bundle:
+    """Return the card of a run.
+
+    Args:
+        run: The run.
+        comparisons: Of its newest evaluation, when there is one.
+        banner: A line above it, such as why nothing was trained now.
+    """
+    state, summary = run.status, run.summary()
+    name = run.name or run.id
+    colour = COLOURS.get(state, BLUE)
+    total = summary.plan.get("total_steps") or 0
+    share = summary.step / total if total else 0.0
+    picture = curve(summary)
+    scores = scores_table(_with_loss(summary, comparisons or {}))
+    facts = [scores, div(grey(text), style="margin-top:8px") if (text := _facts(summary)) else None, *about(run, summary)]
+    body = [
+        rule_free(banner),
+        heading(colour, name, outcome(run, state, summary), _when(run, summary)),
+        bar(1.0 if state == "finished" else share, colour),
+        div(
+            div(picture, style="flex:2 1 380px;min-width:0") if picture else None,
+            div(*facts, style="flex:1 1 300px;min-width:0"),
+            style="display:flex;flex-wrap:wrap;gap:4px 20px;margin-top:8px",
+        ),
+        _last_sample(summary),
+        *(_note(event) for event in [*summary.warnings[-3:], *summary.diagnoses]),
+        _failure(summary) if state == "failed" else None,
+        _next(name, state),
+    ]
+    return {"text/html": box(*(part for part in body if part)), "text/plain": text(run, state, comparisons, banner)}
+
+
+def rule_free(banner: str | None) -> Html | None:
+    """Return a banner line."""
+    return div(banner, style=f"border-left:3px solid {ORANGE};padding-left:8px;margin-bottom:8px") if banner else None
+
+
+def scores_table(comparisons: Mapping[str, Comparison]) -> Html | None:
+    """Return base, tuned and difference of each metric."""
+    if not comparisons:
+        return None
+    rows: list[list[object]] = [["", grey("base"), grey("tuned"), grey("difference")]]
+    for comparison in comparisons.values():
+        known = comparison.low == comparison.low  # a single loss has no interval
+        interval = f" ({words.signed(comparison.low)} to {words.signed(comparison.high)})" if known else ""
+        colour = _VERDICTS[comparison.verdict] if known else GREY
+        rows.append([
+            span(comparison.title, style=f"color:{GREY}"),
+            words.value(comparison.base),
+            tag("b", words.value(comparison.tuned)),
+            span(words.signed(comparison.difference) + interval, style=f"color:{colour}"),
+        ])  # fmt: skip
+    return table(rows, align="lrrl")
+
+
+def outcome(run: RunFolder, state: State, summary: Summary) -> str:
+    """Say in a few words how the run ended."""
+    total, best = summary.plan.get("total_steps"), summary.best
+    match state:
+        case "finished" if best and best["step"] != summary.step:
+            return f"finished · {summary.step} steps, the best kept (step {best['step']})"
+        case "finished":
+            return f"finished · {summary.step} steps"
+        case "stopped" | "lost" | "failed" if summary.steps:
+            kept = max(summary.checkpoints, default=None)
+            where = f"{state} at step {summary.step} of {total}"
+            return f"{where} · checkpoint of step {kept}" if kept else f"{where} · no checkpoint"
+        case "damaged":
+            return f"{run.damage} · was {summary.state}"
+    return state
+
+
+def text(
+    run: RunFolder, state: State, comparisons: Mapping[str, Comparison] | None = None, banner: str | None = None
+) -> str:
+    """Return the card as plain text."""
+    summary = run.summary()
+    lines = [banner] if banner else []
+    lines.append(f"{run.name or run.id}: {outcome(run, state, summary)} ({_when(run, summary)})")
+    for comparison in _with_loss(summary, comparisons or {}).values():
+        lines.append(f"  {comparison_line(comparison)}")
+    lines += [f"  {fact}" for fact in (_facts(summary),) if fact]
+    lines += [f"  ! {event['message']}" for event in [*summary.warnings[-3:], *summary.diagnoses]]
+    if state == "failed":
+        lines.append(f"  {summary.outcome.get('error')}")
+    if state in _NEXT:
+        lines.append("  next: " + " · ".join(line.format(run.name or run.id) for line in _NEXT[state]))
+    return "\n".join(lines)
+
+
+def comparison_line(comparison: Comparison) -> str:
+    """Return a metric as one line of text."""
+    change = words.signed(comparison.difference)
+    interval = f" ({words.signed(comparison.low)} to {words.signed(comparison.high)})"
+    known = comparison.low == comparison.low
+    values = f"base {words.value(comparison.base)}, tuned {words.value(comparison.tuned)}"
+    return f"{comparison.title}: {values}, {change}{interval if known else ''}"
+
+
+def _with_loss(summary: Summary, comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:
+    """Scores of the newest evaluation; before there is one, the held-out loss of step 0 and of the best step."""
+    if comparisons or summary.best is None or 0 not in summary.evaluations:
+        return dict(comparisons)
+    base, tuned = number(summary.evaluations[0]["loss"]), number(summary.best["loss"])
+    unknown = float("nan")
+    return {"loss": Comparison("held-out loss", base, tuned, tuned - base, unknown, unknown, higher_is_better=False)}
+
+
+def _facts(summary: Summary) -> str:
+    found = []
+    if summary.memory:
+        peak = summary.memory.get("gpu_peak") or summary.memory["peak"]
+        found.append(f"peak memory {words.size(peak)}")
+    if summary.steps:
+        tokens = sum(event["tokens"] for event in summary.steps.values())
+        seconds = sum(event["seconds"] for event in summary.steps.values())
+        found += [f"{tokens / seconds:.0f} tokens / s" if seconds else "", f"{words.count(tokens)} tokens trained"]
+    return " · ".join(filter(None, found))
+
+
+def _when(run: RunFolder, summary: Summary) -> str:
+    ended = summary.ended or summary.last_t or run.info["created"]
+    took = f"{words.duration(ended - summary.started)} · " if summary.started else ""
+    return f"{took}{words.clock(ended, day=True)} · run {run.id}"
+
+
+def _last_sample(summary: Summary) -> Html | None:
+    """The base's and the latest answer to the first sampled question, side by side."""
+    if not summary.samples:
+        return None
+    last, first = summary.samples[max(summary.samples)], summary.samples.get(0)
+    item = last["items"][0]
+    base = first["items"][0]["answer"] if first and first is not last else None
+    question = item["question"] or "continue"
+    rows: list[list[object]] = []
+    if base is not None:
+        rows.append([grey("base"), code(base[:300])])
+    rows.append([grey(f"step {last['step']}"), code(item["answer"][:300])])
+    return rule(div(grey("a held-out row: "), span(f"“{question[:300]}”", style=f"color:{GREY}")), table(rows))
+
+
+def _note(event: dict[str, Any]) -> Html:
+    return rule(span("▲ ", style=f"color:{ORANGE}"), event["message"])
+
+
+def _failure(summary: Summary) -> Html:
+    outcome_event = summary.outcome
+    parts: list[object] = [tag("b", outcome_event.get("error") or "failed")]
+    parts += [div(extra) for extra in (outcome_event.get("cause"), outcome_event.get("hint")) if extra]
+    return rule(*parts)
+
+
+def _next(name: str, state: State) -> Html | None:
+    commands = _NEXT.get(state)
+    if not commands:
+        return None
+    parts: list[object] = [grey("next: ")]
+    for number_of, command in enumerate(commands):
+        parts += [grey(" · ") if number_of else None, code(command.format(name))]
+    return div(*parts, style="margin-top:8px;font-size:12px")

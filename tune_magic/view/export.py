@@ -1,0 +1,25 @@
+"""The card of an export."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tune_magic.view import words
+from tune_magic.view.frame import Bundle
+from tune_magic.view.html import GREEN, box, code, div, grey, heading, table
+
+_USES = {
+    "adapter": "from peft import PeftModel\nmodel = PeftModel.from_pretrained(base_model, {path!r})",
+    "merged": "from transformers import AutoModelForCausalLM\nmodel = AutoModelForCausalLM.from_pretrained({path!r})",
+}
+
+
+def export_card(receipt: dict[str, Any], name: str) -> Bundle:
+    """Return the card of an export."""
+    size = words.size(receipt["size_bytes"])
+    title = f"exported as {receipt['to']} · {size} · checkpoint of step {receipt['step']}"
+    use = _USES.get(receipt["to"], "").format(path=receipt["path"])
+    files: list[list[object]] = [[grey(file), words.size(size_of)] for file, size_of in receipt["files"].items()]
+    body = [heading(GREEN, name, title, ""), div(code(receipt["path"])), table(files, align="lr")]
+    body += [div(code(use), style="margin-top:8px")] if use else []
+    return {"text/html": box(*body), "text/plain": f"{name}: {title}\n  {receipt['path']}"}

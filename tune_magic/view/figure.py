@@ -1,0 +1,130 @@
+"""The loss curve. Figures are `Figure()` objects, never pyplot, which races with other threads."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from tune_magic.runs.events import number
+from tune_magic.runs.summary import Summary
+from tune_magic.view.html import BLUE, GREEN, GREY, ORANGE, RED
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MOST_POINTS = 160
+_SMOOTH_SHARE = 0.04
+Points = list[tuple[float, float]]
+
+
+def thin(points: Points, most: int = _MOST_POINTS) -> Points:
+    """Keep the lowest and highest point of each bucket, so that spikes stay however long the run.
+
+    Example:
+        >>> len(thin([(x, 0.0) for x in range(10_000)])) <= 160
+        True
+    """
+    if len(points) <= most:
+        return points
+    width = math.ceil(len(points) / (most // 2))
+    kept: Points = []
+    for start in range(0, len(points), width):
+        bucket = points[start : start + width]
+        low, high = min(bucket, key=lambda p: p[1]), max(bucket, key=lambda p: p[1])
+        kept += sorted({low, high})
+    return kept
+
+
+def smooth(values: Sequence[float]) -> list[float]:
+    """Return an exponential moving average without the pull of its start; non-finite values are passed over.
+
+    The window grows with the run: about a twenty-fifth of its steps, at least four.
+    """
+    decay = 1 - 1 / max(4.0, _SMOOTH_SHARE * len(values))
+    total = weight = 0.0
+    smoothed = []
+    for item in values:
+        if math.isfinite(item):
+            total, weight = decay * total + (1 - decay) * item, decay * weight + (1 - decay)
+        smoothed.append(total / weight if weight else math.nan)
+    return smoothed
+
+
+def loss_figure(summary: Summary, total_steps: int | None = None) -> Figure:
+    """Draw train loss, its smoothed form, and held-out loss by step.
+
+    Args:
+        summary: The run's.
+        total_steps: Right end of the axis; default: the plan's.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    steps = sorted(summary.steps)
+    losses = [number(summary.steps[step]["loss"]) for step in steps]
+    held_out = [(float(s), number(e["loss"])) for s, e in sorted(summary.evaluations.items())]
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "tune_magic", "path.simplify": True, "font.size": 8}):
+        figure = Figure(figsize=(6.4, 2.3), dpi=100)
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        raw = thin([(float(s), v) for s, v in zip(steps, losses, strict=True) if math.isfinite(v)])
+        even = thin([(float(s), v) for s, v in zip(steps, smooth(losses), strict=True) if math.isfinite(v)])
+        held_out = [point for point in held_out if math.isfinite(point[1])]
+        _line(axes, raw, BLUE, width=0.8, alpha=0.35)
+        _line(axes, even, BLUE, width=1.8)
+        _line(axes, held_out, ORANGE, width=1.5, marker="o")
+        _labels(axes, even, held_out)
+        best = summary.best
+        if best is not None and len(held_out) > 2:
+            axes.axvline(best["step"], color=GREEN, linewidth=1, linestyle=":")
+            axes.annotate(
+                f"best · step {best['step']}", (best["step"], 0.96), xycoords=("data", "axes fraction"),
+                xytext=(-4, 0), textcoords="offset points", ha="right", va="top", color=GREEN, fontsize=7,
+            )  # fmt: skip
+        for step in (step for step, loss in zip(steps, losses, strict=True) if not math.isfinite(loss)):
+            axes.axvline(step, color=RED, linewidth=1)
+        _style(axes, total_steps or summary.plan.get("total_steps") or max(steps, default=1))
+        figure.subplots_adjust(left=0.065, right=0.91, top=0.9, bottom=0.2)
+    return figure
+
+
+def svg(figure: Figure) -> bytes:
+    """Return a figure as SVG with real text and a transparent ground."""
+    from matplotlib import rc_context
+
+    out = io.BytesIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "tune_magic"}):
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    return out.getvalue()
+
+
+def _line(axes: Any, points: Points, colour: str, *, width: float, alpha: float = 1.0, marker: str = "") -> None:
+    if points:
+        xs, ys = zip(*points, strict=True)
+        axes.plot(xs, ys, color=colour, linewidth=width, alpha=alpha, marker=marker, markersize=4)
+
+
+def _labels(axes: Any, train: Points, held_out: Points) -> None:
+    """Name each line at its end, apart from each other."""
+    ends = [(points[-1], name, colour) for points, name, colour in
+            ((train, "train", BLUE), (held_out, "held-out", ORANGE)) if points]  # fmt: skip
+    lower = min(ends, key=lambda end: end[0][1])[1] if ends else ""
+    for (x, y), name, colour in ends:
+        shift = (-4 if name == lower else 4) if len(ends) > 1 else 0
+        axes.annotate(name, (x, y), xytext=(6, shift), textcoords="offset points", color=colour, va="center", fontsize=8)
+
+
+def _style(axes: Any, total_steps: int) -> None:
+    axes.set_xlim(0, max(total_steps, 1) * 1.02)
+    axes.set_ylim(bottom=0)
+    axes.set_facecolor("none")
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.grid(axis="y", color=GREY, alpha=0.2, linewidth=0.8)
+    axes.tick_params(colors=GREY, length=0, labelsize=8)
+    axes.locator_params(axis="y", nbins=5)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.set_xlabel("step", color=GREY, fontsize=8)
+    axes.set_title("loss", color=GREY, fontsize=8, loc="left")

@@ -1,0 +1,195 @@
+"""What a cell shows while a run trains: state first, then the curve, memory, a sample."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from tune_magic.runs.events import number
+from tune_magic.runs.folder import RunFolder
+from tune_magic.runs.state import State
+from tune_magic.runs.summary import Summary
+from tune_magic.view import words
+from tune_magic.view.figure import loss_figure, smooth, svg
+from tune_magic.view.html import (
+    BLUE, GREEN, GREY, ORANGE, RED, Html, bar, box, code, div, grey, heading, image, rule, span, table,
+)  # fmt: skip
+
+Bundle = dict[str, str]
+COLOURS = {"finished": GREEN, "failed": RED, "lost": RED, "damaged": RED, "stopped": ORANGE, "paused": ORANGE}
+_TITLE_STATES = {"running": "training"}
+
+
+def frame(run: RunFolder, state: State, picture: Html | None) -> Bundle:
+    """Return the live frame of a run.
+
+    Args:
+        run: The run.
+        state: Its state now.
+        picture: The loss curve as drawn last, see `curve`; None before the first step.
+    """
+    summary = run.summary()
+    name = run.name or run.id
+    body = [
+        heading(COLOURS.get(state, BLUE), name, _doing(summary, state), _remaining(summary)),
+        bar(_share(summary), BLUE),
+        _numbers(summary),
+        _middle(run, summary, picture),
+        _sample(summary),
+        *(_warning(event) for event in summary.warnings[-2:]),
+    ]
+    return {"text/html": box(*(part for part in body if part)), "text/plain": line(run, state)}
+
+
+def curve(summary: Summary) -> Html | None:
+    """Draw the loss curve, or return None before there is a point."""
+    if not summary.steps and not summary.evaluations:
+        return None
+    return image(svg(loss_figure(summary)), f"loss by step: {_spoken(summary)}")
+
+
+def line(run: RunFolder, state: State) -> str:
+    """Return one line of text for terminals, logs and screen readers."""
+    summary = run.summary()
+    parts = [f"{run.name or run.id}: {_doing(summary, state)}"]
+    if summary.steps:
+        parts.append(_spoken(summary))
+    left = seconds_left(summary)
+    if left is not None and state == "running":
+        parts.append(f"{words.duration(left)} left")
+    return " · ".join(part for part in parts if part)
+
+
+def seconds_left(summary: Summary) -> float | None:
+    """Estimate what remains from the latest steps' durations and the evaluations to come."""
+    total = summary.plan.get("total_steps")
+    if not total or not summary.steps:
+        return None
+    latest = [summary.steps[step]["seconds"] for step in sorted(summary.steps)[-20:]]
+    remaining = total - summary.step
+    evaluations = [event["seconds"] for event in summary.evaluations.values()]
+    to_come = remaining / summary.plan["eval_steps"] if evaluations else 0.0
+    each = sum(evaluations) / len(evaluations) if evaluations else 0.0
+    return remaining * sum(latest) / len(latest) + to_come * each
+
+
+def memory_gauges(memory: dict[str, Any]) -> Html | None:
+    """Return bars for what the process, its peak, the machine and the GPU take."""
+    if not memory:
+        return None
+    total = memory["system_total"]
+    rows = [("this run", memory["rss"], total, BLUE), ("peak", memory["peak"], total, ORANGE)]
+    rows.append(("system", memory["system_used"], total, GREY))
+    if "gpu_total" in memory:
+        rows.append(("GPU", memory["gpu_used"], memory["gpu_total"], BLUE))
+        rows.append(("GPU peak", memory["gpu_peak"], memory["gpu_total"], ORANGE))
+    cells: list[list[object]] = [
+        [
+            span(name, style=f"color:{GREY};white-space:nowrap"),
+            div(bar(used / limit, colour, 8), style="width:110px;margin-top:5px"),
+            span(f"{used / 1e9:.1f} / {limit / 1e9:.0f} GB", style="white-space:nowrap"),
+        ]
+        for name, used, limit, colour in rows
+    ]
+    return div(grey("memory", size=11), table(cells, align="llr"))
+
+
+def about(run: RunFolder, summary: Summary) -> list[Html]:
+    """Say in two quiet lines what is trained, on what."""
+    plan = summary.plan
+    if not plan:
+        return []
+    recipe = plan["recipe"]
+    share = 100 * plan["trainable_parameters"] / plan["parameters"]
+    rank = f" r={recipe['method']['r']}" if "r" in recipe["method"] else ""
+    trainable, parameters = words.count(plan["trainable_parameters"]), words.count(plan["parameters"])
+    data = recipe["data"]["train"].rsplit("/", 1)[-1]
+    lines = [
+        f"{recipe['method']['name']}{rank} · {trainable} of {parameters} parameters ({share:.1f} %)",
+        f"{recipe['model'].rstrip('/').rsplit('/', 1)[-1]} · {data} · {plan['train_rows']} rows, "
+        f"{plan['held_out_rows']} held out",
+        plan["model"]["note"],
+    ]
+    if not plan["packed"]:
+        lines.append(f"rows are padded: {plan['engine_note']}")
+    return [div(grey(text, size=11)) for text in lines]
+
+
+def _doing(summary: Summary, state: State) -> str:
+    total = summary.plan.get("total_steps")
+    word = _TITLE_STATES.get(state, state)
+    if state == "starting":
+        return "starting · loading data and model"
+    if state == "running" and not summary.steps:
+        return "scoring the base model"
+    if not summary.steps:
+        return word
+    epoch = summary.steps[summary.step].get("epoch")
+    return f"{word} · step {summary.step} of {total}" + (f" · epoch {epoch:.2f}" if epoch is not None else "")
+
+
+def _remaining(summary: Summary) -> str:
+    left = seconds_left(summary)
+    if left is None or summary.state != "running":
+        return ""
+    return f"{words.duration(left)} left · ends {words.clock(time.time() + left)}"
+
+
+def _share(summary: Summary) -> float:
+    total = summary.plan.get("total_steps")
+    return summary.step / total if total else 0.0
+
+
+def latest_numbers(summary: Summary) -> list[tuple[str, str]]:
+    """Return (name, value) of the numbers that matter now."""
+    if not summary.steps:
+        return []
+    steps = sorted(summary.steps)
+    last = summary.steps[steps[-1]]
+    seconds = sum(summary.steps[step]["seconds"] for step in steps[-20:])
+    tokens = sum(summary.steps[step]["tokens"] for step in steps[-20:])
+    found = [("train loss", words.value(smooth([number(summary.steps[s]["loss"]) for s in steps])[-1]))]
+    if summary.evaluations:
+        found.append(("held-out loss", words.value(number(summary.evaluations[max(summary.evaluations)]["loss"]))))
+    return [
+        *found,
+        ("learning rate", words.rate(last["learning_rate"])),
+        ("gradient norm", words.value(number(last["grad_norm"]))),
+        ("tokens / s", f"{tokens / seconds:.0f}" if seconds else "–"),
+    ]
+
+
+def _spoken(summary: Summary) -> str:
+    return ", ".join(f"{name} {text}" for name, text in latest_numbers(summary)[:2])
+
+
+def _numbers(summary: Summary) -> Html | None:
+    found = latest_numbers(summary)
+    if not found:
+        return None
+    cells = [div(div(grey(name, size=11)), div(text, style="font-size:15px")) for name, text in found]
+    return div(*cells, style="display:flex;flex-wrap:wrap;gap:4px 24px;margin:8px 0 2px")
+
+
+def _middle(run: RunFolder, summary: Summary, picture: Html | None) -> Html:
+    name = run.name or run.id
+    stop = div(grey("stop: ■ Interrupt, or ", size=11), code(f"%tune stop {name}"), style="margin-top:8px")
+    right = [memory_gauges(summary.memory), *about(run, summary), stop]
+    left = div(picture, style="flex:2 1 380px;min-width:0") if picture else None
+    return div(left, div(*right, style="flex:1 1 260px;min-width:0"), style="display:flex;flex-wrap:wrap;gap:4px 20px")
+
+
+def _sample(summary: Summary) -> Html | None:
+    if not summary.samples:
+        return None
+    event = summary.samples[max(summary.samples)]
+    parts: list[Html] = [grey(f"sample at step {event['step']}" if event["step"] else "sample of the base model", size=11)]
+    for item in event["items"]:
+        if item["question"]:
+            parts.append(div(f"“{item['question'][:300]}”", style=f"color:{GREY}"))
+        parts.append(div(code(item["answer"][:400] or "(an empty answer)")))
+    return rule(*parts)
+
+
+def _warning(event: dict[str, Any]) -> Html:
+    return rule(span("▲ ", style=f"color:{ORANGE}"), event["message"])

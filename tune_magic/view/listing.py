@@ -1,0 +1,47 @@
+"""The table of runs."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+from tune_magic.runs.events import number
+from tune_magic.runs.folder import RunFolder
+from tune_magic.view import words
+from tune_magic.view.frame import COLOURS, Bundle
+from tune_magic.view.html import BLUE, Html, box, code, grey, span, table
+
+COLUMNS = ("name", "state", "step", "held-out loss", "started", "size", "id")
+
+
+def runs_table(runs: Sequence[RunFolder]) -> Bundle:
+    """Return the runs as a table, newest first."""
+    if not runs:
+        note = "There are no runs yet. `%%finetune NAME` starts one."
+        return {"text/html": box(grey(note)), "text/plain": note}
+    rows = [_row(run) for run in runs]
+    cells: list[list[object]] = [[grey(name) for name in COLUMNS]]
+    cells += [[_state(cell) if i == 1 else code(cell) if i == 6 else cell for i, cell in enumerate(row)] for row in rows]
+    lines = [COLUMNS, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
+    text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
+    return {"text/html": box(table(cells, align="llrrlrl")), "text/plain": text}
+
+
+def _row(run: RunFolder) -> list[str]:
+    state, summary = run.status, run.summary()
+    total = summary.plan.get("total_steps", "")
+    best = summary.best
+    return [
+        run.name or "",
+        state,
+        f"{summary.step} / {total}" if total else "",
+        words.value(number(best["loss"])) if best else "",
+        words.ago(time.time() - run.info["created"]),
+        words.size(run.size_bytes()),
+        run.id,
+    ]
+
+
+def _state(state: str) -> Html:
+    return span("● ", span(state, style="color:inherit"), style=f"color:{COLOURS.get(state, BLUE)};white-space:nowrap")

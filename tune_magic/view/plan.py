@@ -1,0 +1,62 @@
+"""The card of a dry run: what would be trained, what it costs, and the rows as the model sees them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tune_magic.runs.events import number
+from tune_magic.runs.folder import RunFolder
+from tune_magic.view import words
+from tune_magic.view.frame import Bundle, about
+from tune_magic.view.html import BLUE, MARK, Html, box, div, grey, heading, rule, span, table
+
+
+def plan_card(run: RunFolder) -> Bundle:
+    """Return the card of a dry run."""
+    summary = run.summary()
+    facts = plan_facts(summary.plan, summary.result)
+    name = run.name or "recipe"
+    rows: list[list[object]] = [[grey(key), value] for key, value in facts]
+    body = [
+        heading(BLUE, name, "plan · nothing was trained", ""),
+        table(rows),
+        *about(run, summary),
+        rule(
+            div(grey("label lens: what the model sees; "), span("what it learns", style=f"background:{MARK}")),
+            *(_lens(row) for row in summary.plan["lens"]),
+        ),
+    ]
+    text = "\n".join([f"{name}: plan, nothing was trained", *(f"  {key}: {value}" for key, value in facts)])
+    return {"text/html": box(*body), "text/plain": text}
+
+
+def plan_facts(plan: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (name, value) of what a plan promises."""
+    trained = 100 * plan["trained_tokens_per_epoch"] / plan["tokens_per_epoch"]
+    cut = f", {plan['cut_rows']} rows cut at max_length" if plan["cut_rows"] else ""
+    rows = [
+        ("steps", f"{plan['total_steps']} of {plan['recipe']['batch_size']} examples, {plan['steps_per_epoch']} an epoch"),
+        ("rows", f"{plan['train_rows']} to train, {plan['held_out_rows']} held out"),
+        ("tokens", f"{words.count(plan['tokens_per_epoch'])} an epoch, {trained:.0f} % trained{cut}"),
+        ("longest row", f"{plan['longest_row_tokens']} tokens"),
+        ("precision", f"{plan['dtype']} on {plan['device']}"),
+    ]
+    if result:
+        rows += [
+            ("predicted time", f"{words.duration(result['seconds'])} (a step of {result['step_tokens']} tokens took "
+                               f"{words.duration(result['step_seconds'])})"),
+            ("predicted peak memory", words.size(result["peak_bytes"])),
+        ]  # fmt: skip
+        if result.get("base_loss") is not None:
+            rows.append(("held-out loss of the base", words.value(number(result["base_loss"]))))
+    return rows
+
+
+def _lens(row: dict[str, Any]) -> Html:
+    pieces = [span(text, style=f"background:{MARK}" if trained else "") for text, trained in row["spans"]]
+    cut = f" · {row['cut']} cut off" if row["cut"] else ""
+    return div(
+        div(*pieces, style="white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;font-size:12px"),
+        grey(f"{row['tokens']} tokens, {row['trained']} trained{cut}", size=11),
+        style="margin-top:8px",
+    )

@@ -1,0 +1,87 @@
+"""Numbers in words: durations, sizes, counts, losses, times."""
+
+from __future__ import annotations
+
+import math
+import time
+
+
+def duration(seconds: float) -> str:
+    """Return seconds as people say them.
+
+    Example:
+        >>> duration(309), duration(7.25), duration(7400)
+        ('5 min 09 s', '7.2 s', '2 h 03 min')
+    """
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(num_bytes: float) -> str:
+    """Return bytes in decimal units.
+
+    Example:
+        >>> size(4_600_000_000), size(9_800_000)
+        ('4.6 GB', '9.8 MB')
+    """
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.1f} {unit}"
+    return f"{num_bytes:.0f} bytes"
+
+
+def count(number: float) -> str:
+    """Return a count with its unit letter.
+
+    Example:
+        >>> count(4_880_000), count(61_234), count(480)
+        ('4.9 M', '61 k', '480')
+    """
+    if number >= 1e9:
+        return f"{number / 1e9:.1f} B"
+    if number >= 1e6:
+        return f"{number / 1e6:.1f} M"
+    return f"{number / 1e3:.0f} k" if number >= 1e4 else f"{number:.0f}"
+
+
+def value(number: float) -> str:
+    """Return a loss or a score to three digits.
+
+    Example:
+        >>> value(0.2412), value(1.9376), value(123.4), value(float("nan"))
+        ('0.241', '1.94', '123', 'not a number')
+    """
+    if math.isnan(number):
+        return "not a number"
+    if math.isinf(number):
+        return "infinite"
+    size_of = abs(number)
+    return f"{number:.3f}" if size_of < 1 else f"{number:.2f}" if size_of < 100 else f"{number:.4g}" if size_of < 1e4 else f"{number:.2e}"
+
+
+def signed(number: float) -> str:
+    """Return a difference with its sign, the minus as a minus."""
+    return ("+" if number >= 0 else "−") + value(abs(number))
+
+
+def rate(number: float) -> str:
+    """Return a learning rate."""
+    return f"{number:.1e}".replace("e-0", "e-")
+
+
+def clock(seconds: float, *, day: bool = False) -> str:
+    """Return a time of the day, here, with the date when asked."""
+    return time.strftime("%d %b %Y %H:%M" if day else "%H:%M", time.localtime(seconds))
+
+
+def ago(seconds: float) -> str:
+    """Return how long ago something was."""
+    if seconds < 90:
+        return "just now"
+    return f"{seconds / 60:.0f} min ago" if seconds < 5400 else f"{seconds / 3600:.0f} h ago" if seconds < 129_600 else f"{seconds / 86_400:.0f} d ago"
