@@ -271,7 +271,9 @@ def _identity(recipe: Recipe, tables: Mapping[str, tuple[str, bytes]], scratch: 
         if isinstance(reference, str):
             path = data_path(reference, scratch)
             if not path.is_file():
-                raise DataError(f"There is no file {reference}.", hint=f"Looked in {Path.cwd()}. Kinds: {', '.join(SUFFIXES)}.")
+                raise DataError(
+                    f"There is no file {reference}.", hint=f"Looked in {Path.cwd()}. Kinds: {', '.join(SUFFIXES)}."
+                )
     prints = fingerprints(recipe, source.path, lambda reference: data_path(reference, scratch))
     return fingerprint.identity(recipe.normalised(), prints)
 
@@ -308,7 +310,9 @@ def _show(run: Run, options: LaunchOptions) -> Run:
         raise
 
 
-def _plan(recipe: Recipe, options: LaunchOptions, content: dict[str, Any], tables: Mapping[str, tuple[str, bytes]]) -> Run:
+def _plan(
+    recipe: Recipe, options: LaunchOptions, content: dict[str, Any], tables: Mapping[str, tuple[str, bytes]]
+) -> Run:
     """Do a dry run in a folder that is not kept."""
     find_model(recipe.model)
     scratch = Path(tempfile.mkdtemp(prefix="tune_magic-plan-"))

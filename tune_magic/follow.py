@@ -16,17 +16,20 @@ from types import FrameType
 from typing import Any
 
 from tune_magic.display import Bundle, Live
-from tune_magic.executors import local
 from tune_magic.handles import Run
 from tune_magic.runs.folder import RunFolder
 from tune_magic.runs.state import TERMINAL
 from tune_magic.view import frame, words
-from tune_magic.view.html import BLUE, bar, box, grey, heading
+from tune_magic.view.html import BLUE, bar, box, grey, heading, note_bundle
 
 _POLL_S = 0.1
 _FRAME_S = 0.5
 _LINE_S = 5.0
 _DRAWING_SHARE = 50
+
+
+class WatchingEnded(Exception):  # noqa: N818 - not an error
+    """Somebody no longer wants to watch."""
 
 
 class Interrupts:
@@ -47,7 +50,7 @@ class Interrupts:
         finally:
             signal.signal(signal.SIGINT, before)
 
-    def _note(self, number: int, stack: FrameType | None) -> None:  # noqa: ARG002 - the signature of handlers
+    def _note(self, number: int, stack: FrameType | None) -> None:
         self.count += 1
 
 
@@ -69,7 +72,7 @@ class Painter:
             return
         self._frame_due = now + (_LINE_S if self._live.is_text else _FRAME_S)
         state = self._run.status
-        if state in TERMINAL and not local.is_starting(self._run.path):
+        if state in TERMINAL and not self._run.is_coming_up:
             return
         state = "starting" if state in TERMINAL else "stopping" if stopping else state
         self._live.update(self._frame(state, now))
@@ -87,14 +90,22 @@ class Painter:
         return frame.frame(self._run, state, self._picture)
 
 
-def follow(run: Run, live: Live | None = None) -> Run:
+def follow(run: Run, *, stops: bool = True) -> Run:
     """Show a finetune job until it ends, then its card; raise what its end means.
+
+    Args:
+        run: The run.
+        stops: Whether an interrupt stops the run; otherwise it only ends the watching.
 
     Raises:
         Stopped: It was stopped. RunFailed: It failed or its worker died.
     """
-    live = live or Live(run)
-    _watch(run, live)
+    live = Live(run)
+    try:
+        _watch(run, live, stops=stops)
+    except WatchingEnded:
+        live.update(note_bundle(f"{run.name or run.id} goes on. `%tune watch {run.name or run.id}` shows it again."))
+        return run
     live.update(run.card())
     run.raise_for_state()
     return run
@@ -130,7 +141,7 @@ def progress_bundle(job: RunFolder) -> Bundle:
     return {"text/html": box(*body), "text/plain": f"{name}: {detail}"}
 
 
-def _watch(run: Run, live: Live) -> None:
+def _watch(run: Run, live: Live, *, stops: bool = True) -> None:
     painter = Painter(run, live)
     interrupts = Interrupts()
     obeyed = 0
@@ -139,6 +150,8 @@ def _watch(run: Run, live: Live) -> None:
         nonlocal obeyed
         if interrupts.count > obeyed:
             obeyed = interrupts.count
+            if not stops:
+                raise WatchingEnded
             if obeyed == 1:
                 run.stop()
             else:
@@ -147,5 +160,3 @@ def _watch(run: Run, live: Live) -> None:
 
     with interrupts.counted():
         run.wait(each=each)
-
-

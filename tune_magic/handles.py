@@ -97,6 +97,11 @@ class Run(RunFolder):
         if self.is_live:
             self.request("stop")
 
+    @property
+    def stop_requested(self) -> bool:
+        """Whether somebody has asked this attempt to stop."""
+        return self.requested("stop")
+
     def pause(self) -> None:
         """Ask the worker to save and wait; its memory stays taken."""
         self.request("pause")
@@ -197,7 +202,7 @@ class Run(RunFolder):
         """Show the card: in a notebook as HTML, elsewhere as text."""
         display.show(self.card(), run=self)
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:  # noqa: ARG002
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"text/plain": repr(self)} if display.was_shown(self.path) else self.card()
 
 
@@ -225,7 +230,7 @@ class Report(Scores):
         """Show the card: in a notebook as HTML, elsewhere as text."""
         display.show(self.card(), run=self.run)
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:  # noqa: ARG002
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"text/plain": repr(self)} if display.was_shown(self.path) else self.card()
 
 

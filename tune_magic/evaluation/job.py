@@ -102,7 +102,9 @@ class Evaluation:
         else:
             examples, split = prepare_data(self.recipe, self.run.path, renderer, self.objective).held_out, "held-out"
         if not examples:
-            raise DataError("There are no held-out rows to evaluate on.", hint="Name some: `%evaluate NAME --data FILE`.")
+            raise DataError(
+                "There are no held-out rows to evaluate on.", hint="Name some: `%evaluate NAME --data FILE`."
+            )
         return examples[: self.options.get("limit")], split
 
     def _metrics(self, examples: list[Example]) -> dict[str, Metric]:

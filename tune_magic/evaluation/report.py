@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _SHOWN = 3
+_ORDER = ("exact_match", "rouge_l")  # what ranks rows, most telling first; the loss decides ties
 
 
 class Scores:
@@ -67,20 +68,22 @@ class Scores:
 
     def notable(self) -> dict[str, list[dict[str, Any]]]:
         """Return the rows that gained most, those scored lowest, and those that got worse, a few of each."""
-        rows = self.rows
-        metric = next((name for name in ("rouge_l", "exact_match") if name in self.comparisons), "loss")
-        sign = 1.0 if self.comparisons[metric].higher_is_better else -1.0
+        known = [name for name in (*_ORDER, "loss") if name in self.comparisons]
 
-        def gain(row: dict[str, Any]) -> float:
-            return sign * (row[f"{metric}_tuned"] - row[f"{metric}_base"])
+        def score(row: dict[str, Any], side: str) -> tuple[float, ...]:
+            signs = (1.0 if self.comparisons[name].higher_is_better else -1.0 for name in known)
+            return tuple(sign * row[f"{name}_{side}"] for sign, name in zip(signs, known, strict=True))
 
-        by_gain = sorted(rows, key=gain, reverse=True)
-        by_score = sorted(rows, key=lambda row: sign * row[f"{metric}_tuned"])
-        perfect = 1.0 if sign > 0 else 0.0
+        def gain(row: dict[str, Any]) -> tuple[float, ...]:
+            return tuple(t - b for t, b in zip(score(row, "tuned"), score(row, "base"), strict=True))
+
+        by_gain = sorted(self.rows, key=gain, reverse=True)
+        by_score = sorted(self.rows, key=lambda row: score(row, "tuned"))
+        none = (0.0,) * len(known)
         return {
-            "best": [row for row in by_gain[:_SHOWN] if gain(row) > 0],
-            "worst": [row for row in by_score[:_SHOWN] if row[f"{metric}_tuned"] != perfect],
-            "regressed": [row for row in reversed(by_gain[-_SHOWN:]) if gain(row) < 0],
+            "best": [row for row in by_gain[:_SHOWN] if gain(row) > none],
+            "worst": [row for row in by_score[:_SHOWN] if row.get("exact_match_tuned") != 1.0],
+            "regressed": [row for row in reversed(by_gain[-_SHOWN:]) if gain(row) < none],
         }
 
 

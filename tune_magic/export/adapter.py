@@ -16,6 +16,8 @@ class AdapterExporter(Exporter):
     def write(self, folder: Path, model: Any, tokenizer: Any, method: Method) -> None:
         """Write adapter and tokenizer."""
         if not method.adds:
-            raise TuneError("This run changed the model itself; there is no adapter.", hint="Export it with `--to merged`.")
+            raise TuneError(
+                "This run changed the model itself; there is no adapter.", hint="Export it with `--to merged`."
+            )
         model.save_pretrained(folder, save_embedding_layers=False)
         tokenizer.save_pretrained(folder)

@@ -96,7 +96,7 @@ class Control:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    def _on_term(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of handlers
+    def _on_term(self, number: int, frame: FrameType | None) -> None:
         if self._terminated:
             os._exit(143)
         self._terminated = True

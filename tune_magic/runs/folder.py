@@ -169,6 +169,11 @@ class RunFolder:
         """A worker is about to start this attempt: requests made before it comes up are meant for it."""
         self._expected_attempt = attempt
 
+    @property
+    def is_coming_up(self) -> bool:
+        """Whether a worker was started here whose attempt has not written yet."""
+        return self.summary().attempt < self._expected_attempt
+
     def request(self, kind: str) -> str:
         """Leave a request for the worker and return its id.
 
@@ -178,9 +183,22 @@ class RunFolder:
         if kind not in REQUESTS:
             raise ValueError(f"no request {kind!r}; there are {', '.join(REQUESTS)}")
         request_id = f"{time.time_ns()}-{secrets.token_hex(2)}"
-        content = {"id": request_id, "request": kind, "attempt": max(self.summary().attempt, self._expected_attempt), "t": time.time()}
+        content = {
+            "id": request_id,
+            "request": kind,
+            "attempt": max(self.summary().attempt, self._expected_attempt),
+            "t": time.time(),
+        }
         files.write_json(self.path / "control" / f"{request_id}.json", content)
         return request_id
+
+    def requested(self, kind: str) -> bool:
+        """Return whether this attempt was asked for `kind`."""
+        for path in (self.path / "control").glob("[0-9]*.json"):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content["request"] == kind and content["attempt"] == self.summary().attempt:
+                return True
+        return False
 
     def kill(self) -> bool:
         """Kill the worker and its children at once; the last checkpoint stands. Returns whether there was one."""

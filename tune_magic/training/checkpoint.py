@@ -162,7 +162,7 @@ def retain(folder: Path, *, limit: int, protected: set[int], own: set[int]) -> l
 def random_state() -> dict[str, torch.Tensor]:
     """Return the state of Python's, NumPy's and torch's generators as tensors."""
     python = random.getstate()
-    numpy = np.random.get_state()  # noqa: NPY002 - libraries below us may draw from the global generator
+    numpy = np.random.get_state()
     state = {
         "python": torch.tensor(python[1], dtype=torch.int64),
         "python_gauss": torch.tensor([float("nan") if python[2] is None else python[2]], dtype=torch.float64),
@@ -181,7 +181,7 @@ def set_random_state(state: dict[str, torch.Tensor]) -> None:
     random.setstate((3, tuple(state["python"].tolist()), None if gauss != gauss else gauss))
     place, has_gauss, cached = state["numpy_rest"].tolist()
     keys = state["numpy"].numpy().astype(np.uint32)
-    np.random.set_state(("MT19937", keys, int(place), int(has_gauss), cached))  # noqa: NPY002
+    np.random.set_state(("MT19937", keys, int(place), int(has_gauss), cached))
     torch.set_rng_state(state["torch"])
     for name, tensor in state.items():
         if name.startswith("cuda_"):

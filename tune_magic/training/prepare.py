@@ -115,7 +115,7 @@ def prepare(
         torch.set_num_threads(inherited["threads"])  # another number of threads adds in another order
     method: Method = plugins.get("method", recipe.method.name)(recipe.method)
     torch.manual_seed(recipe.seed)
-    np.random.seed(recipe.seed)  # noqa: NPY002 - for libraries below us; our own order never draws from it
+    np.random.seed(recipe.seed)
     model = method.apply(load_causal_lm(model_folder, dtype if method.adds else torch.float32))
     model.to(device())
     control.check()
@@ -204,10 +204,5 @@ def _lens(example: Example, tokenizer: Any) -> dict[str, Any]:
     """A row as the model sees it: spans of text, each with whether it is trained."""
     tokens, weights = example.trunk.tokens[:_LENS_TOKENS], example.trunk.weights[:_LENS_TOKENS] > 0
     edges = [0, *(np.flatnonzero(np.diff(weights)) + 1).tolist(), len(tokens)]
-    spans = [
-        [tokenizer.decode(tokens[a:b].tolist()), bool(weights[a])]
-        for a, b in itertools.pairwise(edges)
-        if b > a
-    ]
+    spans = [[tokenizer.decode(tokens[a:b].tolist()), bool(weights[a])] for a, b in itertools.pairwise(edges) if b > a]
     return {"spans": spans, "tokens": len(example), "trained": int(example.weight), "cut": example.num_cut}
-

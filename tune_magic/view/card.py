@@ -13,7 +13,22 @@ from tune_magic.runs.summary import Summary
 from tune_magic.view import words
 from tune_magic.view.frame import COLOURS, Bundle, about, curve
 from tune_magic.view.html import (
-    BLUE, GREEN, GREY, ORANGE, RED, Html, bar, box, code, div, grey, heading, rule, span, table, tag,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    Html,
+    bar,
+    box,
+    code,
+    div,
+    grey,
+    heading,
+    rule,
+    span,
+    table,
+    tag,
 )  # fmt: skip
 
 _NEXT = {
@@ -25,9 +40,7 @@ _NEXT = {
 _VERDICTS = {"better": GREEN, "worse": RED, "unclear": GREY}
 
 
-def card(
-    run: RunFolder, comparisons: Mapping[str, Comparison] | None = None, banner: str | None = None
-) -> Bundle:
+def card(run: RunFolder, comparisons: Mapping[str, Comparison] | None = None, banner: str | None = None) -> Bundle:
     """Return the card of a run.
 
     Args:
@@ -42,7 +55,11 @@ def card(
     share = summary.step / total if total else 0.0
     picture = curve(summary)
     scores = scores_table(_with_loss(summary, comparisons or {}))
-    facts = [scores, div(grey(text), style="margin-top:8px") if (text := _facts(summary)) else None, *about(run, summary)]
+    facts = [
+        scores,
+        div(grey(facts_line), style="margin-top:8px") if (facts_line := _facts(summary)) else None,
+        *about(run, summary),
+    ]
     body = [
         rule_free(banner),
         heading(colour, name, outcome(run, state, summary), _when(run, summary)),
@@ -57,7 +74,10 @@ def card(
         _failure(summary) if state == "failed" else None,
         _next(name, state),
     ]
-    return {"text/html": box(*(part for part in body if part)), "text/plain": text(run, state, comparisons, banner)}
+    return {
+        "text/html": box(*(part for part in body if part)),
+        "text/plain": card_text(run, state, comparisons, banner),
+    }
 
 
 def rule_free(banner: str | None) -> Html | None:
@@ -100,7 +120,7 @@ def outcome(run: RunFolder, state: State, summary: Summary) -> str:
     return state
 
 
-def text(
+def card_text(
     run: RunFolder, state: State, comparisons: Mapping[str, Comparison] | None = None, banner: str | None = None
 ) -> str:
     """Return the card as plain text."""

@@ -113,7 +113,9 @@ def _labels(axes: Any, train: Points, held_out: Points) -> None:
     lower = min(ends, key=lambda end: end[0][1])[1] if ends else ""
     for (x, y), name, colour in ends:
         shift = (-4 if name == lower else 4) if len(ends) > 1 else 0
-        axes.annotate(name, (x, y), xytext=(6, shift), textcoords="offset points", color=colour, va="center", fontsize=8)
+        axes.annotate(
+            name, (x, y), xytext=(6, shift), textcoords="offset points", color=colour, va="center", fontsize=8
+        )
 
 
 def _style(axes: Any, total_steps: int) -> None:

@@ -12,7 +12,22 @@ from tune_magic.runs.summary import Summary
 from tune_magic.view import words
 from tune_magic.view.figure import loss_figure, smooth, svg
 from tune_magic.view.html import (
-    BLUE, GREEN, GREY, ORANGE, RED, Html, bar, box, code, div, grey, heading, image, rule, span, table,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    RED,
+    Html,
+    bar,
+    box,
+    code,
+    div,
+    grey,
+    heading,
+    image,
+    rule,
+    span,
+    table,
 )  # fmt: skip
 
 Bundle = dict[str, str]
@@ -183,7 +198,9 @@ def _sample(summary: Summary) -> Html | None:
     if not summary.samples:
         return None
     event = summary.samples[max(summary.samples)]
-    parts: list[Html] = [grey(f"sample at step {event['step']}" if event["step"] else "sample of the base model", size=11)]
+    parts: list[Html] = [
+        grey(f"sample at step {event['step']}" if event["step"] else "sample of the base model", size=11)
+    ]
     for item in event["items"]:
         if item["question"]:
             parts.append(div(f"“{item['question'][:300]}”", style=f"color:{GREY}"))

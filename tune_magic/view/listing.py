@@ -21,7 +21,9 @@ def runs_table(runs: Sequence[RunFolder]) -> Bundle:
         return {"text/html": box(grey(note)), "text/plain": note}
     rows = [_row(run) for run in runs]
     cells: list[list[object]] = [[grey(name) for name in COLUMNS]]
-    cells += [[_state(cell) if i == 1 else code(cell) if i == 6 else cell for i, cell in enumerate(row)] for row in rows]
+    cells += [
+        [_state(cell) if i == 1 else code(cell) if i == 6 else cell for i, cell in enumerate(row)] for row in rows
+    ]
     lines = [COLUMNS, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
     text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)

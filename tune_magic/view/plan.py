@@ -35,7 +35,10 @@ def plan_facts(plan: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, 
     trained = 100 * plan["trained_tokens_per_epoch"] / plan["tokens_per_epoch"]
     cut = f", {plan['cut_rows']} rows cut at max_length" if plan["cut_rows"] else ""
     rows = [
-        ("steps", f"{plan['total_steps']} of {plan['recipe']['batch_size']} examples, {plan['steps_per_epoch']} an epoch"),
+        (
+            "steps",
+            f"{plan['total_steps']} of {plan['recipe']['batch_size']} examples, {plan['steps_per_epoch']} an epoch",
+        ),
         ("rows", f"{plan['train_rows']} to train, {plan['held_out_rows']} held out"),
         ("tokens", f"{words.count(plan['tokens_per_epoch'])} an epoch, {trained:.0f} % trained{cut}"),
         ("longest row", f"{plan['longest_row_tokens']} tokens"),

@@ -17,7 +17,9 @@ def report_card(report: Scores, name: str) -> Bundle:
     """Return the card of a report."""
     about = report.about
     subject = f"evaluated on {about['rows']} {about['split']} rows"
-    caution = "These rows also chose the checkpoint; a `test` file would not flatter." if about["chose_checkpoint"] else None
+    caution = (
+        "These rows also chose the checkpoint; a `test` file would not flatter." if about["chose_checkpoint"] else None
+    )
     body = [
         heading(GREEN, name, subject, f"checkpoint of step {about['step']}"),
         scores_table(report.comparisons),

@@ -62,7 +62,15 @@ def value(number: float) -> str:
     if math.isinf(number):
         return "infinite"
     size_of = abs(number)
-    return f"{number:.3f}" if size_of < 1 else f"{number:.2f}" if size_of < 100 else f"{number:.4g}" if size_of < 1e4 else f"{number:.2e}"
+    return (
+        f"{number:.3f}"
+        if size_of < 1
+        else f"{number:.2f}"
+        if size_of < 100
+        else f"{number:.4g}"
+        if size_of < 1e4
+        else f"{number:.2e}"
+    )
 
 
 def signed(number: float) -> str:
@@ -84,4 +92,10 @@ def ago(seconds: float) -> str:
     """Return how long ago something was."""
     if seconds < 90:
         return "just now"
-    return f"{seconds / 60:.0f} min ago" if seconds < 5400 else f"{seconds / 3600:.0f} h ago" if seconds < 129_600 else f"{seconds / 86_400:.0f} d ago"
+    return (
+        f"{seconds / 60:.0f} min ago"
+        if seconds < 5400
+        else f"{seconds / 3600:.0f} h ago"
+        if seconds < 129_600
+        else f"{seconds / 86_400:.0f} d ago"
+    )

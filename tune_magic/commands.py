@@ -1,0 +1,231 @@
+"""The commands, their flags and their help: one table for magics, command line, completion and README.
+
+Light on purpose: loading the extension imports this and must cost nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import shlex
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+_KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
+
+
+class BadUsage(ValueError):  # noqa: N818 - what the user did, not a fault of ours
+    """A line that cannot be understood; surfaces show it as their own kind of usage error."""
+
+
+class HelpWanted(Exception):  # noqa: N818 - not an error
+    """Somebody asked for help; carries the text."""
+
+
+@dataclass(frozen=True)
+class Flag:
+    """An option of a command.
+
+    Attributes:
+        name: Without dashes.
+        help: One line.
+        value: Placeholder of its value; None for a switch.
+        choices: Allowed values; empty when any.
+        kind: Type of the value.
+    """
+
+    name: str
+    help: str
+    value: str | None = None
+    choices: tuple[str, ...] = ()
+    kind: type = str
+
+    @property
+    def key(self) -> str:
+        """Name of the keyword it becomes."""
+        return self.name.replace("-", "_")
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command and what may follow it.
+
+    Attributes:
+        name: As typed, such as ``finetune`` or ``tune runs``.
+        help: One line.
+        positional: Placeholder of what comes first; None when nothing does.
+        positional_help: One line about it.
+        needed: Whether it must be there.
+        flags: The options.
+        takes_keys: Whether ``key=value`` pairs of a recipe may follow.
+    """
+
+    name: str
+    help: str
+    positional: str | None = None
+    positional_help: str = ""
+    needed: bool = False
+    flags: tuple[Flag, ...] = ()
+    takes_keys: bool = False
+
+    def usage(self, prefix: str = "%") -> str:
+        """Return the line that shows how to write it."""
+        parts = [f"{prefix}{self.name}"]
+        if self.positional:
+            parts.append(self.positional if self.needed else f"[{self.positional}]")
+        parts += [f"[--{flag.name}{' ' + flag.value if flag.value else ''}]" for flag in self.flags]
+        return " ".join([*parts, "[key=value ...]"] if self.takes_keys else parts)
+
+    def help_text(self, prefix: str = "%") -> str:
+        """Return the whole help, plain text."""
+        lines = [self.usage(prefix), "", self.help]
+        rows = [(self.positional, self.positional_help)] if self.positional else []
+        rows += [(f"--{f.name}{' ' + f.value if f.value else ''}", f.help + _choices(f)) for f in self.flags]
+        rows += [
+            ("key=value", "a key of the recipe, dotted where nested: learning_rate=1e-4 method.r=8")
+        ] * self.takes_keys
+        width = max((len(name or "") for name, _ in rows), default=0)
+        return "\n".join([*lines, "", *(f"  {name or '':{width}}  {text}" for name, text in rows)]).rstrip()
+
+
+@dataclass
+class Parsed:
+    """What a line said."""
+
+    positional: str | None = None
+    flags: dict[str, Any] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+
+
+LAUNCH_FLAGS = (
+    Flag("background", "return at once; the run goes on by itself"),
+    Flag("fresh", "train again although the same run is there"),
+    Flag("dry-run", "show the plan and train nothing"),
+    Flag("executor", "where to run", "WHERE", ("worker", "inline")),
+    Flag("traceback", "show the worker's whole traceback when it fails"),
+    Flag("output", "folder for runs; default: tune_runs beside the notebook", "FOLDER"),
+)
+_RUN = "name or id of a run; default: the last one"
+_SHOW_CODE = Flag("show-code", "print the Python twin and train nothing")
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            "finetune", "Fine-tune a model by a recipe: the cell's body, or a file.", "NAME_OR_FILE",
+            "in a cell: the name the run is bound to; on a line: a recipe file", False, (*LAUNCH_FLAGS, _SHOW_CODE), True,
+        ),
+        Command(
+            "evaluate", "Score base and tuned model over the same rows.", "RUN", _RUN, False,
+            (
+                Flag("data", "rows to score: a file or $name; default: test, else the held-out rows", "DATA"),
+                Flag("metrics", "comma-separated: loss,perplexity,exact_match,rouge_l", "NAMES"),
+                Flag("max-new-tokens", "longest answer in tokens", "N", kind=int),
+                Flag("limit", "only this many rows", "N", kind=int),
+            ),
+        ),
+        Command(
+            "export", "Write the tuned model for other programs.", "RUN", _RUN, False,
+            (
+                Flag("to", "format", "FORMAT", ("adapter", "merged")),
+                Flag("output", "a folder that does not exist yet; default: inside the run folder", "FOLDER"),
+            ),
+        ),
+        Command("tune runs", "List the runs, newest first.", flags=(Flag("all", "those of other folders too"),)),
+        Command("tune show", "Show the card of a run.", "RUN", _RUN),
+        Command("tune watch", "Show a live run; Interrupt ends the watching, not the run.", "RUN", _RUN),
+        Command("tune stop", "Stop a run after saving its last step; a second time kills it.", "RUN", _RUN),
+        Command(
+            "tune resume", "Go on with a stopped, lost or failed run.", "RUN", _RUN, False,
+            (Flag("background", "return at once; the run goes on by itself"),),
+        ),
+    )
+}  # fmt: skip
+VERBS = tuple(name.removeprefix("tune ") for name in COMMANDS if name.startswith("tune "))
+
+
+def parse(command: Command, line: str | Sequence[str], prefix: str = "%") -> Parsed:
+    """Understand what follows a command.
+
+    Args:
+        command: The command.
+        line: The rest of the line, or its words when a shell has split it.
+        prefix: How the command is written, for help.
+
+    Raises:
+        HelpWanted: ``-h`` or ``--help``. BadUsage: Anything unknown, missing or doubled, with the nearest name.
+
+    Example:
+        >>> parse(COMMANDS["finetune"], "bot --fresh method.r=8")
+        Parsed(positional='bot', flags={'fresh': True}, keys={'method.r': '8'})
+    """
+    words = list(split(line)) if isinstance(line, str) else list(line)
+    parsed = Parsed()
+    while words:
+        word = words.pop(0)
+        if word in ("-h", "--help"):
+            raise HelpWanted(command.help_text(prefix))
+        if word.startswith("--"):
+            _take_flag(command, word[2:], words, parsed, prefix)
+        elif word.startswith("-") and len(word) > 1 and not word[1:2].isdigit():
+            raise BadUsage(f"There is no option {word}. Options are written in full: {_flag_names(command)}.")
+        elif command.takes_keys and "=" in word and _KEY.fullmatch(word.partition("=")[0]):
+            key, _, value = word.partition("=")
+            if key in parsed.keys:
+                raise BadUsage(f"{key} is there twice.")
+            parsed.keys[key] = value
+        elif command.positional is None or parsed.positional is not None:
+            raise BadUsage(f"What is `{word}`? Usage: {command.usage(prefix)}")
+        else:
+            parsed.positional = word
+    if command.needed and parsed.positional is None:
+        raise BadUsage(f"{command.positional} is missing. Usage: {command.usage(prefix)}")
+    return parsed
+
+
+def split(line: str) -> list[str]:
+    """Split a line into words, quotes taken off; a comment ends it."""
+    try:
+        return shlex.split(line, comments=True)
+    except ValueError as error:
+        raise BadUsage(f"The line cannot be read: {error}.") from None
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Return a did-you-mean sentence, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _take_flag(command: Command, word: str, words: list[str], parsed: Parsed, prefix: str) -> None:
+    name, has_value, value = word.partition("=")
+    flag = next((flag for flag in command.flags if flag.name == name), None)
+    if flag is None:
+        known = [flag.name for flag in command.flags]
+        advice = nearest(name, known).replace("mean ", "mean --")
+        raise BadUsage(f"There is no option --{name}.{advice} Usage: {command.usage(prefix)}")
+    if flag.key in parsed.flags:
+        raise BadUsage(f"--{name} is there twice.")
+    if flag.value is None:
+        if has_value:
+            raise BadUsage(f"--{name} takes no value.")
+        parsed.flags[flag.key] = True
+        return
+    if not has_value:
+        if not words:
+            raise BadUsage(f"--{name} needs a value: --{name} {flag.value}.")
+        value = words.pop(0)
+    if flag.choices and value not in flag.choices and command.name != "export":  # exporters may be plug-ins
+        raise BadUsage(f"--{name} must be {' or '.join(flag.choices)}, got {value!r}.{nearest(value, flag.choices)}")
+    try:
+        parsed.flags[flag.key] = flag.kind(value)
+    except ValueError:
+        raise BadUsage(f"--{name} must be a whole number, got {value!r}.") from None
+
+
+def _flag_names(command: Command) -> str:
+    return ", ".join(f"--{flag.name}" for flag in command.flags) or "none"
+
+
+def _choices(flag: Flag) -> str:
+    return f" ({', '.join(flag.choices)})" if flag.choices else ""

@@ -1,0 +1,1 @@
+"""The magics: parse, complete, bind results."""

@@ -1,0 +1,148 @@
+"""Completion of commands, flags, keys, values and runs. A matcher that fails would print on every Tab: it never does."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any, Literal, get_args, get_origin
+
+from tune_magic import commands
+
+_MAGIC = re.compile(r"%%?(finetune|evaluate|export|tune)\b")
+
+
+def make_matcher(shell: Any) -> Any:
+    """Return a matcher for IPython's completer (version 2 of its interface)."""
+
+    def tune_magic_matcher(context: Any) -> dict[str, Any]:
+        try:
+            before = context.full_text[: _offset(context)]
+            fragment, found = complete(shell, before)
+        except Exception:  # noqa: BLE001 - a completer must never get in the way of typing
+            return {"completions": []}
+        return _result(fragment, found) if found else {"completions": []}
+
+    tune_magic_matcher.matcher_api_version = 2  # type: ignore[attr-defined]
+    tune_magic_matcher.matcher_identifier = "tune_magic"  # type: ignore[attr-defined]
+    tune_magic_matcher.matcher_priority = 200  # type: ignore[attr-defined]
+    return tune_magic_matcher
+
+
+def complete(shell: Any, before: str) -> tuple[str, list[str]]:
+    """Return the word being typed and what it may become, for the text of a cell up to the cursor."""
+    line = before.rsplit("\n", 1)[-1]
+    lines = before.split("\n")
+    is_body = lines[0].startswith("%%finetune") and len(lines) > 1
+    if is_body:
+        return _in_body(line, lines[:-1])
+    match = _MAGIC.match(line.lstrip())
+    if match is None:
+        return "", []
+    return _on_line(shell, match[1], line.lstrip()[match.end() :])
+
+
+def _on_line(shell: Any, name: str, rest: str) -> tuple[str, list[str]]:
+    *words, fragment = rest.split(" ")
+    words = [word for word in words if word]
+    if name == "tune":
+        if not words:
+            return fragment, _starting(fragment, commands.VERBS)
+        name = f"tune {words.pop(0)}"
+    command = commands.COMMANDS.get(name)
+    if command is None:
+        return fragment, []
+    previous = next((flag for flag in command.flags if words[-1:] == [f"--{flag.name}"]), None)
+    if previous is not None and previous.value is not None:
+        return fragment, _starting(fragment, previous.choices)
+    if fragment.startswith("-"):
+        used = {word.partition("=")[0] for word in words}
+        return fragment, _starting(fragment, (f"--{f.name}" for f in command.flags if f"--{f.name}" not in used))
+    if command.takes_keys and words:
+        return fragment, _starting(fragment, (f"{key}=" for key in _keys()))
+    return fragment, _starting(fragment, _run_names(shell)) if command.positional == "RUN" else []
+
+
+def _in_body(line: str, above: list[str]) -> tuple[str, list[str]]:
+    key, colon, value = line.partition(":")
+    fragment = (value if colon else line).lstrip()
+    if colon:
+        return fragment, _starting(fragment, _values(_path(above, line), key.strip()))
+    indent = len(line) - len(line.lstrip())
+    prefix = _parent(above, indent)
+    depth = prefix.count(".") + bool(prefix)
+    names = {k.split(".")[depth] for k in _keys() if not prefix or k.startswith(f"{prefix}.")}
+    return fragment, _starting(fragment, (f"{name}: " for name in sorted(names)))
+
+
+def _path(above: list[str], line: str) -> str:
+    return _parent(above, len(line) - len(line.lstrip()))
+
+
+def _parent(above: list[str], indent: int) -> str:
+    """Return the dotted key under which a line with this indent stands."""
+    if indent == 0:
+        return ""
+    for text in reversed(above[1:]):
+        if text.strip() and len(text) - len(text.lstrip()) < indent:
+            return text.partition(":")[0].strip()
+    return ""
+
+
+def _keys() -> list[str]:
+    from tune_magic.recipe.build import keys
+
+    return [key for key, _, _ in keys()]
+
+
+def _values(parent: str, key: str) -> Iterable[str]:
+    from tune_magic import plugins
+    from tune_magic.models.find import installed
+    from tune_magic.recipe.build import keys
+
+    full = f"{parent}.{key}" if parent else key
+    if full == "model":
+        return installed()
+    if full in ("method", "method.name", "objective"):
+        return plugins.names(full.partition(".")[0])
+    for known, owner, name in keys():
+        if known == full:
+            return _choices(owner.model_fields[name].annotation)
+    return []
+
+
+def _choices(annotation: Any) -> list[str]:
+    if annotation is bool:
+        return ["true", "false"]
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    return [choice for part in get_args(annotation) for choice in _choices(part)]
+
+
+def _run_names(shell: Any) -> list[str]:
+    from tune_magic.handles import Run
+    from tune_magic.runs import store
+
+    bound = [name for name, value in shell.user_ns.items() if isinstance(value, Run) and not name.startswith("_")]
+    stored = [Run(path).name or path.name for path in list(store.folders())[:200]]
+    return list(dict.fromkeys([*bound, *stored]))
+
+
+def _starting(fragment: str, known: Iterable[str]) -> list[str]:
+    return [name for name in known if name.startswith(fragment)]
+
+
+def _offset(context: Any) -> int:
+    """Return the cursor's place in the whole text."""
+    lines = context.full_text.split("\n")
+    return sum(len(line) + 1 for line in lines[: context.cursor_line]) + int(context.cursor_position)
+
+
+def _result(fragment: str, found: list[str]) -> dict[str, Any]:
+    from IPython.core.completer import SimpleCompletion
+
+    return {
+        "completions": [SimpleCompletion(text=text, type="keyword") for text in found],
+        "matched_fragment": fragment,
+        "suppress": True,
+        "ordered": True,
+    }

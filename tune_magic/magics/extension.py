@@ -1,0 +1,65 @@
+"""Put the magics into a shell, and take them out again."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from tune_magic import commands
+from tune_magic.magics.complete import make_matcher
+
+_MATCHER = "_tune_magic_matcher"
+LINE = ("finetune", "evaluate", "export", "tune")
+CELL = ("finetune",)
+
+
+def load(shell: Any) -> None:
+    """Register the magics and the completer; a second time changes nothing."""
+    unload(shell)
+    for name in LINE:
+        shell.register_magic_function(_magic(shell, name, cell=False), "line", name)
+    for name in CELL:
+        shell.register_magic_function(_magic(shell, name, cell=True), "cell", name)
+    completer = getattr(shell, "Completer", None)
+    if hasattr(completer, "custom_matchers"):  # IPython 8.6 and later
+        matcher = make_matcher(shell)
+        setattr(shell, _MATCHER, matcher)
+        completer.custom_matchers.append(matcher)
+
+
+def unload(shell: Any) -> None:
+    """Remove everything `load` added."""
+    for kind, names in (("line", LINE), ("cell", CELL)):
+        for name in names:
+            shell.magics_manager.magics[kind].pop(name, None)
+    matcher = shell.__dict__.pop(_MATCHER, None)
+    if matcher is not None and matcher in shell.Completer.custom_matchers:
+        shell.Completer.custom_matchers.remove(matcher)
+
+
+def _magic(shell: Any, name: str, *, cell: bool) -> Any:
+    """Return the function IPython calls. It imports the verbs only when called, and expands no `{}` in templates."""
+    from IPython.core.magic import no_var_expand
+
+    @no_var_expand
+    def call(line: str, body: str | None = None) -> Any:
+        from tune_magic.magics import verbs
+
+        return verbs.run(shell, name, line, body)
+
+    @functools.wraps(call)
+    def line_only(line: str) -> Any:
+        return call(line)
+
+    function = call if cell else line_only
+    function.__name__ = name
+    function.__doc__ = _help(name)
+    return no_var_expand(function)
+
+
+def _help(name: str) -> str:
+    if name == "tune":
+        verbs = [command for full, command in commands.COMMANDS.items() if full.startswith("tune ")]
+        width = max(len(command.name) for command in verbs)
+        return "%tune VERB\n\n" + "\n".join(f"  %{command.name:{width}}  {command.help}" for command in verbs)
+    return commands.COMMANDS[name].help_text("%%" if name in CELL else "%")

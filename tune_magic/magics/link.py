@@ -1,0 +1,41 @@
+"""Facts about the notebook a cell belongs to: hints, never needed. The .ipynb itself is never touched."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tune_magic.runs.fingerprint import of_text
+
+
+def notebook_link(shell: Any, source: str | None) -> dict[str, Any]:
+    """Return the notebook's path, the cell's id, and our cell's source with its hash, as far as they are known."""
+    return {
+        "notebook": _notebook_path(shell),
+        "cell_id": _cell_id(shell),
+        "source": source,
+        "source_sha256": of_text(source) if source is not None else None,
+    }
+
+
+def _notebook_path(shell: Any) -> str | None:
+    for named in (
+        shell.user_ns.get("__vsc_ipynb_file__"),
+        shell.user_ns.get("__session__"),
+        os.environ.get("JPY_SESSION_NAME"),
+    ):
+        if isinstance(named, str) and ".ipynb" in named:
+            path = Path(named)
+            # a server gives the path from its own root; the kernel's working directory is the notebook's folder
+            return str(path if path.is_absolute() else Path.cwd() / path.name)
+    return None
+
+
+def _cell_id(shell: Any) -> str | None:
+    kernel = getattr(shell, "kernel", None)
+    if kernel is None:
+        return None
+    metadata = (kernel.get_parent() or {}).get("metadata", {})
+    found = metadata.get("cellId") or metadata.get("cell_id")
+    return str(found) if found else None

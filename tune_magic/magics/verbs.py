@@ -1,0 +1,196 @@
+"""What each magic does, once it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+from tune_magic import api, commands, display
+from tune_magic.commands import BadUsage, HelpWanted, Parsed
+from tune_magic.errors import Fault, RecipeError, TuneError
+from tune_magic.follow import follow
+from tune_magic.handles import Run
+from tune_magic.magics.link import notebook_link
+from tune_magic.recipe import yaml
+from tune_magic.recipe.build import build_launch, build_recipe, read_recipe_file
+from tune_magic.recipe.schema import Recipe
+from tune_magic.recipe.twin import twin_code
+from tune_magic.runs import store
+from tune_magic.view.listing import runs_table
+
+_BODY_LINE = 2  # the first line of a cell is the magic's own
+
+
+def run(shell: Any, name: str, line: str, body: str | None) -> Any:
+    """Do what a magic's line and body say.
+
+    Raises:
+        UsageError: Exactly IPython's own, since a subclass prints a whole traceback. TuneError: Everything else.
+    """
+    try:
+        if name == "tune":
+            return _tune(shell, line)
+        parsed = commands.parse(commands.COMMANDS[name], line, "%%" if body is not None else "%")
+        return {"finetune": _finetune, "evaluate": _evaluate, "export": _export}[name](shell, parsed, body)
+    except HelpWanted as wanted:
+        display.show_text(str(wanted))
+        return None
+    except BadUsage as error:
+        _usage_error(str(error))
+
+
+def _usage_error(message: str) -> NoReturn:
+    from IPython.core.error import UsageError
+
+    raise UsageError(message) from None
+
+
+def _finetune(shell: Any, parsed: Parsed, body: str | None) -> Run | None:
+    overrides = {key: yaml.read(f"value: {value}")[0]["value"] for key, value in parsed.keys.items()}
+    show_code = parsed.flags.pop("show_code", False)
+    name = parsed.positional
+    objects: dict[str, Any] = {}
+    if body is None:
+        if name is None:
+            raise BadUsage("A recipe is missing: %finetune FILE, or %%finetune NAME with the recipe below it.")
+        from pathlib import Path
+
+        recipe, text, name = read_recipe_file(Path(name), overrides), None, None
+    else:
+        if name is not None and not name.isidentifier():
+            raise BadUsage(f"`{name}` cannot be the name of a variable; %%finetune NAME binds the run to it.")
+        raw, lines = yaml.read(body, first_line=_BODY_LINE)
+        text = body
+        recipe = build_recipe(
+            _resolve_names(shell, raw, lines, objects), _resolve_names(shell, overrides, {}, objects), lines=lines
+        )
+    if show_code:
+        changed = {key: value for key, value in parsed.flags.items() if value}
+        display.show_text(twin_code(recipe.given(), name, changed))
+        return None
+    return _launch(shell, recipe, parsed, name, objects, text)
+
+
+def _launch(
+    shell: Any, recipe: Recipe, parsed: Parsed, name: str | None, objects: dict[str, Any], text: str | None
+) -> Run | None:
+    options = build_launch(parsed.flags)
+    link = notebook_link(shell, text)
+    try:
+        done = api.launch(recipe, options, name=name, objects=objects, link=link, recipe_text=text)
+    except TuneError as error:
+        if name and error.run is not None:
+            shell.user_ns[name] = error.run
+        raise
+    if name and not options.dry_run:
+        shell.user_ns[name] = done
+    return done if text is None and not options.dry_run else None
+
+
+def _evaluate(shell: Any, parsed: Parsed, body: str | None) -> Any:
+    options = dict(parsed.flags)
+    if "metrics" in options:
+        options["metrics"] = [name.strip() for name in options["metrics"].split(",") if name.strip()]
+    data = options.get("data")
+    if data is not None and data.startswith("$"):
+        options["data"] = _object(shell, data, None)
+    return api.evaluate(_run(shell, parsed.positional), **options)
+
+
+def _export(shell: Any, parsed: Parsed, body: str | None) -> Any:
+    if "to" not in parsed.flags:
+        raise BadUsage(f"--to is missing. Usage: {commands.COMMANDS['export'].usage()}")
+    return api.export(_run(shell, parsed.positional), **parsed.flags)
+
+
+def _tune(shell: Any, line: str) -> Any:
+    verb, _, rest = line.strip().partition(" ")
+    if verb in ("", "-h", "--help"):
+        raise HelpWanted(str(shell.magics_manager.magics["line"]["tune"].__doc__))
+    command = commands.COMMANDS.get(f"tune {verb}")
+    if command is None:
+        raise BadUsage(
+            f"There is no %tune {verb}.{commands.nearest(verb, commands.VERBS)} Verbs: {', '.join(commands.VERBS)}."
+        )
+    parsed = commands.parse(command, rest)
+    return do_verb(verb, parsed, lambda: _run(shell, parsed.positional))
+
+
+def do_verb(verb: str, parsed: Parsed, find: Any) -> Run | None:
+    """Do a verb of ``%tune`` or of the command line.
+
+    Args:
+        verb: runs, show, watch, stop or resume.
+        parsed: Its options.
+        find: Returns the run it is about.
+    """
+    match verb:
+        case "runs":
+            roots = None if parsed.flags.get("all") else [store.default_root()]
+            display.show(runs_table([Run(path) for path in store.folders(roots)]))
+            return None
+        case "show":
+            run_shown: Run = find()
+            run_shown.show()
+            return None
+        case "watch":
+            return follow(find(), stops=False)
+        case "stop":
+            return _stop(find())
+        case "resume":
+            resumed: Run = find().resume()
+            return resumed if parsed.flags.get("background") else follow(resumed)
+    raise BadUsage(f"There is no verb {verb}.")
+
+
+def _stop(wanted: Run) -> Run:
+    name = wanted.name or wanted.id
+    if not wanted.is_live:
+        display.show_text(f"{name} is {wanted.status} already.")
+        return wanted
+    if wanted.stop_requested:
+        wanted.kill()
+        display.show_text(f"{name} was killed; its last checkpoint stands.")
+        return wanted
+    wanted.stop()
+    display.show_text(f"{name} was asked to stop. It saves its last completed step first; the same again kills it.")
+    return wanted
+
+
+def _run(shell: Any, name: str | None) -> Run:
+    """Return the run a name means: a variable that holds one, or one on disk; without a name the last."""
+    if name is None:
+        if api.last is None:
+            raise BadUsage("Which run? None was started here yet; `%tune runs` lists them.")
+        return api.last
+    value = shell.user_ns.get(name)
+    return value if isinstance(value, Run) else api.load_run(name)
+
+
+def _resolve_names(
+    shell: Any, content: Mapping[str, Any], lines: yaml.Lines, objects: dict[str, Any], path: str = ""
+) -> dict[str, Any]:
+    """Put variables in the place of values that are exactly ``$name``; tables stay names and travel as data."""
+    resolved: dict[str, Any] = {}
+    for key, value in content.items():
+        here = f"{path}.{key}" if path else key
+        if isinstance(value, Mapping):
+            resolved[key] = _resolve_names(shell, value, lines, objects, here)
+        elif isinstance(value, str) and value.startswith("$") and value[1:].isidentifier():
+            found = _object(shell, value, Fault(here, "", line=lines.get(here)))
+            if isinstance(found, str | int | float | bool):
+                resolved[key] = found
+            else:
+                objects[value[1:]] = found
+                resolved[key] = value
+        else:
+            resolved[key] = value
+    return resolved
+
+
+def _object(shell: Any, reference: str, place: Fault | None) -> Any:
+    name = reference[1:]
+    if name in shell.user_ns:
+        return shell.user_ns[name]
+    problem = f"there is no variable `{name}`.{commands.nearest(name, shell.user_ns)}"
+    raise RecipeError([Fault(place.key if place else "data", problem, line=place.line if place else None)])
