@@ -109,7 +109,7 @@ def recipe(tiny, data_file):
 def make_run(recipe, tmp_path):
     """Make a run folder from the recipe with changes, without starting it."""
     from tune_magic.recipe import build_recipe
-    from tune_magic.run import Run
+    from tune_magic.handles import Run
     from tune_magic.runs import folder
 
     def make(kind="finetune", **changes):
@@ -117,3 +117,44 @@ def make_run(recipe, tmp_path):
         return Run(folder.create(tmp_path / "tune_runs", kind, {"name": "tiny_run", "recipe": built.given()}))
 
     return make
+
+
+@pytest.fixture
+def train(make_run):
+    """Make a run and train it in this process; returns the run."""
+    from tune_magic.executors import local
+
+    def start(**changes):
+        run = make_run(**changes)
+        local.start(run.path, "inline")
+        return run
+
+    return start
+
+
+@pytest.fixture
+def wait_for():
+    """Wait until an event of a run fulfils a condition; a time limit is only a ceiling."""
+    import time
+
+    def wait(run, condition, timeout_s=60.0):
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for event in run.events():
+                if condition(event):
+                    return event
+            time.sleep(0.02)
+        log = run.log.read_text() if run.log.exists() else "no log"
+        raise AssertionError(f"not seen in {timeout_s} s; {run.status}; {log[-2000:]}")
+
+    return wait
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="run the slow proofs whole")
+
+
+@pytest.fixture
+def full(request):
+    """Whether slow proofs run whole (`make test-full`) or sampled (`make test`)."""
+    return request.config.getoption("--full")

@@ -114,8 +114,7 @@ class Run(RunFolder):
         """End the worker at once, whether or not it has come up yet; the last checkpoint stands."""
         from tune_magic.executors import local
 
-        local.kill(self.path)
-        return super().kill()
+        return local.kill(self.path) or super().kill()
 
     def resume(self, executor: str = "worker") -> Run:
         """Go on where a stopped, lost or failed run ended, or let a paused one continue; returns at once.

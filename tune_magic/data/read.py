@@ -84,7 +84,7 @@ def _read_lines(path: Path) -> Iterator[Row]:
         for number, raw in enumerate(stream, start=1):
             place = f"line {number}"
             try:
-                line = raw.decode("utf-8-sig" if number == 1 else "utf-8")
+                line = raw.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
             except UnicodeDecodeError as error:
                 faults.add(place, f"byte {error.start + 1} is not UTF-8", raw[error.start : error.start + 20])
                 continue

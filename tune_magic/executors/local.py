@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -52,12 +53,18 @@ def is_starting(folder: Path) -> bool:
     return process is not None and process.poll() is None
 
 
-def kill(folder: Path) -> None:
-    """Kill a worker this process started, with its children, whether or not it holds the lock yet."""
+def kill(folder: Path) -> bool:
+    """Kill a worker this process started, with its children, whether or not it holds the lock yet.
+
+    Returns:
+        Whether there was one.
+    """
     process = _started.get(folder.resolve())
-    if process is not None and process.poll() is None:
-        os.killpg(process.pid, 9)
-        process.wait()
+    if process is None or process.poll() is not None:
+        return False
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    return True
 
 
 def reap() -> None:
