@@ -134,12 +134,24 @@ REQUESTS = {
 }
 URGENCIES = {
     "high": (
-        ["It is urgent.", "I need an answer today.", "Please hurry.", "This cannot wait.", "As soon as possible, please."],
+        [
+            "It is urgent.",
+            "I need an answer today.",
+            "Please hurry.",
+            "This cannot wait.",
+            "As soon as possible, please.",
+        ],
         ["This is very urgent.", "Please answer today, it cannot wait."],
     ),
     "normal": (["", "", "Thank you.", "Kind regards.", "Thanks in advance."], ["", "Many thanks.", "Regards."]),
     "low": (
-        ["There is no hurry.", "Take your time.", "Whenever you have a moment.", "It is not urgent.", "No rush at all."],
+        [
+            "There is no hurry.",
+            "Take your time.",
+            "Whenever you have a moment.",
+            "It is not urgent.",
+            "No rush at all.",
+        ],
         ["There is no rush.", "It can wait, take your time."],
     ),
 }

@@ -86,11 +86,11 @@ def data_file(tmp_path):
 @pytest.fixture(autouse=True)
 def own_home(tmp_path_factory, monkeypatch):
     """No test reads or writes the user's lists and caches; run folders go to the test's own folder."""
-    from tune_magic.runs import store
+    from tune_magic.storage import places
 
     home = tmp_path_factory.mktemp("home")
-    monkeypatch.setattr(store, "data_folder", lambda: home / "data")
-    monkeypatch.setattr(store, "cache_folder", lambda: home / "cache")
+    monkeypatch.setattr(places, "data_folder", lambda: home / "data")
+    monkeypatch.setattr(places, "cache_folder", lambda: home / "cache")
     monkeypatch.setenv("XDG_DATA_HOME", str(home))
     return home
 
@@ -108,9 +108,9 @@ def recipe(tiny, data_file):
 @pytest.fixture
 def make_run(recipe, tmp_path):
     """Make a run folder from the recipe with changes, without starting it."""
-    from tune_magic.recipe import build_recipe
     from tune_magic.handles import Run
-    from tune_magic.runs import folder
+    from tune_magic.recipe import build_recipe
+    from tune_magic.storage import folder
 
     def make(kind="finetune", **changes):
         built = build_recipe(recipe | changes)

@@ -48,7 +48,7 @@ def test_what_is_saved_comes_back_to_the_bit(tmp_path):
 def test_no_file_is_a_pickle(tmp_path):
     path = save(tmp_path, 1)
     assert sorted(p.name for p in path.iterdir()) == ["manifest.json", *MEMBERS]
-    assert all(b"\x80\x04" != p.read_bytes()[:2] and p.read_bytes()[:2] != b"PK" for p in path.iterdir())
+    assert all(p.read_bytes()[:2] != b"\x80\x04" and p.read_bytes()[:2] != b"PK" for p in path.iterdir())
 
 
 KILL = """

@@ -78,7 +78,9 @@ def test_sharing_saves_tokens_and_changes_nothing(tiny):
     engine = engine_of(load(tiny))
     with_sharing = loss_and_gradient(engine, engine.states, examples)[0]
     engine.share_prefixes = False
-    torch.testing.assert_close(loss_and_gradient(engine, engine.states, examples)[0], with_sharing, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        loss_and_gradient(engine, engine.states, examples)[0], with_sharing, rtol=1e-6, atol=1e-6
+    )
 
 
 def test_dropout_turns_sharing_off_but_not_packing(tiny):

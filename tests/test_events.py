@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from tune_magic import files
-from tune_magic.runs.events import EventLog, EventReader, decode, encode
+from tune_magic.storage.events import EventLog, EventReader, decode, encode
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ import pytest
 
 from tune_magic.errors import LockedError, TuneError
 from tune_magic.recipe import build_recipe
-from tune_magic.runs import folder, lock, store
-from tune_magic.runs.events import EventLog
-from tune_magic.runs.folder import RunFolder
-from tune_magic.runs.state import STATES, TABLE, TERMINAL, derive
+from tune_magic.storage import folder, lock, places
+from tune_magic.storage.events import EventLog
+from tune_magic.storage.folder import RunFolder
+from tune_magic.storage.state import STATES, TABLE, TERMINAL, derive
 
 
 @pytest.mark.parametrize(
@@ -48,8 +48,8 @@ def test_every_state_of_the_table_is_published():
 HOLD = """
 import sys, time
 from pathlib import Path
-from tune_magic.runs.lock import Lock
-from tune_magic.runs.events import EventLog
+from tune_magic.storage.lock import Lock
+from tune_magic.storage.events import EventLog
 path = Path(sys.argv[1])
 lock = Lock(path / "owner.lock")
 EventLog(path / "events.jsonl").append("state", state="running")
@@ -96,7 +96,9 @@ def test_looking_at_a_lock_of_ones_own_does_not_drop_it(make_run):
     path = run.path / "owner.lock"
     with lock.Lock(path):
         assert lock.holder(path) is not None
-        probe = f"from tune_magic.runs.lock import holder; from pathlib import Path; print(holder(Path({str(path)!r})))"
+        probe = (
+            f"from tune_magic.storage.lock import holder; from pathlib import Path; print(holder(Path({str(path)!r})))"
+        )
         seen = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True).stdout
         assert "Holder" in seen
         with pytest.raises(LockedError, match="already"):
@@ -107,7 +109,7 @@ def test_looking_at_a_lock_of_ones_own_does_not_drop_it(make_run):
 CREATE = """
 import sys
 from pathlib import Path
-from tune_magic.runs import folder
+from tune_magic.storage import folder
 print(folder.create(Path(sys.argv[1]), "finetune", {"name": "same", "recipe": {}}).name)
 """
 
@@ -152,7 +154,7 @@ def test_a_newer_format_is_named_not_guessed(make_run):
 
 
 def test_a_request_for_an_earlier_attempt_is_stale(make_run):
-    from tune_magic.runs.control import Control, StopRequested
+    from tune_magic.storage.control import Control, StopRequested
 
     run = make_run()
     with EventLog(run.path / "events.jsonl") as log:
@@ -167,18 +169,18 @@ def test_runs_are_found_by_id_name_path_and_near_names(make_run, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     run = make_run()
     for reference in (run.id, run.id[:15], "tiny_run", str(run.path)):
-        assert store.find(reference) == run.path
+        assert places.find(reference) == run.path
     with pytest.raises(TuneError, match="tiny_run"):
-        store.find("tiny_rum")
+        places.find("tiny_rum")
 
 
 def test_a_moved_folder_is_found_through_the_list_of_roots(make_run, tmp_path, monkeypatch):
     run = make_run()
-    store.remember_root(run.path.parent)
+    places.remember_root(run.path.parent)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    assert store.find("tiny_run") == run.path
+    assert places.find("tiny_run") == run.path
 
 
 def test_given_recipes_come_back_from_the_folder(make_run, recipe):

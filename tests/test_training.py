@@ -11,8 +11,8 @@ import torch
 
 from tune_magic.errors import RunFailed, Stopped, TuneError
 from tune_magic.executors import local
-from tune_magic.runs.control import Control, StopRequested
-from tune_magic.runs.events import number
+from tune_magic.storage.control import Control, StopRequested
+from tune_magic.storage.events import number
 from tune_magic.training import checkpoint
 from tune_magic.training.loop import Loop
 from tune_magic.training.optimizer import learning_rate

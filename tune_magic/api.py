@@ -20,7 +20,7 @@ from tune_magic.models.find import find_model
 from tune_magic.recipe.build import build_launch, build_recipe, read_recipe_file
 from tune_magic.recipe.launch import LaunchOptions
 from tune_magic.recipe.schema import Recipe
-from tune_magic.runs import fingerprint, folder, store
+from tune_magic.storage import fingerprint, folder, places
 from tune_magic.view.html import note_bundle
 
 _OBJECT_KEYS = ("train", "held_out", "test")
@@ -97,7 +97,7 @@ def launch(
     global last  # noqa: PLW0603 - `tune_magic.last` is part of the interface
     link = dict(link or {})
     tables = {key: _serialise(key, value) for key, value in (objects or {}).items()}
-    root = Path(options.output) if options.output else store.default_root(link.get("notebook"))
+    root = Path(options.output) if options.output else places.default_root(link.get("notebook"))
     content = {
         "name": name, "recipe": recipe.given(), "recipe_text": recipe_text, "link": link,
         "launch": options.model_dump(), "seed": recipe.seed,
@@ -112,7 +112,7 @@ def launch(
         return _go_on(found, options)
     run = Run(folder.create(root, "finetune", content))
     _write_tables(run.path, tables)
-    store.remember_root(root)
+    places.remember_root(root)
     last = run
     local.start(run.path, options.executor)
     return _show(run, options)
@@ -196,12 +196,12 @@ def load_run(id_or_name: str) -> Run:
     Raises:
         TuneError: There is none, with the nearest names.
     """
-    return Run(store.find(id_or_name))
+    return Run(places.find(id_or_name))
 
 
 def runs() -> list[Run]:
     """Return every run known here, those of the working directory first, newest first."""
-    return [Run(path) for path in store.folders()]
+    return [Run(path) for path in places.folders()]
 
 
 def load_model(name: str) -> tuple[Any, Any]:
@@ -281,7 +281,7 @@ def _identity(recipe: Recipe, tables: Mapping[str, tuple[str, bytes]], scratch: 
 def _same_run(root: Path, identity: str | None) -> Run | None:
     if identity is None:
         return None
-    same = (run for run in map(Run, store.folders([root])) if run.info.get("identity") == identity)
+    same = (run for run in map(Run, places.folders([root])) if run.info.get("identity") == identity)
     return next((run for run in same if run.status not in ("failed", "damaged")), None)
 
 

@@ -92,3 +92,7 @@ def _overview() -> str:
     width = max(len(name) for name in _NAMES)
     lines = [f"  {name:{width}}  {text}" for name, text in rows]
     return "\n".join(["tune-magic VERB ...      (tune-magic VERB -h tells more)", "", *lines])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,8 +17,8 @@ from typing import Any
 
 from tune_magic.display import Bundle, Live
 from tune_magic.handles import Run
-from tune_magic.runs.folder import RunFolder
-from tune_magic.runs.state import TERMINAL
+from tune_magic.storage.folder import RunFolder
+from tune_magic.storage.state import TERMINAL
 from tune_magic.view import frame, words
 from tune_magic.view.html import BLUE, bar, box, grey, heading, note_bundle
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from tune_magic import display
 from tune_magic.errors import RunFailed, Stopped, TuneError
 from tune_magic.evaluation.report import Scores, newest_report
-from tune_magic.runs.events import number
-from tune_magic.runs.folder import RunFolder
-from tune_magic.runs.state import RESUMABLE
+from tune_magic.storage.events import number
+from tune_magic.storage.folder import RunFolder
+from tune_magic.storage.state import RESUMABLE
 from tune_magic.view.words import size
 
 if TYPE_CHECKING:
@@ -162,8 +162,16 @@ class Run(RunFolder):
         model, tokenizer, _ = load_tuned(self)
         return model, tokenizer
 
-    def generate(self, prompts: str | Sequence[str], max_new_tokens: int = 128) -> list[str]:
-        """Answer user messages greedily with the tuned model, one answer each, in order."""
+    def generate(self, prompts: str | Sequence[str | list[dict[str, str]]], max_new_tokens: int = 128) -> list[str]:
+        """Answer greedily with the tuned model, loaded into this process.
+
+        Args:
+            prompts: A user's message, or a list; an item may also be a chat, a list of role and content.
+            max_new_tokens: Longest answer in tokens.
+
+        Returns:
+            One answer each, in order.
+        """
         from tune_magic.training.tuned import answer
 
         return answer(self, [prompts] if isinstance(prompts, str) else list(prompts), max_new_tokens)
@@ -246,4 +254,4 @@ class Export:
         self.path = Path(self.receipt["path"])
 
     def __repr__(self) -> str:
-        return f"<Export {self.receipt['to']} {size(self.receipt['size_bytes'])} in {self.path}>"
+        return f"<Export {self.receipt['to']} {size(self.receipt['size_bytes'])} in {self.path.name}>"

@@ -14,10 +14,10 @@ from typing import Any
 
 from tune_magic import files
 from tune_magic.errors import LockedError, TuneError
-from tune_magic.runs.control import Control, StopRequested
-from tune_magic.runs.events import EventLog
-from tune_magic.runs.folder import RunFolder
-from tune_magic.runs.lock import Lock
+from tune_magic.storage.control import Control, StopRequested
+from tune_magic.storage.events import EventLog
+from tune_magic.storage.folder import RunFolder
+from tune_magic.storage.lock import Lock
 
 Job = Callable[[RunFolder, EventLog, Control], dict[str, Any]]
 
@@ -71,7 +71,7 @@ def _job(kind: str) -> Job:
 
         return evaluate
     if kind == "export":
-        from tune_magic.export.job import export
+        from tune_magic.exporters.job import export
 
         return export
     raise TuneError(f"There is no job `{kind}`.", hint="Was this folder written by a newer tune_magic?")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from tune_magic.errors import DataError
 from tune_magic.recipe.schema import Recipe
-from tune_magic.runs import fingerprint
+from tune_magic.storage import fingerprint
 
 
 def references(recipe: Recipe) -> dict[str, str]:

@@ -93,12 +93,12 @@ class Renderer:
             return [(prompt, False), (content.completion, True)]
         return self._chat_pieces(_as_messages(content))
 
-    def prompt_tokens(self, prompt: str) -> list[int]:
-        """Return the tokens up to where the model answers a user's message."""
-        if not self.uses_template:
+    def prompt_tokens(self, prompt: str | list[dict[str, str]]) -> list[int]:
+        """Return the tokens up to where the model answers a user's message, or a chat that ends with one."""
+        if isinstance(prompt, str) and not self.uses_template:
             return self._tokenise(prompt, first=True)
-        text = self._template([{"role": "user", "content": prompt}], add_generation_prompt=True)
-        return self._tokenise(text, first=True)
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return self._tokenise(self._template(messages, add_generation_prompt=True), first=True)
 
     def _chat_pieces(self, messages: list[dict[str, str]]) -> list[tuple[str, bool]]:
         if not self.has_template:

@@ -21,9 +21,9 @@ from tune_magic.models.generate import generate
 from tune_magic.models.load import load_causal_lm
 from tune_magic.objectives.base import Objective
 from tune_magic.recipe.schema import Recipe
-from tune_magic.runs.control import Control
-from tune_magic.runs.events import EventLog
-from tune_magic.runs.folder import RunFolder
+from tune_magic.storage.control import Control
+from tune_magic.storage.events import EventLog
+from tune_magic.storage.folder import RunFolder
 from tune_magic.training.engine import Engine
 from tune_magic.training.prepare import load_examples, prepare_data
 from tune_magic.training.tuned import base_folder, load_tuned, recipe_of

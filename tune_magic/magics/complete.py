@@ -120,10 +120,10 @@ def _choices(annotation: Any) -> list[str]:
 
 def _run_names(shell: Any) -> list[str]:
     from tune_magic.handles import Run
-    from tune_magic.runs import store
+    from tune_magic.storage import places
 
     bound = [name for name, value in shell.user_ns.items() if isinstance(value, Run) and not name.startswith("_")]
-    stored = [Run(path).name or path.name for path in list(store.folders())[:200]]
+    stored = [Run(path).name or path.name for path in list(places.folders())[:200]]
     return list(dict.fromkeys([*bound, *stored]))
 
 

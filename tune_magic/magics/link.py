@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tune_magic.runs.fingerprint import of_text
+from tune_magic.storage.fingerprint import of_text
 
 
 def notebook_link(shell: Any, source: str | None) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from tune_magic.recipe import yaml
 from tune_magic.recipe.build import build_launch, build_recipe, read_recipe_file
 from tune_magic.recipe.schema import Recipe
 from tune_magic.recipe.twin import twin_code
-from tune_magic.runs import store
+from tune_magic.storage import places
 from tune_magic.view.listing import runs_table
 
 _BODY_LINE = 2  # the first line of a cell is the magic's own
@@ -126,8 +126,8 @@ def do_verb(verb: str, parsed: Parsed, find: Any) -> Run | None:
     """
     match verb:
         case "runs":
-            roots = None if parsed.flags.get("all") else [store.default_root()]
-            display.show(runs_table([Run(path) for path in store.folders(roots)]))
+            roots = None if parsed.flags.get("all") else [places.default_root()]
+            display.show(runs_table([Run(path) for path in places.folders(roots)]))
             return None
         case "show":
             run_shown: Run = find()

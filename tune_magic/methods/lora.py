@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from tune_magic.methods.base import Method
+from tune_magic.models.load import quiet
 from tune_magic.recipe.schema import MethodOptions
 
 if TYPE_CHECKING:
@@ -46,7 +47,8 @@ class Lora(Method):
             use_rslora=options.use_rslora,
             task_type="CAUSAL_LM",
         )
-        return get_peft_model(model, config)
+        with quiet():
+            return get_peft_model(model, config)
 
     def inner(self, model: Any) -> PreTrainedModel:
         """The Transformers model, with PEFT's layers in it."""

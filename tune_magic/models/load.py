@@ -3,13 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from tune_magic import files
 from tune_magic.errors import ModelError
 from tune_magic.models.find import ModelSource, download
-from tune_magic.runs import fingerprint, store
+from tune_magic.storage import fingerprint, places
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """While inside, Transformers shows no progress bars, and warnings meant for developers of libraries are dropped."""
+    from transformers.utils import logging
+
+    shows_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+            yield
+    finally:
+        if shows_bars:
+            logging.enable_progress_bar()
 
 
 def local_folder(source: ModelSource) -> Path:
@@ -44,16 +62,17 @@ def load_causal_lm(folder: Path, dtype: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     try:
-        return AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
-        )
+        with quiet():
+            return AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, local_files_only=True, trust_remote_code=False
+            )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"The model in {folder} cannot be loaded as a language model.") from error
 
 
 def convert_gguf(path: Path) -> Path:
     """Dequantise a GGUF file to float32 safetensors in the user's cache, once, and return the folder."""
-    target = store.cache_folder() / "models" / f"{path.stem.lower()}-{fingerprint.of_file(path)[:12]}"
+    target = places.cache_folder() / "models" / f"{path.stem.lower()}-{fingerprint.of_file(path)[:12]}"
     if (target / "config.json").is_file():
         return target
     import torch

@@ -7,9 +7,9 @@ from typing import Any
 from tune_magic import files
 from tune_magic.errors import TuneError
 from tune_magic.recipe.build import build_recipe
-from tune_magic.runs.control import Control, StopRequested
-from tune_magic.runs.events import EventLog
-from tune_magic.runs.folder import RunFolder
+from tune_magic.storage.control import Control, StopRequested
+from tune_magic.storage.events import EventLog
+from tune_magic.storage.folder import RunFolder
 from tune_magic.training.loop import Loop
 from tune_magic.training.prepare import prepare
 

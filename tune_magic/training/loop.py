@@ -12,7 +12,7 @@ import torch
 from tune_magic import files
 from tune_magic.data.example import Example
 from tune_magic.errors import TuneError
-from tune_magic.runs.control import StopRequested
+from tune_magic.storage.control import StopRequested
 from tune_magic.training import checkpoint, memory
 from tune_magic.training.checkpoint import Progress
 from tune_magic.training.optimizer import learning_rate, make_optimizer, set_learning_rate

@@ -24,9 +24,9 @@ from tune_magic.models.find import ModelSource, find_model
 from tune_magic.models.load import load_causal_lm, load_tokenizer, local_folder
 from tune_magic.objectives.base import Objective
 from tune_magic.recipe.schema import Recipe
-from tune_magic.runs import fingerprint
-from tune_magic.runs.control import Control
-from tune_magic.runs.events import EventLog
+from tune_magic.storage import fingerprint
+from tune_magic.storage.control import Control
+from tune_magic.storage.events import EventLog
 from tune_magic.training.engine import Engine
 from tune_magic.training.order import Order
 

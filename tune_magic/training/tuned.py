@@ -17,9 +17,11 @@ from tune_magic.models.generate import generate
 from tune_magic.models.load import load_causal_lm, load_tokenizer, local_folder
 from tune_magic.recipe.build import build_recipe
 from tune_magic.recipe.schema import Recipe
-from tune_magic.runs.folder import RunFolder
+from tune_magic.storage.folder import RunFolder
 from tune_magic.training import checkpoint
 from tune_magic.training.prepare import device
+
+Chat = list[dict[str, str]]
 
 
 def recipe_of(run: RunFolder) -> Recipe:
@@ -49,8 +51,8 @@ def load_tuned(run: RunFolder, *, dtype: torch.dtype = torch.float32) -> tuple[A
     return model, load_tokenizer(folder), method
 
 
-def answer(run: RunFolder, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-    """Answer user messages with the run's best checkpoint."""
+def answer(run: RunFolder, prompts: Sequence[str | Chat], max_new_tokens: int) -> list[str]:
+    """Answer user messages, or chats that end with one, with the run's best checkpoint."""
     model, tokenizer, _ = load_tuned(run)
     recipe = recipe_of(run)
     renderer = Renderer(tokenizer, chat_template=recipe.data.chat_template, max_length=recipe.max_length)

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from tune_magic.evaluation.compare import Comparison
-from tune_magic.runs.events import number
-from tune_magic.runs.folder import RunFolder
-from tune_magic.runs.state import State
-from tune_magic.runs.summary import Summary
+from tune_magic.storage.events import number
+from tune_magic.storage.folder import RunFolder
+from tune_magic.storage.state import State
+from tune_magic.storage.summary import Summary
 from tune_magic.view import words
 from tune_magic.view.frame import COLOURS, Bundle, about, curve
 from tune_magic.view.html import (

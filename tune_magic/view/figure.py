@@ -7,8 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from tune_magic.runs.events import number
-from tune_magic.runs.summary import Summary
+from tune_magic.storage.events import number
+from tune_magic.storage.summary import Summary
 from tune_magic.view.html import BLUE, GREEN, GREY, ORANGE, RED
 
 if TYPE_CHECKING:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from tune_magic.runs.events import number
-from tune_magic.runs.folder import RunFolder
-from tune_magic.runs.state import State
-from tune_magic.runs.summary import Summary
+from tune_magic.storage.events import number
+from tune_magic.storage.folder import RunFolder
+from tune_magic.storage.state import State
+from tune_magic.storage.summary import Summary
 from tune_magic.view import words
 from tune_magic.view.figure import loss_figure, smooth, svg
 from tune_magic.view.html import (

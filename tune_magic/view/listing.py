@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
-from tune_magic.runs.events import number
-from tune_magic.runs.folder import RunFolder
+from tune_magic.storage.events import number
+from tune_magic.storage.folder import RunFolder
 from tune_magic.view import words
 from tune_magic.view.frame import COLOURS, Bundle
 from tune_magic.view.html import BLUE, Html, box, code, grey, span, table

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tune_magic.runs.events import number
-from tune_magic.runs.folder import RunFolder
+from tune_magic.storage.events import number
+from tune_magic.storage.folder import RunFolder
 from tune_magic.view import words
 from tune_magic.view.frame import Bundle, about
 from tune_magic.view.html import BLUE, MARK, Html, box, div, grey, heading, rule, span, table

@@ -16,7 +16,7 @@ import platformdirs
 
 from tune_magic import files
 from tune_magic.errors import TuneError
-from tune_magic.runs.folder import RunFolder
+from tune_magic.storage.folder import RunFolder
 
 RUNS = "tune_runs"
 

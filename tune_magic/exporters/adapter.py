@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_magic.errors import TuneError
-from tune_magic.export.base import Exporter
+from tune_magic.exporters.base import Exporter
 from tune_magic.methods.base import Method
 
 

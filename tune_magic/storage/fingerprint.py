@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_magic import files
-from tune_magic.runs import store
+from tune_magic.storage import places
 
 PACKAGES = ("tune-magic", "torch", "transformers", "peft", "accelerate", "numpy", "tokenizers", "safetensors")
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.gguf")
@@ -58,7 +58,7 @@ def identity(recipe: dict[str, Any], fingerprints: dict[str, str]) -> str:
 
 
 def _cache_file() -> Path:
-    return store.cache_folder() / "hashes.json"
+    return places.cache_folder() / "hashes.json"
 
 
 def _read_cache() -> dict[str, str]:
@@ -71,5 +71,5 @@ def _read_cache() -> dict[str, str]:
 def _write_cache(cache: dict[str, str]) -> None:
     newest = dict(list(cache.items())[-2000:])
     with contextlib.suppress(OSError):  # without a cache the next hash is slower, nothing else
-        files.make_folder(store.cache_folder())
+        files.make_folder(places.cache_folder())
         files.write_json(_cache_file(), newest, durable=False)

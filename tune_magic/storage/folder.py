@@ -25,10 +25,10 @@ from typing import Any
 
 from tune_magic import files
 from tune_magic.errors import TuneError
-from tune_magic.runs import lock
-from tune_magic.runs.events import Event, EventReader
-from tune_magic.runs.state import TERMINAL, State, derive
-from tune_magic.runs.summary import Summary
+from tune_magic.storage import lock
+from tune_magic.storage.events import Event, EventReader
+from tune_magic.storage.state import TERMINAL, State, derive
+from tune_magic.storage.summary import Summary
 
 FORMAT = 1
 REQUESTS = ("stop", "pause", "continue", "checkpoint")
@@ -140,7 +140,7 @@ class RunFolder:
 
     @property
     def status(self) -> State:
-        """The state by the table of `runs.state`."""
+        """The state by the table of `storage.state`."""
         while True:
             owner = self.holder()
             last = self.summary().state

@@ -7,10 +7,10 @@ from typing import Any
 
 from tune_magic import files, plugins
 from tune_magic.errors import TuneError
-from tune_magic.export.base import Exporter
-from tune_magic.runs.control import Control
-from tune_magic.runs.events import EventLog
-from tune_magic.runs.folder import RunFolder
+from tune_magic.exporters.base import Exporter
+from tune_magic.storage.control import Control
+from tune_magic.storage.events import EventLog
+from tune_magic.storage.folder import RunFolder
 from tune_magic.training.tuned import load_tuned
 
 FORMAT = 1

@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, Self
 
-from tune_magic.runs.events import Event
-from tune_magic.runs.state import TABLE
+from tune_magic.storage.events import Event
+from tune_magic.storage.state import TABLE
 
 
 @dataclass

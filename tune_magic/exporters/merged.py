@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tune_magic.export.base import Exporter
+from tune_magic.exporters.base import Exporter
 from tune_magic.methods.base import Method
 
 

@@ -1,0 +1,81 @@
+"""Execute a notebook in its own folder and show in the terminal what its cells show.
+
+    python execute.py IN.ipynb OUT.ipynb [--short]
+
+The kernel works in the folder of OUT. ``--short`` trains two steps and scores four rows: for tests, not for reading.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+
+CELL_TIMEOUT_S = 3600
+
+
+class Teller(NotebookClient):
+    """A notebook client that says what it does."""
+
+    last_line = ""
+
+    def process_message(self, msg, cell, cell_index):
+        """Print the first line of every output and of every update of one."""
+        content, kind = msg["content"], msg["msg_type"]
+        if kind in ("display_data", "update_display_data", "execute_result"):
+            self.tell(content["data"].get("text/plain", ""))
+        elif kind == "stream":
+            self.tell(content["text"])
+        return super().process_message(msg, cell, cell_index)
+
+    def tell(self, text: str) -> None:
+        """Print a text unless it has just been said."""
+        if text.strip() and text != self.last_line:
+            self.last_line = text
+            print("   " + text.rstrip().replace("\n", "\n   "), flush=True)
+
+
+def shorten(notebook) -> None:
+    """Make every cell quick: two steps, four rows."""
+    for cell in notebook.cells:
+        if cell.source.startswith("%%finetune") and "--dry-run" not in cell.source:
+            cell.source = cell.source.rstrip() + "\nmax_steps: 2\n"
+        elif cell.source.startswith("%evaluate"):
+            cell.source += " --limit 4 --max-new-tokens 4"
+
+
+def execute(source: Path, target: Path, *, short: bool = False) -> None:
+    """Execute `source` in the folder of `target` and write it there, also when a cell fails."""
+    notebook = nbformat.read(source, as_version=4)
+    if short:
+        shorten(notebook)
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    client = Teller(
+        notebook,
+        timeout=CELL_TIMEOUT_S,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(target.parent)}},
+        store_widget_state=False,
+    )
+    client.on_cell_execute = lambda cell, cell_index: print(f"[{cell_index}] {cell.source.splitlines()[0]}", flush=True)
+    try:
+        client.execute()
+    finally:
+        for cell in notebook.cells:
+            cell.metadata.pop("execution", None)  # times that change with every execution
+        nbformat.write(notebook, target)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("--short", action="store_true")
+    options = parser.parse_args()
+    sys.stdout.reconfigure(line_buffering=True)
+    execute(options.source, options.target, short=options.short)
