@@ -84,9 +84,14 @@ def curve_of(page):
 
 
 def test_the_main_job_in_a_real_browser(lab, page, tmp_path, tiny, data_file, wait_for):
-    recipe = f"model: {tiny}\ndata: rows.jsonl\nbatch_size: 4\nmax_steps: 1000000\neval: {{steps: 500, max_new_tokens: 4}}\n"
+    recipe = (
+        f"model: {tiny}\ndata: rows.jsonl\nbatch_size: 4\nmax_steps: 1000000\neval: {{steps: 500, max_new_tokens: 4}}\n"
+    )
     notebook = nbformat.v4.new_notebook(
-        cells=[nbformat.v4.new_code_cell("%load_ext tune_magic"), nbformat.v4.new_code_cell(f"%%finetune bot\n{recipe}")],
+        cells=[
+            nbformat.v4.new_code_cell("%load_ext tune_magic"),
+            nbformat.v4.new_code_cell(f"%%finetune bot\n{recipe}"),
+        ],
         metadata={"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}},
     )
     nbformat.write(notebook, tmp_path / "main.ipynb")
@@ -103,7 +108,16 @@ def test_the_main_job_in_a_real_browser(lab, page, tmp_path, tiny, data_file, wa
         "old => document.querySelector('.jp-OutputArea img[alt^=\"loss by step\"]').src !== old", arg=first
     )
     shown = page.locator(".jp-OutputArea").last.inner_text()
-    for word in ("training · step", "train loss", "held-out loss", "learning rate", "tokens / s", "this run", "peak", "system"):
+    for word in (
+        "training · step",
+        "train loss",
+        "held-out loss",
+        "learning rate",
+        "tokens / s",
+        "this run",
+        "peak",
+        "system",
+    ):
         assert word in shown, word
 
     # interrupt, and the card says how to go on
@@ -141,7 +155,9 @@ def test_the_main_job_in_a_real_browser(lab, page, tmp_path, tiny, data_file, wa
 
 
 def test_a_panel_stops_a_background_run(lab, page, tmp_path, tiny, data_file):
-    recipe = f"model: {tiny}\ndata: rows.jsonl\nbatch_size: 4\nmax_steps: 1000000\neval: {{steps: 1000000, samples: 0}}\n"
+    recipe = (
+        f"model: {tiny}\ndata: rows.jsonl\nbatch_size: 4\nmax_steps: 1000000\neval: {{steps: 1000000, samples: 0}}\n"
+    )
     cells = [
         "%load_ext tune_magic",
         f"%%finetune bot --background\n{recipe}",

@@ -34,7 +34,9 @@ def notebook_of(*cells):
 
 
 def execute(notebook, folder, **options):
-    client = NotebookClient(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, **options)
+    client = NotebookClient(
+        notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}, **options
+    )
     return client.execute()
 
 
@@ -43,7 +45,7 @@ def test_a_saved_notebook_tells_the_story_alone(folder, body):
     execute(notebook, folder)
     assert "widgets" not in notebook.metadata
     assert not [o for o in notebook.cells[0].outputs if o.output_type == "error"]
-    assert [o for o in notebook.cells[0].outputs] == []  # loading is silent
+    assert notebook.cells[0].outputs == []  # loading is silent
     displays = [o for o in notebook.cells[1].outputs if o.output_type == "display_data"]
     assert len(displays) == 1  # one display, updated in place
     card = displays[0]

@@ -98,7 +98,7 @@ def launch(
     link = dict(link or {})
     tables = {key: _serialise(key, value) for key, value in (objects or {}).items()}
     root = Path(options.output) if options.output else places.default_root(link.get("notebook"))
-    content = {
+    content: dict[str, Any] = {
         "name": name, "recipe": recipe.given(), "recipe_text": recipe_text, "link": link,
         "launch": options.model_dump(), "seed": recipe.seed,
     }  # fmt: skip

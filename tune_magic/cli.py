@@ -50,18 +50,17 @@ def _main(words: list[str]) -> int:
     parsed = commands.parse(command, rest, _PREFIX)
     if verb == "finetune":
         return _finetune(parsed)
-    find = lambda: _run(parsed.positional)  # noqa: E731
     if verb == "evaluate":
         options = dict(parsed.flags)
         if "metrics" in options:
             options["metrics"] = options["metrics"].split(",")
-        api.evaluate(find(), **options)
+        api.evaluate(_run(parsed.positional), **options)
     elif verb == "export":
         if "to" not in parsed.flags:
             raise BadUsage(f"--to is missing. Usage: {command.usage(_PREFIX)}")
-        api.export(find(), **parsed.flags)
+        api.export(_run(parsed.positional), **parsed.flags)
     else:
-        do_verb(verb, parsed, find)
+        do_verb(verb, parsed, lambda: _run(parsed.positional))
     return 0
 
 

@@ -15,11 +15,11 @@ from typing import Any
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
-class BadUsage(ValueError):  # noqa: N818 - what the user did, not a fault of ours
+class BadUsage(ValueError):
     """A line that cannot be understood; surfaces show it as their own kind of usage error."""
 
 
-class HelpWanted(Exception):  # noqa: N818 - not an error
+class HelpWanted(Exception):
     """Somebody asked for help; carries the text."""
 
 

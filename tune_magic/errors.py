@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from tune_magic.storage.run import Run
+    from tune_magic.handles import Run
 
 
 class TuneError(Exception):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ _counter = itertools.count()
 
 def plain(value: Any) -> Any:
     """Make `value` valid JSON: non-finite floats become the words ``nan``, ``inf`` and ``-inf``."""
-    if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
+    if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
@@ -108,9 +109,7 @@ def new_folder(target: Path, mode: int = 0o700) -> Iterator[Path]:
             for name in names:
                 _flush(Path(folder) / name)
             _flush(Path(folder))
-        if target.exists():
-            raise FileExistsError(f"{target} already exists")
-        os.rename(temporary, target)
+        _claim(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -157,6 +156,11 @@ def append(descriptor: int, data: bytes, *, durable: bool) -> None:
         raise
 
 
+def close(descriptor: int) -> None:
+    """Close what `open_append` opened."""
+    os.close(descriptor)
+
+
 def truncate(descriptor: int, size_bytes: int) -> None:
     """Cut an open file to `size_bytes` and flush it."""
     os.ftruncate(descriptor, size_bytes)
@@ -179,6 +183,13 @@ def inside(folder: Path, name: str) -> Path:
     if Path(name).is_absolute() or not path.is_relative_to(root) or path == root:
         raise ValueError(f"{name!r} leads out of {folder}")
     return path
+
+
+def _claim(temporary: Path, target: Path) -> None:
+    """Give a finished folder its name; a rename alone would replace an empty folder."""
+    if target.exists():
+        raise FileExistsError(f"{target} already exists")
+    os.rename(temporary, target)
 
 
 def _temporary(path: Path) -> Path:

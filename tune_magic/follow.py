@@ -28,7 +28,7 @@ _LINE_S = 5.0
 _DRAWING_SHARE = 50
 
 
-class WatchingEnded(Exception):  # noqa: N818 - not an error
+class WatchingEnded(Exception):
     """Somebody no longer wants to watch."""
 
 

@@ -6,6 +6,7 @@ the completion, everything.
 
 from __future__ import annotations
 
+import functools
 import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,7 +80,7 @@ def detect(columns: Sequence[str]) -> str | None:
 def _converter(rows: Sequence[Row], options: DataOptions, source: str) -> Callable[[Mapping[str, Any]], Content]:
     if options.template is not None:
         template = options.template
-        return lambda values: _from_template(values, template)
+        return functools.partial(_from_template, template=template)
     present = list(dict.fromkeys(key for row in rows[:100] for key in row.values))
     named = [*present, *(name for name, column in options.columns.items() if column in present)]
     missing = [column for column in options.columns.values() if column not in present]
@@ -92,7 +93,7 @@ def _converter(rows: Sequence[Row], options: DataOptions, source: str) -> Callab
             hint="Known: messages; prompt, completion; instruction, input, output; text. "
             "Map yours with `columns: {prompt: YOURS, completion: YOURS}` or write a `template`.",
         )
-    builders = {
+    builders: dict[str, Callable[[Mapping[str, Any]], Content]] = {
         "messages": _turns,
         "prompt_completion": _prompt_completion,
         "instruction": _instruction,
@@ -105,7 +106,7 @@ def _converter(rows: Sequence[Row], options: DataOptions, source: str) -> Callab
     return lambda values: build({**values, **{name: values.get(column) for name, column in renames.items()}})
 
 
-class _BadRow(Exception):  # noqa: N818 - never leaves this module
+class _BadRow(Exception):
     def __init__(self, problem: str, text: Any = None) -> None:
         super().__init__(problem)
         self.text = text

@@ -13,7 +13,7 @@ from tune_magic import files, plugins
 from tune_magic.data.example import Example
 from tune_magic.data.render import Renderer
 from tune_magic.errors import DataError, TuneError
-from tune_magic.evaluation.compare import Comparison, compare, perplexity
+from tune_magic.evaluation.compare import Comparison, compare, perplexity, weighted_mean
 from tune_magic.evaluation.metrics import Metric
 from tune_magic.evaluation.report import FORMAT
 from tune_magic.methods.base import Method
@@ -29,7 +29,7 @@ from tune_magic.training.prepare import load_examples, prepare_data
 from tune_magic.training.tuned import base_folder, load_tuned, recipe_of
 
 DEFAULT_METRICS = ("loss", "perplexity", "exact_match", "rouge_l")
-_BY_ENGINE = frozenset({"loss", "perplexity"})
+_BY_ENGINE = {"loss": weighted_mean, "perplexity": perplexity}
 _MOST_NEW_TOKENS = 512
 
 
@@ -94,11 +94,10 @@ class Evaluation:
     def _examples(self, renderer: Renderer) -> tuple[list[Example], str]:
         """Return the rows to score and what they are: given, test, or held-out."""
         data, named = self.recipe.data, self.options.get("data")
-        load = lambda reference, folder: load_examples(reference, self.recipe, folder, renderer, self.objective)  # noqa: E731
         if named:
-            examples, split = load(named, self.job.path), named
+            examples, split = load_examples(named, self.recipe, self.job.path, renderer, self.objective), named
         elif data.test:
-            examples, split = load(data.test, self.run.path), "test"
+            examples, split = load_examples(data.test, self.recipe, self.run.path, renderer, self.objective), "test"
         else:
             examples, split = prepare_data(self.recipe, self.run.path, renderer, self.objective).held_out, "held-out"
         if not examples:
@@ -146,10 +145,9 @@ class Evaluation:
 
     def _answers(self, model: Any, tokenizer: Any, examples: list[Example], new_tokens: int) -> list[str]:
         prompts = [example.prompt for example in examples]
-        answers = generate(
+        return generate(
             model, tokenizer, prompts, max_new_tokens=new_tokens, between=self.control.check, done=self._advance
         )
-        return answers
 
     def _rows(
         self, examples: list[Example], base: Scored, tuned: Scored, metrics: dict[str, Metric]
@@ -169,19 +167,19 @@ class Evaluation:
     def _compare(
         self, rows: list[dict[str, Any]], metrics: dict[str, Metric], weights: np.ndarray
     ) -> dict[str, Comparison]:
-        column = lambda name: np.array([row[name] for row in rows])  # noqa: E731
+        def columns(name: str) -> tuple[np.ndarray, np.ndarray]:
+            base, tuned = ([row[f"{name}_{side}"] for row in rows] for side in ("base", "tuned"))
+            return np.array(base), np.array(tuned)
+
         wanted = self.options.get("metrics") or DEFAULT_METRICS
-        found: dict[str, Comparison] = {}
-        for name, metric in metrics.items():
-            found[name] = compare(
-                metric.title, column(f"{name}_base"), column(f"{name}_tuned"), higher_is_better=metric.higher_is_better
-            )
-        for name, title, how in (("loss", "loss", None), ("perplexity", "perplexity", perplexity)):
+        found = {
+            name: compare(metric.title, *columns(name), higher_is_better=metric.higher_is_better)
+            for name, metric in metrics.items()
+        }
+        for name, statistic in _BY_ENGINE.items():
             if name in wanted:
-                options = {"statistic": how} if how else {}
-                found[name] = compare(
-                    title, column("loss_base"), column("loss_tuned"), weights=weights, higher_is_better=False, **options
-                )
+                losses = columns("loss")
+                found[name] = compare(name, *losses, weights=weights, statistic=statistic, higher_is_better=False)
         return found
 
     def _advance(self, count: int) -> None:

@@ -20,11 +20,11 @@ def load(shell: Any) -> None:
         shell.register_magic_function(_magic(shell, name, cell=False), "line", name)
     for name in CELL:
         shell.register_magic_function(_magic(shell, name, cell=True), "cell", name)
-    completer = getattr(shell, "Completer", None)
-    if hasattr(completer, "custom_matchers"):  # IPython 8.6 and later
+    matchers = getattr(shell.Completer, "custom_matchers", None)
+    if matchers is not None:  # IPython 8.6 and later
         matcher = make_matcher(shell)
         setattr(shell, _MATCHER, matcher)
-        completer.custom_matchers.append(matcher)
+        matchers.append(matcher)
 
 
 def unload(shell: Any) -> None:

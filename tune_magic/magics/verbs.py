@@ -68,16 +68,15 @@ def _finetune(shell: Any, parsed: Parsed, body: str | None) -> Run | None:
         changed = {key: value for key, value in parsed.flags.items() if value}
         display.show_text(twin_code(recipe.given(), name, changed))
         return None
-    return _launch(shell, recipe, parsed, name, objects, text)
+    return _launch(shell, recipe, parsed, name, objects=objects, recipe_text=text)
 
 
-def _launch(
-    shell: Any, recipe: Recipe, parsed: Parsed, name: str | None, objects: dict[str, Any], text: str | None
-) -> Run | None:
+def _launch(shell: Any, recipe: Recipe, parsed: Parsed, name: str | None, **content: Any) -> Run | None:
+    """Start the recipe and bind the run, also when it ends with an error."""
     options = build_launch(parsed.flags)
-    link = notebook_link(shell, text)
+    text = content["recipe_text"]
     try:
-        done = api.launch(recipe, options, name=name, objects=objects, link=link, recipe_text=text)
+        done = api.launch(recipe, options, name=name, link=notebook_link(shell, text), **content)
     except TuneError as error:
         if name and error.run is not None:
             shell.user_ns[name] = error.run

@@ -60,7 +60,8 @@ class Lora(Method):
 
     def without(self, model: Any) -> AbstractContextManager[Any]:
         """The base model: the matrices are passed by."""
-        return model.disable_adapter()
+        context: AbstractContextManager[Any] = model.disable_adapter()
+        return context
 
     def has_active_dropout(self) -> bool:
         """LoRA's own dropout."""

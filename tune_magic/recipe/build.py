@@ -53,7 +53,7 @@ _EXAMPLES = {
 
 
 def load_recipe(text: str, overrides: Mapping[str, Any] | None = None, *, first_line: int = 1) -> Recipe:
-    """Read a recipe from YAML.
+    r"""Read a recipe from YAML.
 
     Args:
         text: The body of a cell or a file.
@@ -64,7 +64,7 @@ def load_recipe(text: str, overrides: Mapping[str, Any] | None = None, *, first_
         RecipeError: With all faults, each with its line.
 
     Example:
-        >>> load_recipe("model: tiny\\ndata: rows.jsonl\\nlr: 1e-3").learning_rate
+        >>> load_recipe("model: tiny\ndata: rows.jsonl\nlr: 1e-3").learning_rate
         0.001
     """
     raw, lines = yaml.read(text, first_line=first_line)
@@ -240,26 +240,24 @@ def _fault(entry: Any, owner: type[BaseModel], prefix: str = "") -> Fault:
     """Say a pydantic error in the product's words."""
     names = [str(part) for part in entry["loc"] if part not in ("str", "float", "ColumnTemplate")]
     key = ".".join(filter(None, [prefix, *names]))
-    value, context = entry["input"], entry.get("ctx", {})
-    example = _EXAMPLES.get(key)
-    match entry["type"]:
-        case "extra_forbidden":
-            return Fault(key, "there is no such key.", _nearest(names, owner, prefix))
-        case "missing":
-            return Fault(key, "is needed.", f"For example {example}." if example else None)
-        case "greater_than" | "greater_than_equal" | "less_than" | "less_than_equal":
-            words = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
-            rule = next(f"{words[short]} {limit:g}" for short, limit in context.items() if short in words)
-            return Fault(key, f"must be {rule}, got {value!r}.", example)
-        case "literal_error":
-            return Fault(key, f"must be {context['expected']}, got {value!r}.", _near_value(value, context["expected"]))
-        case "value_error":
-            return Fault(key, str(context["error"]), example)
-        case kind if kind.endswith(("_parsing", "_type", "_from_float")):
-            noun = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text"}
-            wanted = noun.get(kind.split("_", maxsplit=1)[0], "a mapping")
-            return Fault(key, f"must be {wanted}, got {value!r}.", example)
-    return Fault(key, f"{entry['msg']}, got {value!r}.", example)
+    value, context, kind = entry["input"], entry.get("ctx", {}), entry["type"]
+    problem, advice = f"{entry['msg']}, got {value!r}.", _EXAMPLES.get(key)
+    if kind == "extra_forbidden":
+        problem, advice = "there is no such key.", _nearest(names, owner, prefix)
+    elif kind == "missing":
+        problem, advice = "is needed.", f"For example {advice}." if advice else None
+    elif kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
+        words = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
+        rule = next(f"{words[short]} {limit:g}" for short, limit in context.items() if short in words)
+        problem = f"must be {rule}, got {value!r}."
+    elif kind == "literal_error":
+        problem, advice = f"must be {context['expected']}, got {value!r}.", _near_value(value, context["expected"])
+    elif kind == "value_error":
+        problem = str(context["error"])
+    elif kind.endswith(("_parsing", "_type", "_from_float")):
+        nouns = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text"}
+        problem = f"must be {nouns.get(kind.partition('_')[0], 'a mapping')}, got {value!r}."
+    return Fault(key, problem, advice)
 
 
 def _nearest(names: list[str], owner: type[BaseModel], prefix: str) -> str | None:

@@ -19,6 +19,7 @@ from ruamel.yaml.scalarint import ScalarInt
 from tune_magic.errors import Fault, RecipeError
 
 Lines = dict[str, int]
+_SCALARS: tuple[tuple[type, Any], ...] = ((ScalarBoolean, bool), (ScalarFloat, float), (ScalarInt, int), (str, str))
 
 
 def read(text: str, *, first_line: int = 1) -> tuple[dict[str, Any], Lines]:
@@ -71,10 +72,8 @@ def _plain(node: Any, path: str, lines: Lines, first_line: int) -> Any:
         return content
     if isinstance(node, CommentedSeq):
         return [_plain(item, f"{path}.{i}", lines, first_line) for i, item in enumerate(node)]
-    for wrapper, kind in ((ScalarBoolean, bool), (ScalarFloat, float), (ScalarInt, int), (str, str)):
-        if isinstance(node, wrapper):
-            return kind(node)
-    return node
+    kind = next((kind for wrapper, kind in _SCALARS if isinstance(node, wrapper)), None)
+    return node if kind is None else kind(node)
 
 
 def _line(error: MarkedYAMLError, first_line: int) -> int:

@@ -72,7 +72,7 @@ class EventLog:
     def close(self) -> None:
         """Close the file; the log takes no more events."""
         if self._descriptor >= 0:
-            files.os.close(self._descriptor)
+            files.close(self._descriptor)
             self._descriptor = -1
 
     def __enter__(self) -> Self:

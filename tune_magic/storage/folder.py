@@ -227,7 +227,7 @@ class RunFolder:
         """
         found = self.checkpoints
         if not found:
-            raise TuneError(f"{self.name or self.id} has no checkpoint yet.", run=self)
+            raise TuneError(f"{self.name or self.id} has no checkpoint yet.")
         best = self.summary().best
         return found.get(best["step"], found[max(found)]) if best else found[max(found)]
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -170,7 +171,7 @@ def random_state() -> dict[str, torch.Tensor]:
         "numpy_rest": torch.tensor([numpy[2], numpy[3], numpy[4]], dtype=torch.float64),  # type: ignore[index, unused-ignore]
         "torch": torch.get_rng_state(),
     }
-    for index in range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0):
+    for index in range(torch.cuda.device_count()):
         state[f"cuda_{index}"] = torch.cuda.get_rng_state(index)
     return state
 
@@ -178,7 +179,7 @@ def random_state() -> dict[str, torch.Tensor]:
 def set_random_state(state: dict[str, torch.Tensor]) -> None:
     """Put back what `random_state` returned."""
     gauss = float(state["python_gauss"][0])
-    random.setstate((3, tuple(state["python"].tolist()), None if gauss != gauss else gauss))
+    random.setstate((3, tuple(state["python"].tolist()), None if math.isnan(gauss) else gauss))
     place, has_gauss, cached = state["numpy_rest"].tolist()
     keys = state["numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, int(place), int(has_gauss), cached))

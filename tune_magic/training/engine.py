@@ -51,8 +51,9 @@ class TargetStates:
         """Return (T,) float32: the log-probability of each target. Logits never exist for more than a chunk."""
         if len(self.targets) <= _TARGETS_A_CHUNK:
             return self._chunk(self.states, self.targets)
-        pieces = zip(self.states.split(_TARGETS_A_CHUNK), self.targets.split(_TARGETS_A_CHUNK), strict=True)
-        return torch.cat([checkpoint(self._chunk, s, t, use_reentrant=False) for s, t in pieces])  # type: ignore[misc]
+        starts = range(0, len(self.targets), _TARGETS_A_CHUNK)
+        pieces = [(self.states[a : a + _TARGETS_A_CHUNK], self.targets[a : a + _TARGETS_A_CHUNK]) for a in starts]
+        return torch.cat([checkpoint(self._chunk, *piece, use_reentrant=False) for piece in pieces])
 
     def _chunk(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         logits = self.head(states) if self.head is not None else states

@@ -34,7 +34,7 @@ class Order:
         """Return the row numbers of a step, counted from 1."""
         epoch, place = divmod(step - 1, self.steps_per_epoch)
         start = place * self.batch_size
-        return _permutation(self.num_rows, self.seed, epoch)[start : start + self.batch_size].tolist()
+        return [int(row) for row in _permutation(self.num_rows, self.seed, epoch)[start : start + self.batch_size]]
 
 
 @functools.lru_cache(maxsize=2)

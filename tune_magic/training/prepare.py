@@ -125,11 +125,14 @@ def prepare(
     )
     engine.self_check(dataset.train[:8], objective.loss_sum)
     order = Order(len(dataset.train), recipe.batch_size, recipe.seed)
-    plan = _plan(recipe, folder, source, model_folder, dataset, renderer, engine, order, model, dtype)
-    log.append("plan", **plan)
-    return Session(
-        recipe, folder, log, control, plan, dataset, tokenizer, method, objective, model, engine, order
-    )  # fmt: skip
+    session = Session(recipe, folder, log, control, {}, dataset, tokenizer, method, objective, model, engine, order)
+    session.plan = {
+        **_facts_of_inputs(session, source, model_folder),
+        **_facts_of_rows(session, renderer),
+        **_facts_of_training(session),
+    }
+    log.append("plan", **session.plan)
+    return session
 
 
 def device() -> torch.device:
@@ -153,50 +156,54 @@ def total_steps(recipe: Recipe, order: Order) -> int:
     return recipe.max_steps or max(1, math.ceil(recipe.num_train_epochs * order.steps_per_epoch))
 
 
-def _plan(
-    recipe: Recipe,
-    folder: Path,
-    source: ModelSource,
-    model_folder: Path,
-    dataset: Dataset,
-    renderer: Renderer,
-    engine: Engine,
-    order: Order,
-    model: Any,
-    dtype: torch.dtype,
-) -> dict[str, Any]:
-    steps = total_steps(recipe, order)
-    evaluations = recipe.eval.steps or max(1, math.ceil(steps / _EVALUATIONS))
-    parameters = list(model.parameters())
-    lengths = [len(example) for example in dataset.train]
-    prints = fingerprints(recipe, source.path or model_folder, lambda reference: data_path(reference, folder))
+def _facts_of_inputs(session: Session, source: ModelSource, model_folder: Path) -> dict[str, Any]:
+    """What goes in: recipe, fingerprints, versions, model."""
+    recipe, parameters = session.recipe, list(session.model.parameters())
+    prints = fingerprints(recipe, source.path or model_folder, lambda reference: data_path(reference, session.folder))
     return {
         "recipe": recipe.normalised(),
         "fingerprints": prints,
         "identity": fingerprint.identity(recipe.normalised(), prints),
         "versions": fingerprint.versions(),
-        "device": str(engine.device),
-        "threads": torch.get_num_threads(),
-        "dtype": str(dtype).removeprefix("torch."),
         "model": {"name": source.name, "origin": source.origin, "note": source.note, "folder": str(model_folder)},
         "parameters": sum(p.numel() for p in parameters),
         "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
-        "train_rows": len(dataset.train),
-        "held_out_rows": len(dataset.held_out),
+    }
+
+
+def _facts_of_rows(session: Session, renderer: Renderer) -> dict[str, Any]:
+    """The rows in numbers, and the first ones as the model sees them."""
+    train = session.dataset.train
+    lengths = [len(example) for example in train]
+    return {
+        "train_rows": len(train),
+        "held_out_rows": len(session.dataset.held_out),
         "tokens_per_epoch": sum(lengths),
-        "trained_tokens_per_epoch": int(sum(example.weight for example in dataset.train)),
+        "trained_tokens_per_epoch": int(sum(example.weight for example in train)),
         "longest_row_tokens": max(lengths),
-        "cut_rows": sum(example.num_cut > 0 for example in dataset.train),
+        "cut_rows": sum(example.num_cut > 0 for example in train),
         "chat_template": renderer.uses_template,
+        "lens": [_lens(example, session.tokenizer) for example in train[:_LENS_ROWS]],
+    }
+
+
+def _facts_of_training(session: Session) -> dict[str, Any]:
+    """Every resolved value of the training itself."""
+    recipe, engine = session.recipe, session.engine
+    steps = total_steps(recipe, session.order)
+    evaluations = recipe.eval.steps or max(1, math.ceil(steps / _EVALUATIONS))
+    return {
+        "device": str(engine.device),
+        "threads": torch.get_num_threads(),
+        "dtype": str(engine.dtype).removeprefix("torch."),
         "total_steps": steps,
-        "steps_per_epoch": order.steps_per_epoch,
+        "steps_per_epoch": session.order.steps_per_epoch,
         "eval_steps": evaluations,
         "save_steps": recipe.save_steps or evaluations,
         "microbatch_tokens": recipe.microbatch_tokens,
         "packed": engine.packed,
         "shares_prefixes": engine.packed and recipe.share_prefixes and not engine.has_dropout,
         "engine_note": engine.reason,
-        "lens": [_lens(example, renderer.tokenizer) for example in dataset.train[:_LENS_ROWS]],
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,7 +92,7 @@ def scores_table(comparisons: Mapping[str, Comparison]) -> Html | None:
         return None
     rows: list[list[object]] = [["", grey("base"), grey("tuned"), grey("difference")]]
     for comparison in comparisons.values():
-        known = comparison.low == comparison.low  # a single loss has no interval
+        known = not math.isnan(comparison.low)  # a single loss has no interval
         interval = f" ({words.signed(comparison.low)} to {words.signed(comparison.high)})" if known else ""
         colour = _VERDICTS[comparison.verdict] if known else GREY
         rows.append([
@@ -127,8 +128,7 @@ def card_text(
     summary = run.summary()
     lines = [banner] if banner else []
     lines.append(f"{run.name or run.id}: {outcome(run, state, summary)} ({_when(run, summary)})")
-    for comparison in _with_loss(summary, comparisons or {}).values():
-        lines.append(f"  {comparison_line(comparison)}")
+    lines += [f"  {comparison_line(comparison)}" for comparison in _with_loss(summary, comparisons or {}).values()]
     lines += [f"  {fact}" for fact in (_facts(summary),) if fact]
     lines += [f"  ! {event['message']}" for event in [*summary.warnings[-3:], *summary.diagnoses]]
     if state == "failed":
@@ -142,7 +142,7 @@ def comparison_line(comparison: Comparison) -> str:
     """Return a metric as one line of text."""
     change = words.signed(comparison.difference)
     interval = f" ({words.signed(comparison.low)} to {words.signed(comparison.high)})"
-    known = comparison.low == comparison.low
+    known = not math.isnan(comparison.low)
     values = f"base {words.value(comparison.base)}, tuned {words.value(comparison.tuned)}"
     return f"{comparison.title}: {values}, {change}{interval if known else ''}"
 

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 _MOST_POINTS = 160
 _SMOOTH_SHARE = 0.04
+_EARLY = 12  # before a twelfth of the steps the curve would be a blot on the left
 Points = list[tuple[float, float]]
 
 
@@ -85,7 +86,7 @@ def loss_figure(summary: Summary, total_steps: int | None = None) -> Figure:
             )  # fmt: skip
         for step in (step for step, loss in zip(steps, losses, strict=True) if not math.isfinite(loss)):
             axes.axvline(step, color=RED, linewidth=1)
-        _style(axes, total_steps or summary.plan.get("total_steps") or max(steps, default=1))
+        _style(axes, _right_end(summary, total_steps or summary.plan.get("total_steps") or 1))
         figure.subplots_adjust(left=0.065, right=0.91, top=0.9, bottom=0.2)
     return figure
 
@@ -116,6 +117,14 @@ def _labels(axes: Any, train: Points, held_out: Points) -> None:
         axes.annotate(
             name, (x, y), xytext=(6, shift), textcoords="offset points", color=colour, va="center", fontsize=8
         )
+
+
+def _right_end(summary: Summary, total_steps: int) -> int:
+    """Return where the axis ends: at the plan's last step, at what was reached when it ended, nearer at the start."""
+    reached = max(summary.step, 1)
+    if summary.ended is not None:
+        return reached
+    return total_steps if reached * _EARLY >= total_steps else reached * _EARLY // 2
 
 
 def _style(axes: Any, total_steps: int) -> None:

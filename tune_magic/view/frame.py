@@ -80,9 +80,9 @@ def seconds_left(summary: Summary) -> float | None:
     total = summary.plan.get("total_steps")
     if not total or not summary.steps:
         return None
-    latest = [summary.steps[step]["seconds"] for step in sorted(summary.steps)[-20:]]
-    remaining = total - summary.step
-    evaluations = [event["seconds"] for event in summary.evaluations.values()]
+    latest: list[float] = [summary.steps[step]["seconds"] for step in sorted(summary.steps)[-20:]]
+    remaining = int(total) - summary.step
+    evaluations: list[float] = [event["seconds"] for event in summary.evaluations.values()]
     to_come = remaining / summary.plan["eval_steps"] if evaluations else 0.0
     each = sum(evaluations) / len(evaluations) if evaluations else 0.0
     return remaining * sum(latest) / len(latest) + to_come * each

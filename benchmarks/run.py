@@ -1,0 +1,11 @@
+"""Run every benchmark and print its table: ``make bench``."""
+
+from __future__ import annotations
+
+import load_ext
+import sft_step
+
+if __name__ == "__main__":
+    for benchmark in (load_ext, sft_step):
+        print(f"\n## {benchmark.__doc__.splitlines()[0]}\n")
+        benchmark.main()
