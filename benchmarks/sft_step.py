@@ -38,7 +38,9 @@ def serve(side: str, folder: Path, steps: int) -> None:
     from tune_magic.training.engine import Engine
     from tune_magic.training.memory import peak_rss
     from tune_magic.training.order import Order
+    from tune_magic.worker import quiet_libraries
 
+    quiet_libraries()
     path = local_folder(find_model("smollm2-135m-instruct"))
     data = DataOptions(train=str(folder / "train.jsonl"))
     contents = normalise(read_rows(folder / "train.jsonl"), data, "train")

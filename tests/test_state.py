@@ -8,6 +8,7 @@ import time
 import pytest
 
 from tune_magic.errors import LockedError, TuneError
+from tune_magic.handles import Run
 from tune_magic.recipe import build_recipe
 from tune_magic.storage import folder, lock, places
 from tune_magic.storage.events import EventLog
@@ -106,22 +107,26 @@ def test_looking_at_a_lock_of_ones_own_does_not_drop_it(make_run):
     assert lock.holder(path) is None
 
 
-CREATE = """
-import sys
-from pathlib import Path
-from tune_magic.storage import folder
-print(folder.create(Path(sys.argv[1]), "finetune", {"name": "same", "recipe": {}}).name)
+TRAIN = """
+import sys, time, tune_magic
+time.sleep(max(0.0, float(sys.argv[3]) - time.time()))
+run = tune_magic.finetune(model=sys.argv[1], data=sys.argv[2], max_steps=3, batch_size=4, eval={"samples": 0},
+                          executor="inline", fresh=True, name="same")
+print(run.id)
 """
 
 
-def test_f25_eight_processes_get_eight_folders(tmp_path, monkeypatch):
-    processes = [
-        subprocess.Popen([sys.executable, "-c", CREATE, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        for _ in range(8)
-    ]
-    names = [process.communicate()[0].strip() for process in processes]
-    assert len(set(names)) == 8
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(names)
+def test_f25_processes_that_start_together_never_touch_each_other(tmp_path, tiny, data_file, full):
+    count = 8 if full else 4
+    command = [sys.executable, "-c", TRAIN, str(tiny), str(data_file), str(time.time() + 8)]
+    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=tmp_path) for _ in range(count)]
+    names = {process.communicate()[0].strip().split("\n")[-1] for process in processes}
+    assert len(names) == count
+    runs = [Run(tmp_path / "tune_runs" / name) for name in names]
+    assert sorted(p.name for p in (tmp_path / "tune_runs").iterdir()) == sorted(names)
+    assert {run.status for run in runs} == {"finished"}
+    assert len({tuple(run.history["loss"]) for run in runs}) == 1  # the same recipe, to the bit
+    assert all(3 in run.checkpoints for run in runs)
 
 
 def test_f25_the_same_second_and_the_same_letters_get_another_folder(tmp_path, monkeypatch):

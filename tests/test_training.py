@@ -268,6 +268,59 @@ def test_f19_a_number_that_is_none_never_reaches_the_weights(make_run, monkeypat
     assert run.status == "finished"  # the fault has gone, the run goes on
 
 
+def test_f11_a_damaged_checkpoint_is_named_and_the_one_before_is_used(train, make_run, monkeypatch):
+    long = {"max_steps": 20, "save_steps": 2, "eval": {"steps": 10, "samples": 0}}
+    whole = train(**long)
+    run = make_run(**long)
+    real = Loop._note_memory
+
+    def ask(loop):
+        real(loop)
+        if loop.progress.step == 7:
+            run.request("stop")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_note_memory", ask)
+        local.start(run.path, "inline")
+    assert list(run.checkpoints) == [6, 7]
+    member = run.checkpoints[7] / "optimizer.safetensors"
+    data = bytearray(member.read_bytes())
+    data[len(data) // 2] ^= 1
+    member.write_bytes(bytes(data))
+    run.resume("inline")
+    rejected = next(run.events("checkpoint_rejected"))
+    assert rejected["step"] == 7
+    assert "optimizer.safetensors" in rejected["message"]
+    assert_same(run, whole)
+
+
+def test_f10_a_full_disk_costs_a_checkpoint_not_the_run(train, monkeypatch):
+    real = checkpoint.save
+
+    def save(folder, model, optimizer, progress, random_state):
+        if progress.step == 8:
+            raise OSError(28, "No space left on device")
+        return real(folder, model, optimizer, progress, random_state)
+
+    monkeypatch.setattr(checkpoint, "save", save)
+    run = train(eval={"steps": 4, "samples": 0})
+    assert run.status == "finished"
+    warning = next(run.events("warning"))
+    assert (warning["kind"], warning["step"]) == ("checkpoint_failed", 8)
+    assert "No space left" in run.card()["text/plain"]
+    assert 12 in run.checkpoints
+
+
+def test_a_worker_that_cannot_start_is_told_at_once(make_run, monkeypatch):
+    run = make_run()
+    monkeypatch.setattr(local.sys, "executable", "/bin/false")
+    local.start(run.path)
+    run.wait(timeout_s=30)
+    assert run.status == "lost"
+    with pytest.raises(RunFailed, match=r"did not start.*log"):
+        run.raise_for_state()
+
+
 def test_f7_changed_data_is_refused_with_the_difference(train, data_file, monkeypatch):
     run = train(max_steps=4)
     log = run.path / "events.jsonl"

@@ -13,7 +13,7 @@ from tune_magic.errors import RunFailed, Stopped, TuneError
 from tune_magic.evaluation.report import Scores, newest_report
 from tune_magic.storage.events import number
 from tune_magic.storage.folder import RunFolder
-from tune_magic.storage.state import RESUMABLE
+from tune_magic.storage.state import RESUMABLE, State
 from tune_magic.view.words import size
 
 if TYPE_CHECKING:
@@ -33,6 +33,15 @@ class Run(RunFolder):
         >>> run.status, run.metrics["held_out_loss"]  # doctest: +SKIP
         ('finished', 0.29)
     """
+
+    @property
+    def status(self) -> State:
+        """The state by the table of `storage.state`; a worker that died before it could write is lost at once."""
+        from tune_magic.executors import local
+
+        state = super().status
+        died = state == "starting" and self.is_coming_up and local.exit_code(self.path) is not None
+        return "lost" if died else state
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -153,6 +162,8 @@ class Run(RunFolder):
             killed = local.exit_code(self.path) == -9
             what = "was killed (by someone, or for lack of memory)" if killed else "lost its worker"
             hint = f"Go on from the last checkpoint with `%tune resume {name}`."
+            if self.is_coming_up:
+                what, hint = "did not start", "The log tells why."
             raise RunFailed(f"{name} {what}.", hint=hint, log=self.log, run=self)
 
     def load(self) -> tuple[Any, Any]:

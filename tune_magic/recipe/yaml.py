@@ -5,7 +5,6 @@ ruamel.yaml reads `1e-4` as a number and `no` as a word, refuses equal keys, and
 
 from __future__ import annotations
 
-import io
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -50,16 +49,6 @@ def read(text: str, *, first_line: int = 1) -> tuple[dict[str, Any], Lines]:
         raise RecipeError([Fault("", "A recipe is lines of `key: value`.", "For example `model: ...`.", first_line)])
     lines: Lines = {}
     return _plain(tree, "", lines, first_line), lines
-
-
-def write(content: dict[str, Any]) -> str:
-    """Return `content` as YAML that `read` gives back unchanged."""
-    out = io.StringIO()
-    dumper = YAML(typ="safe", pure=True)
-    dumper.default_flow_style = False
-    dumper.sort_base_mapping_type_on_output = False
-    dumper.dump(content, out)
-    return out.getvalue()
 
 
 def _plain(node: Any, path: str, lines: Lines, first_line: int) -> Any:
