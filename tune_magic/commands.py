@@ -185,15 +185,22 @@ def parse(command: Command, line: str | Sequence[str], prefix: str = "%") -> Par
 
 def split(line: str) -> list[str]:
     """Split a line into words, quotes taken off; a comment ends it."""
-    try:
-        return shlex.split(line, comments=True)
-    except ValueError as error:
-        raise BadUsage(f"The line cannot be read: {error}.") from None
+    for text in (line, re.split(r"(?:^|\s)#", line)[0]):  # a comment may hold half a pair of quotes
+        try:
+            words = shlex.split(text)
+        except ValueError as error:
+            problem = str(error)
+            continue
+        comment = next((i for i, word in enumerate(words) if word.startswith("#")), len(words))
+        return words[:comment]
+    raise BadUsage(f"The line cannot be read: {problem}.")
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a did-you-mean sentence, or nothing."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    names = list(known)
+    near = [name for name in names if word and name.startswith(word)]
+    near = near or difflib.get_close_matches(word, names, n=1, cutoff=0.5)
     return f" Did you mean {near[0]}?" if near else ""
 
 
@@ -211,16 +218,21 @@ def _take_flag(command: Command, word: str, words: list[str], parsed: Parsed, pr
             raise BadUsage(f"--{name} takes no value.")
         parsed.flags[flag.key] = True
         return
-    if not has_value:
-        if not words:
-            raise BadUsage(f"--{name} needs a value: --{name} {flag.value}.")
+    if not has_value and words and not words[0].startswith("--"):
         value = words.pop(0)
+    if not value:
+        raise BadUsage(f"--{name} needs a value: --{name} {flag.value}.")
     if flag.choices and value not in flag.choices and command.name != "export":  # exporters may be plug-ins
         raise BadUsage(f"--{name} must be {' or '.join(flag.choices)}, got {value!r}.{nearest(value, flag.choices)}")
-    try:
-        parsed.flags[flag.key] = flag.kind(value)
-    except ValueError:
-        raise BadUsage(f"--{name} must be a whole number, got {value!r}.") from None
+    parsed.flags[flag.key] = value if flag.kind is str else _whole_number(name, value)
+
+
+def _whole_number(name: str, value: str) -> int:
+    if not re.fullmatch(r"[+-]?\d+", value):
+        raise BadUsage(f"--{name} must be a whole number, got {value!r}.")
+    if int(value) < 1:
+        raise BadUsage(f"--{name} must be at least 1, got {value}.")
+    return int(value)
 
 
 def _flag_names(command: Command) -> str:

@@ -20,7 +20,7 @@ from tune_magic.handles import Run
 from tune_magic.storage.folder import RunFolder
 from tune_magic.storage.state import TERMINAL
 from tune_magic.view import frame, words
-from tune_magic.view.html import BLUE, bar, box, grey, heading, note_bundle
+from tune_magic.view.html import BLUE, bar, box, bundle, clean, grey, heading, note_bundle
 
 _POLL_S = 0.1
 _FRAME_S = 0.5
@@ -81,7 +81,7 @@ class Painter:
         if self._run.kind != "finetune":
             return progress_bundle(self._run)
         if self._live.is_text:
-            return {"text/plain": frame.line(self._run, state)}
+            return {"text/plain": clean(frame.line(self._run, state))}
         summary = self._run.summary()
         if now >= self._picture_due or len(summary.evaluations) != self._evaluations:
             self._evaluations = len(summary.evaluations)
@@ -138,7 +138,7 @@ def progress_bundle(job: RunFolder) -> Bundle:
     since = words.duration(time.time() - job.info["created"])
     body = [heading(frame.COLOURS.get(state, BLUE), name, detail, since), bar(done / total if total else 0.0, BLUE)]
     body += [grey("stop: ■ Interrupt")] if state not in TERMINAL else []
-    return {"text/html": box(*body), "text/plain": f"{name}: {detail}"}
+    return bundle(box(*body), [f"{name}: {detail}"])
 
 
 def _watch(run: Run, live: Live, *, stops: bool = True) -> None:

@@ -28,9 +28,10 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Turns:
-    """A chat; the assistant's turns are trained."""
+    """A chat; the assistant's turns are trained, from message number `trained_from` on."""
 
     messages: list[dict[str, str]]
+    trained_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ def _converter(rows: Sequence[Row], options: DataOptions, source: str) -> Callab
         return functools.partial(_from_template, template=template)
     present = list(dict.fromkeys(key for row in rows[:100] for key in row.values))
     named = [*present, *(name for name, column in options.columns.items() if column in present)]
-    missing = [column for column in options.columns.values() if column not in present]
+    missing = [column for column in options.columns.values() if not any(column in row.values for row in rows)]
     if missing:
         raise DataError(f"{source} has no column `{missing[0]}`.", hint=f"Its columns: {', '.join(present)}.")
     format_name = options.format or detect(named)
@@ -145,10 +146,8 @@ def _messages(value: Any, column: str, *, needs_assistant: bool) -> list[dict[st
 def _prompt_completion(values: Mapping[str, Any]) -> Content:
     prompt, completion = values.get("prompt"), values.get("completion")
     if isinstance(prompt, list) and isinstance(completion, list):
-        return Turns(
-            _messages(prompt, "prompt", needs_assistant=False)
-            + _messages(completion, "completion", needs_assistant=True)
-        )
+        before = _messages(prompt, "prompt", needs_assistant=False)
+        return Turns(before + _messages(completion, "completion", needs_assistant=True), len(before))
     system = _string(values, "system", needed=False) or None
     return PromptCompletion(_string(values, "prompt"), _string(values, "completion"), system)
 
@@ -162,9 +161,16 @@ def _instruction(values: Mapping[str, Any]) -> PromptCompletion:
 
 def _from_template(values: Mapping[str, Any], template: str | ColumnTemplate) -> Content:
     if isinstance(template, str):
-        return Text(fill(template, values))
+        return Text(_filled(template, values))
     system = fill(template.system, values) if template.system else None
-    return PromptCompletion(fill(template.prompt, values), fill(template.completion, values), system)
+    return PromptCompletion(_filled(template.prompt, values), _filled(template.completion, values), system)
+
+
+def _filled(template: str, values: Mapping[str, Any]) -> str:
+    text = fill(template, values)
+    if not text.strip():
+        raise _BadRow(f"the template {template!r} gives an empty text", dict(values))
+    return text
 
 
 def fill(template: str, values: Mapping[str, Any]) -> str:

@@ -62,7 +62,11 @@ def read_rows(path: Path) -> list[Row]:
     Raises:
         DataError: Naming file, line, column and the offending text.
     """
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as error:
+        raise DataError(f"{str(path)[:_SHOWN_CHARACTERS]}… is no path: {error.strerror}.") from None
+    if not there:
         raise DataError(f"There is no file {path}.", hint=f"The working directory is {Path.cwd()}.")
     if path.is_dir():
         raise DataError(f"{path} is a folder.", hint=f"Name a file in it: {', '.join(SUFFIXES)}.")
@@ -91,11 +95,13 @@ def _read_lines(path: Path) -> Iterator[Row]:
             if not line.strip():
                 continue
             try:
-                values = json.loads(line)
+                values = _decode(line)
+            except json.JSONDecodeError as error:
+                column = error.colno
+                faults.add(f"{place}, column {column}", f"not JSON ({error.msg})", line[max(0, column - 30) :])
+                continue
             except ValueError as error:
-                problem = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
-                column = error.colno if isinstance(error, json.JSONDecodeError) else 1
-                faults.add(f"{place}, column {column}", f"not JSON ({problem})", line[max(0, column - 30) :])
+                faults.add(place, str(error), line)
                 continue
             if isinstance(values, dict):
                 yield Row(values, place)
@@ -106,14 +112,19 @@ def _read_lines(path: Path) -> Iterator[Row]:
 
 def _read_array(path: Path) -> Iterator[Row]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
+        content = _decode(path.read_bytes().decode("utf-8-sig"))
     except json.JSONDecodeError as error:
+        near = _excerpt(error.doc[max(0, error.pos - 30) : error.pos + 30])
         raise DataError(
-            f"{path.name}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}).",
+            f"{path.name}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}): `{near}`.",
             hint="One object per line? Then call the file .jsonl.",
         ) from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path.name}: byte {error.start + 1} is not UTF-8.") from None
+        line = error.object[: error.start].count(b"\n") + 1
+        near = _excerpt(error.object[max(0, error.start - 20) : error.start + 20])
+        raise DataError(f"{path.name}, line {line}: byte {error.start + 1} is not UTF-8: `{near}`.") from None
+    except ValueError as error:
+        raise DataError(f"{path.name}: {error}.") from None
     if isinstance(content, dict):  # {"data": [...]}: one list under one name
         lists = [value for value in content.values() if isinstance(value, list)]
         content = lists[0] if len(lists) == 1 else None
@@ -126,6 +137,32 @@ def _read_array(path: Path) -> Iterator[Row]:
         else:
             faults.add(f"row {number}", "must be an object with named columns", values)
     faults.raise_if_any()
+
+
+def _decode(text: str) -> Any:
+    """Decode JSON strictly.
+
+    Raises:
+        ValueError: Not JSON, nested too deep, a key that is there twice, or half a character.
+    """
+    try:
+        content = json.loads(text, object_pairs_hook=_without_doubles)
+    except RecursionError:
+        raise ValueError("nested too deep") from None
+    if "\\ud" in text.lower():  # an escaped surrogate: only pairs of them make a character
+        try:
+            json.dumps(content, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds half a character (a lone surrogate)") from None
+    return content
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key `{next(name for name in names if names.count(name) > 1)}` is there twice")
+    return content
 
 
 def _read_parquet(path: Path) -> list[Row]:
@@ -148,5 +185,5 @@ def _without_nulls(value: Any) -> Any:
 
 
 def _excerpt(text: Any) -> str:
-    flat = " ".join(str(text).split())
+    flat = " ".join("".join(c if c.isprintable() else " " for c in str(text)).split())
     return flat if len(flat) <= _SHOWN_CHARACTERS else flat[: _SHOWN_CHARACTERS - 1] + "…"

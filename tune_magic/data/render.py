@@ -7,6 +7,7 @@ model answers, so training and generation see the same tokens.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,54 +33,67 @@ class Renderer:
         self.uses_template = chat_template and self.has_template
         self.max_length = max_length
 
-    def examples(self, contents: list[Content], source: str) -> list[Example]:
+    def examples(self, contents: list[Content], source: str, places: Sequence[str] | None = None) -> list[Example]:
         """Encode every content.
+
+        Args:
+            contents: One for each row.
+            source: Name of the file or object.
+            places: Where each row stands, for errors; default: row 1, row 2, ...
 
         Raises:
             DataError: Rows in which no trained token is left, or which the chat template refuses.
         """
         faults = RowFaults(source)
         examples = []
-        for number, content in enumerate(contents, start=1):
+        was_cut = False
+        for index, content in enumerate(contents):
+            place = places[index] if places else f"row {index + 1}"
             try:
-                example = self.encode(content, index=number - 1)
+                example = self.encode(content, index)
             except ValueError as error:
-                faults.add(f"row {number}", str(error))
+                faults.add(place, str(error))
                 continue
             if not example.weight:
-                faults.add(f"row {number}", f"no trained token is left within max_length ({self.max_length})")
+                why = f" within max_length ({self.max_length})" if example.num_cut else ""
+                faults.add(place, f"no trained token is left{why}")
+                was_cut = was_cut or example.num_cut > 0
             examples.append(example)
-        faults.raise_if_any("Raise `max_length`, or shorten the prompts.")
+        faults.raise_if_any("Raise `max_length`, or shorten the prompts." if was_cut else None)
         return examples
 
     def encode(self, content: Content, index: int = 0) -> Example:
         """Encode one content, cut to `max_length`.
 
         Raises:
-            ValueError: The chat template cannot render it.
+            ValueError: The chat template cannot render it, or it has no tokens.
         """
-        pieces = self.pieces(content)
+        templated = self._is_templated(content)
         tokens: list[int] = []
         weights: list[float] = []
-        answer_start = 0
-        for number, (text, trained) in enumerate(pieces):
-            ids = self._tokenise(text, first=number == 0)
+        starts: list[int] = []
+        for number, (text, trained) in enumerate(self.pieces(content)):
+            ids = self._tokenise(text, opens=number == 0 and not templated)
             if trained:
-                answer_start = len(tokens)
+                starts.append(len(tokens))
             tokens += ids
             weights += [1.0 if trained else 0.0] * len(ids)
-        if not self.uses_template and self.tokenizer.eos_token_id is not None:
+        if not templated and self.tokenizer.eos_token_id is not None:
             tokens.append(self.tokenizer.eos_token_id)
             weights.append(1.0)
+        if not tokens:
+            raise ValueError("it has no tokens")
         weights[0] = 0.0  # nothing comes before the first token, so nothing predicts it
+        kept = max((i for i, start in enumerate(starts) if start < self.max_length), default=0)
+        asked, answered = exchanges(content)[kept]
         return Example(
             trunk=Segment(
                 np.asarray(tokens[: self.max_length], dtype=np.int32),
                 np.asarray(weights[: self.max_length], dtype=np.float32),
             ),
-            answer_start=answer_start,
-            question=question(content),
-            reference=reference(content),
+            answer_start=starts[kept],
+            question=asked,
+            reference=answered,
             num_cut=max(0, len(tokens) - self.max_length),
             index=index,
         )
@@ -91,16 +105,21 @@ class Renderer:
         if isinstance(content, PromptCompletion) and not self.uses_template:
             prompt = f"{content.system}\n\n{content.prompt}" if content.system else content.prompt
             return [(prompt, False), (content.completion, True)]
-        return self._chat_pieces(_as_messages(content))
+        return self._chat_pieces(_as_turns(content))
+
+    def _is_templated(self, content: Content) -> bool:
+        """A rendered chat brings its own opening and closing tokens; other texts get the tokenizer's."""
+        return isinstance(content, Turns) or (isinstance(content, PromptCompletion) and self.uses_template)
 
     def prompt_tokens(self, prompt: str | list[dict[str, str]]) -> list[int]:
         """Return the tokens up to where the model answers a user's message, or a chat that ends with one."""
         if isinstance(prompt, str) and not self.uses_template:
-            return self._tokenise(prompt, first=True)
+            return self._tokenise(prompt, opens=True)
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return self._tokenise(self._template(messages, add_generation_prompt=True), first=True)
+        return self._tokenise(self._template(messages, add_generation_prompt=True), opens=False)
 
-    def _chat_pieces(self, messages: list[dict[str, str]]) -> list[tuple[str, bool]]:
+    def _chat_pieces(self, turns: Turns) -> list[tuple[str, bool]]:
+        messages = turns.messages
         if not self.has_template:
             raise DataError(
                 "The rows are chats, but the model's tokenizer has no chat template.",
@@ -109,7 +128,7 @@ class Renderer:
         pieces: list[tuple[str, bool]] = []
         done = ""
         for index, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if message["role"] != "assistant" or index < turns.trained_from:
                 continue
             before = self._template(messages[:index], add_generation_prompt=True)
             after = self._template(messages[: index + 1], add_generation_prompt=False)
@@ -133,36 +152,33 @@ class Renderer:
         except TemplateError as error:
             raise ValueError(f"the chat template refuses it ({error})") from None
 
-    def _tokenise(self, text: str, *, first: bool) -> list[int]:
-        """A rendered chat brings its own special tokens; plain text gets the tokenizer's opening ones."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=first and not self.uses_template)["input_ids"]
-        if first and not self.uses_template and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
+    def _tokenise(self, text: str, *, opens: bool) -> list[int]:
+        """Tokenise a piece, with the tokenizer's opening tokens when it opens a plain text."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=opens)["input_ids"]
+        if opens and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
             ids = ids[:-1]
         return ids
 
 
-def reference(content: Content) -> str | None:
-    """Return the answer a generated text is compared with: the last assistant turn."""
+def exchanges(content: Content) -> list[tuple[str | None, str | None]]:
+    """Return (question, answer) of each trained span, in order; a plain text has neither."""
+    if isinstance(content, Text):
+        return [(None, None)]
+    turns = _as_turns(content)
+    found: list[tuple[str | None, str | None]] = []
+    asked = None
+    for index, message in enumerate(turns.messages):
+        if message["role"] == "user":
+            asked = message["content"]
+        elif message["role"] == "assistant" and index >= turns.trained_from:
+            found.append((asked, message["content"]))
+    return found
+
+
+def _as_turns(content: Turns | PromptCompletion) -> Turns:
     if isinstance(content, Turns):
-        return next(m["content"] for m in reversed(content.messages) if m["role"] == "assistant")
-    return content.completion if isinstance(content, PromptCompletion) else None
-
-
-def question(content: Content) -> str | None:
-    """Return what the last answer replies to: the user's turn before it, or the prompt."""
-    if isinstance(content, Turns):
-        answered = max(i for i, m in enumerate(content.messages) if m["role"] == "assistant")
-        before = [m["content"] for m in content.messages[:answered] if m["role"] == "user"]
-        return before[-1] if before else None
-    return content.prompt if isinstance(content, PromptCompletion) else None
-
-
-def _as_messages(content: Turns | PromptCompletion) -> list[dict[str, str]]:
-    if isinstance(content, Turns):
-        return content.messages
+        return content
     system = [{"role": "system", "content": content.system}] if content.system else []
-    return [
-        *system,
-        {"role": "user", "content": content.prompt},
-        {"role": "assistant", "content": content.completion},
-    ]
+    return Turns(
+        [*system, {"role": "user", "content": content.prompt}, {"role": "assistant", "content": content.completion}]
+    )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_magic.evaluation.compare import Comparison
+from tune_magic.storage.events import number
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,7 +33,7 @@ class Scores:
         known = [field.name for field in fields(Comparison)]
         self.about: dict[str, Any] = content["about"]
         self.comparisons = {
-            name: Comparison(**{key: value[key] for key in known}) for name, value in content["metrics"].items()
+            name: Comparison(**{key: _read(value[key]) for key in known}) for name, value in content["metrics"].items()
         }
 
     def __repr__(self) -> str:
@@ -57,8 +58,8 @@ class Scores:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """Every row with both answers and scores."""
-        lines = (self.path / "rows.jsonl").read_text(encoding="utf-8").splitlines()
-        return [json.loads(line) for line in lines]
+        lines = (self.path / "rows.jsonl").read_text(encoding="utf-8").split("\n")
+        return [json.loads(line) for line in lines if line]
 
     def frame(self) -> pd.DataFrame:
         """Return `rows` as a DataFrame."""
@@ -72,7 +73,7 @@ class Scores:
 
         def score(row: dict[str, Any], side: str) -> tuple[float, ...]:
             signs = (1.0 if self.comparisons[name].higher_is_better else -1.0 for name in known)
-            return tuple(sign * row[f"{name}_{side}"] for sign, name in zip(signs, known, strict=True))
+            return tuple(sign * number(row[f"{name}_{side}"]) for sign, name in zip(signs, known, strict=True))
 
         def gain(row: dict[str, Any]) -> tuple[float, ...]:
             return tuple(t - b for t, b in zip(score(row, "tuned"), score(row, "base"), strict=True))
@@ -90,3 +91,8 @@ class Scores:
 def newest_report(run: Path) -> Path | None:
     """Return the folder of a run's newest finished evaluation, if any."""
     return max((path.parent for path in (run / "evals").glob("*/report.json")), default=None)
+
+
+def _read(value: Any) -> Any:
+    """Numbers that are none are words on disk."""
+    return float(value) if value in ("nan", "inf", "-inf") else value

@@ -44,22 +44,33 @@ def complete(shell: Any, before: str) -> tuple[str, list[str]]:
 def _on_line(shell: Any, name: str, rest: str) -> tuple[str, list[str]]:
     *words, fragment = rest.split(" ")
     words = [word for word in words if word]
-    if name == "tune":
-        if not words:
-            return fragment, _starting(fragment, commands.VERBS)
-        name = f"tune {words.pop(0)}"
-    command = commands.COMMANDS.get(name)
-    if command is None:
-        return fragment, []
+    if name == "tune" and not words:
+        return fragment, _starting(fragment, commands.VERBS)
+    command = commands.COMMANDS.get(f"tune {words.pop(0)}" if name == "tune" else name)
+    known = _known(shell, command, words, fragment) if command is not None else ()
+    return fragment, _starting(fragment, known)
+
+
+def _known(shell: Any, command: commands.Command, words: list[str], fragment: str) -> Iterable[str]:
+    """Return what may stand where `fragment` begins."""
     previous = next((flag for flag in command.flags if words[-1:] == [f"--{flag.name}"]), None)
+    given = {word.partition("=")[0] for word in words}
     if previous is not None and previous.value is not None:
-        return fragment, _starting(fragment, previous.choices)
+        return previous.choices
+    if "=" in fragment:
+        return _after_equals(command, fragment.partition("=")[0])
     if fragment.startswith("-"):
-        used = {word.partition("=")[0] for word in words}
-        return fragment, _starting(fragment, (f"--{f.name}" for f in command.flags if f"--{f.name}" not in used))
+        return [f"--{flag.name}" for flag in command.flags if f"--{flag.name}" not in given]
     if command.takes_keys and words:
-        return fragment, _starting(fragment, (f"{key}=" for key in _keys()))
-    return fragment, _starting(fragment, _run_names(shell)) if command.positional == "RUN" else []
+        return [f"{key}=" for key in _keys() if key not in given]
+    return _run_names(shell) if command.positional == "RUN" else ()
+
+
+def _after_equals(command: commands.Command, name: str) -> list[str]:
+    flag = next((flag for flag in command.flags if f"--{flag.name}" == name), None)
+    parent, _, key = name.rpartition(".")
+    values = flag.choices if flag is not None else _values(parent, key) if command.takes_keys else ()
+    return [f"{name}={value}" for value in values]
 
 
 def _in_body(line: str, above: list[str]) -> tuple[str, list[str]]:
@@ -70,7 +81,8 @@ def _in_body(line: str, above: list[str]) -> tuple[str, list[str]]:
     indent = len(line) - len(line.lstrip())
     prefix = _parent(above, indent)
     depth = prefix.count(".") + bool(prefix)
-    names = {k.split(".")[depth] for k in _keys() if not prefix or k.startswith(f"{prefix}.")}
+    every = _keys() if prefix != "data.template" else [f"data.template.{name}" for name in _template_keys()]
+    names = {k.split(".")[depth] for k in every if not prefix or k.startswith(f"{prefix}.")}
     return fragment, _starting(fragment, (f"{name}: " for name in sorted(names)))
 
 
@@ -80,12 +92,19 @@ def _path(above: list[str], line: str) -> str:
 
 def _parent(above: list[str], indent: int) -> str:
     """Return the dotted key under which a line with this indent stands."""
-    if indent == 0:
-        return ""
+    names: list[str] = []
     for text in reversed(above[1:]):
-        if text.strip() and len(text) - len(text.lstrip()) < indent:
-            return text.partition(":")[0].strip()
-    return ""
+        own = len(text) - len(text.lstrip())
+        if text.strip() and own < indent:
+            names.insert(0, text.partition(":")[0].strip())
+            indent = own
+    return ".".join(names)
+
+
+def _template_keys() -> list[str]:
+    from tune_magic.recipe.schema import ColumnTemplate
+
+    return list(ColumnTemplate.model_fields)
 
 
 def _keys() -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from tune_magic.data.example import Example
@@ -17,13 +18,15 @@ if TYPE_CHECKING:
 class Objective:
     """Base class of objectives: rows become examples, a batch becomes a loss."""
 
-    def examples(self, contents: list[Content], renderer: Renderer, source: str) -> list[Example]:
-        """Turn rows into examples.
+    def examples(
+        self, contents: list[Content], renderer: Renderer, source: str, places: Sequence[str]
+    ) -> list[Example]:
+        """Turn rows into examples; `places` says where each row stands, for errors.
 
         Raises:
             DataError: Rows this objective cannot learn from.
         """
-        return renderer.examples(contents, source)
+        return renderer.examples(contents, source, places)
 
     def loss_sum(self, states: TargetStates) -> torch.Tensor:
         """Return the *sum* over the batch's weighted tokens, a scalar.

@@ -38,7 +38,16 @@ ALIASES = {
     "torch_dtype": "dtype",
 }
 METHOD_ALIASES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "type": "name"}
+BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+_SHORT = {"data": "train", "method": "name", "eval": ""}  # what a word in a part's place means
+_UNION_MEMBERS = frozenset({"str", "float", "ColumnTemplate", "list[str]"})
+_WANTED = {
+    "data": "a path, `$name` or a mapping with `train`",
+    "data.held_out": "a file, `$name` or a share such as 10%",
+    "data.template": "a text with `{column}` places or {system:, prompt:, completion:}",
+    "method.target_modules": "all-linear, a name or a list of names",
+}
 _EXAMPLES = {
     "model": "`model: smollm2-135m-instruct`",
     "data": "`data: rows.jsonl`",
@@ -91,16 +100,22 @@ def build_recipe(
     Raises:
         RecipeError: With all faults.
     """
-    faults: list[Fault] = []
-    lines = dict(lines or {})
-    content = _canonical(_with_overrides(raw, overrides or {}), faults, lines)
-    method = _method(content.pop("method", "lora"), faults)
+    body = _Canonical(lines or {})
+    body.take(raw)
+    line = _Canonical({})
+    line.take(overrides or {})
+    content = _merge(body.keys, line.keys)
+    faults = [*body.faults, *line.faults]
+    method = _method(content.pop("method", {"name": "lora"}), faults)
+    if content.get("objective", "sft") not in plugins.names("objective"):
+        known = ", ".join(plugins.names("objective"))
+        faults.append(Fault("objective", f"there is no objective {content['objective']!r}.", f"There are: {known}."))
     try:
         recipe = Recipe.model_validate({**content, "method": method or MethodOptions(name="none")})
     except ValidationError as error:
-        faults += [_fault(entry, Recipe) for entry in error.errors()]
+        faults += _faults(error, Recipe)
     if faults:
-        raise RecipeError([_placed(fault, lines) for fault in faults])
+        raise RecipeError([_placed(fault, body.lines) for fault in faults])
     return recipe
 
 
@@ -113,7 +128,7 @@ def build_launch(options: Mapping[str, Any]) -> LaunchOptions:
     try:
         return LaunchOptions.model_validate(options)
     except ValidationError as error:
-        raise RecipeError([_fault(entry, LaunchOptions) for entry in error.errors()]) from None
+        raise RecipeError(_faults(error, LaunchOptions)) from None
 
 
 def recipe_schema() -> dict[str, Any]:
@@ -148,97 +163,138 @@ def keys() -> Iterator[tuple[str, type[BaseModel], str]]:
         yield from ((f"method.{name}", options, name) for name in options.model_fields if name != "name")
 
 
-def _with_overrides(raw: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    content = {key: dict(value) if isinstance(value, Mapping) else value for key, value in raw.items()}
-    main = {"data": "train", "method": "name"}  # a word there is short for a mapping
-    for key, value in overrides.items():
-        head, _, rest = key.partition(".")
-        if rest:
-            part = content.get(head)
-            content[head] = {**(part if isinstance(part, dict) else {main.get(head, "name"): part} if part else {})}
-            content[head][rest] = value
-        else:
-            content[key] = value
-    return content
+class _Canonical:
+    """The keys of a body, or of a line, under their own names.
+
+    Aliases, short forms, dotted keys and nested mappings all end as one flat mapping of dotted keys, two levels deep;
+    what says the same thing twice is a fault.
+
+    Args:
+        lines: Line of each key as it was written.
+    """
+
+    def __init__(self, lines: yaml.Lines) -> None:
+        self.keys: dict[str, Any] = {}
+        self.lines = dict(lines)
+        self.faults: list[Fault] = []
+        self._written: dict[str, str] = {}
+
+    def take(self, raw: Mapping[str, Any]) -> None:
+        """Take every key of a mapping."""
+        batch = {key: value for key, value in raw.items() if key in BATCH_KEYS}
+        for key, value in raw.items():
+            if key in DTYPES:
+                self._take_dtype(key, value)
+            elif key not in batch:
+                self._put(ALIASES.get(key, key), value, key)
+        if batch:
+            self._take_batch(batch)
+
+    def _put(self, key: str, value: Any, written: str) -> None:
+        part, dot, rest = key.partition(".")
+        if part in _SHORT and not dot:
+            if isinstance(value, str) and part != "eval":
+                value = {_SHORT[part]: value}
+            if isinstance(value, Mapping):
+                for name, item in value.items():
+                    aliases = METHOD_ALIASES if part == "method" else {}
+                    self._put(f"{part}.{aliases.get(name, name)}", item, f"{written}.{name}")
+                if not value:
+                    self.keys.setdefault(part, {})
+                return
+        elif part == "method":
+            key = f"method.{METHOD_ALIASES.get(rest, rest)}"
+        if key in self._written:
+            said = f"says the same as `{self._written[key]}`."
+            self.faults.append(Fault(written, said, "Keep one of the two.", self.lines.get(written)))
+            return
+        self._written[key] = written
+        self.lines.setdefault(key, self.lines.get(written) or self.lines.get(written.partition(".")[0], 0))
+        if key == "data.held_out":
+            value = self._share(value, written)
+        elif key == "dtype" and isinstance(value, str):
+            value = DTYPES.get(value, value)
+        self.keys[key] = value
+
+    def _share(self, value: Any, written: str) -> Any:
+        """Read `10%` and whole numbers as shares."""
+        if isinstance(value, str) and value.strip().endswith("%"):
+            try:
+                return float(value.strip()[:-1]) / 100
+            except ValueError:
+                problem = f"`{value}` is no share."
+                self.faults.append(Fault("data.held_out", problem, _EXAMPLES["data.held_out"], self.lines.get(written)))
+                return None
+        return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+    def _take_dtype(self, key: str, value: Any) -> None:
+        if not isinstance(value, bool):
+            problem = f"must be true or false, got {value!r}."
+            self.faults.append(Fault(key, problem, f"Or `dtype: {DTYPES[key]}`.", self.lines.get(key)))
+        elif value:
+            self._put("dtype", DTYPES[key], key)
+
+    def _take_batch(self, batch: Mapping[str, Any]) -> None:
+        """`per_device_train_batch_size` times `gradient_accumulation_steps` is the one number that matters."""
+        product = 1
+        for key, value in batch.items():
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                problem = f"must be a whole number of at least 1, got {value!r}."
+                self.faults.append(Fault(key, problem, "Try `batch_size: 8`.", self.lines.get(key)))
+                return
+            product *= value
+        self._put("batch_size", product, next(iter(batch)))
 
 
-def _canonical(raw: dict[str, Any], faults: list[Fault], lines: yaml.Lines) -> dict[str, Any]:
-    """Replace aliases and short forms by the keys themselves."""
-    content: dict[str, Any] = {}
-    for key, value in raw.items():
-        target = ALIASES.get(key, key)
-        lines.setdefault(target, lines.get(key, 0))
-        part, _, rest = target.partition(".")
-        if rest:
-            content[part] = {**(content.get(part) or {}), rest: value}
-        elif target in content and target != "eval":
-            faults.append(Fault(key, f"says the same as `{target}`.", "Keep one of the two.", lines.get(key) or None))
-        elif target == "eval" and isinstance(value, Mapping):
-            content["eval"] = {**(content.get("eval") or {}), **value}
-        else:
-            content[target] = value
-    if isinstance(content.get("data"), str):
-        content["data"] = {"train": content["data"]}
-    if isinstance(content.get("data"), Mapping):
-        content["data"] = _canonical_data(dict(content["data"]))
-    _merge_batch(content, faults)
-    for name, dtype in DTYPES.items():
-        if name in content:
-            if content.pop(name) is True:
-                content["dtype"] = dtype
-        elif content.get("dtype") == name:
-            content["dtype"] = dtype
-    return content
-
-
-def _canonical_data(data: dict[str, Any]) -> dict[str, Any]:
-    share = data.get("held_out")
-    if isinstance(share, str) and share.strip().endswith("%"):
-        try:
-            data["held_out"] = float(share.strip()[:-1]) / 100
-        except ValueError:
-            return data
-    elif isinstance(share, int) and not isinstance(share, bool):
-        data["held_out"] = float(share)
-    return data
-
-
-def _merge_batch(content: dict[str, Any], faults: list[Fault]) -> None:
-    """`per_device_train_batch_size` times `gradient_accumulation_steps` is the one number that matters."""
-    per_device = content.pop("per_device_train_batch_size", None)
-    accumulation = content.pop("gradient_accumulation_steps", None)
-    if per_device is None and accumulation is None:
-        return
-    if "batch_size" in content:
-        faults.append(Fault("batch_size", "already says the examples per step.", "Drop the other batch keys."))
-    elif not all(isinstance(n, int) for n in (per_device or 1, accumulation or 1)):
-        faults.append(Fault("per_device_train_batch_size", "must be a whole number.", "Try `batch_size: 8`."))
-    else:
-        content["batch_size"] = (per_device or 1) * (accumulation or 1)
+def _merge(body: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
+    """Let the line win over the body, and nest the dotted keys again."""
+    merged = dict(body)
+    if line.get("method.name") not in (None, body.get("method.name", "lora")):
+        merged = {key: value for key, value in merged.items() if not key.startswith("method")}
+    merged |= line
+    nested: dict[str, Any] = {}
+    for key, value in merged.items():
+        part, dot, rest = key.partition(".")
+        if not dot:
+            nested.setdefault(part, value)
+        elif isinstance(nested.setdefault(part, {}), dict):
+            nested[part][rest] = value
+    for deep in [key for key in nested.get("data", {}) if "." in key] if isinstance(nested.get("data"), dict) else []:
+        part, _, rest = deep.partition(".")  # data.template.prompt on a line
+        inner = nested["data"].get(part)
+        nested["data"][part] = {**(inner if isinstance(inner, Mapping) else {}), rest: nested["data"].pop(deep)}
+    return nested
 
 
 def _method(raw: Any, faults: list[Fault]) -> MethodOptions | None:
-    options = {"name": raw} if isinstance(raw, str) else raw
-    if not isinstance(options, Mapping):
+    if not isinstance(raw, Mapping):
         faults.append(Fault("method", f"must be a name or a mapping, got {raw!r}.", "Try `method: lora`."))
         return None
-    options = {METHOD_ALIASES.get(key, key): value for key, value in options.items()}
-    name = options.setdefault("name", "lora")
+    options = {"name": "lora", **raw}
     try:
-        schema: type[MethodOptions] = plugins.get("method", str(name)).Options
+        schema: type[MethodOptions] = plugins.get("method", str(options["name"])).Options
     except TuneError as error:
         faults.append(Fault("method", error.message, error.hint))
         return None
     try:
         return schema.model_validate(options)
     except ValidationError as error:
-        faults += [_fault(entry, schema, prefix="method") for entry in error.errors()]
+        faults += _faults(error, schema, prefix="method")
         return None
+
+
+def _faults(error: ValidationError, owner: type[BaseModel], prefix: str = "") -> list[Fault]:
+    """Say pydantic's errors in the product's words, one for each key: the members of a union complain apart."""
+    found: dict[str, Fault] = {}
+    for entry in error.errors():
+        fault = _fault(entry, owner, prefix)
+        found.setdefault(fault.key, fault)
+    return [fault for key, fault in found.items() if not any(other.startswith(f"{key}.") for other in found)]
 
 
 def _fault(entry: Any, owner: type[BaseModel], prefix: str = "") -> Fault:
     """Say a pydantic error in the product's words."""
-    names = [str(part) for part in entry["loc"] if part not in ("str", "float", "ColumnTemplate")]
+    names = [str(part) for part in entry["loc"] if part not in _UNION_MEMBERS]
     key = ".".join(filter(None, [prefix, *names]))
     value, context, kind = entry["input"], entry.get("ctx", {}), entry["type"]
     problem, advice = f"{entry['msg']}, got {value!r}.", _EXAMPLES.get(key)
@@ -248,15 +304,22 @@ def _fault(entry: Any, owner: type[BaseModel], prefix: str = "") -> Fault:
         problem, advice = "is needed.", f"For example {advice}." if advice else None
     elif kind in ("greater_than", "greater_than_equal", "less_than", "less_than_equal"):
         words = {"gt": "greater than", "ge": "at least", "lt": "less than", "le": "at most"}
-        rule = next(f"{words[short]} {limit:g}" for short, limit in context.items() if short in words)
+        rule = next(
+            f"{words[short]} {limit if isinstance(limit, int) else format(limit, 'g')}"
+            for short, limit in context.items()
+            if short in words
+        )
         problem = f"must be {rule}, got {value!r}."
     elif kind == "literal_error":
         problem, advice = f"must be {context['expected']}, got {value!r}.", _near_value(value, context["expected"])
     elif kind == "value_error":
         problem = str(context["error"])
+    elif kind == "finite_number":
+        problem = f"must be finite, got {value!r}."
     elif kind.endswith(("_parsing", "_type", "_from_float")):
         nouns = {"int": "a whole number", "float": "a number", "bool": "true or false", "string": "text"}
-        problem = f"must be {nouns.get(kind.partition('_')[0], 'a mapping')}, got {value!r}."
+        noun = _WANTED.get(key) or nouns.get(kind.partition("_")[0], "a mapping")
+        problem = f"must be {noun}, got {value!r}."
     return Fault(key, problem, advice)
 
 

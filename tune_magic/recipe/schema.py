@@ -6,19 +6,29 @@ generated from here.
 
 from __future__ import annotations
 
+import string
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 Scheduler = Literal["linear", "cosine", "constant"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Format = Literal["messages", "prompt_completion", "instruction", "text"]
+STANDARD_COLUMNS = ("messages", "prompt", "completion", "system", "instruction", "input", "output", "text")
 
 
 class Part(BaseModel):
     """Base of every part of a recipe: unknown keys are faults, values do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        annotation = str(cls.model_fields[str(info.field_name)].annotation)
+        if isinstance(value, bool) and "bool" not in annotation and ("int" in annotation or "float" in annotation):
+            raise ValueError(f"must be a number, got {str(value).lower()}.")
+        return value
 
 
 class MethodOptions(Part):
@@ -27,12 +37,33 @@ class MethodOptions(Part):
     name: str = Field(description="Method by which parameters are made trainable.")
 
 
+def check_template(template: str) -> str:
+    """Return a template whose `{column}` places can be filled.
+
+    Raises:
+        ValueError: An open brace, or anything but a column's name in a place.
+    """
+    try:
+        places = list(string.Formatter().parse(template))
+    except ValueError as error:
+        raise ValueError(f"the template {template!r} has a brace too many or too few ({error}).") from None
+    for _, column, spec, conversion in places:
+        if column == "" or spec or conversion:
+            raise ValueError(f"the template {template!r} may only have names of columns in its braces.")
+    return template
+
+
 class ColumnTemplate(Part):
     """Texts of a row, with `{column}` where a column's value goes."""
 
     system: str | None = Field(None, description="System message.")
     prompt: str = Field(description="What the model is given.")
     completion: str = Field(description="What it learns to answer.")
+
+    @field_validator("system", "prompt", "completion")
+    @classmethod
+    def _places(cls, value: str | None) -> str | None:
+        return value if value is None else check_template(value)
 
 
 class DataOptions(Part):
@@ -57,11 +88,33 @@ class DataOptions(Part):
         True, description="Wrap prompt and completion as user and assistant turns where the model has a chat template."
     )
 
+    @field_validator("columns")
+    @classmethod
+    def _standard_names(cls, value: dict[str, str]) -> dict[str, str]:
+        unknown = [name for name in value if name not in STANDARD_COLUMNS]
+        if unknown:
+            raise ValueError(f"`{unknown[0]}` is no standard name. There are: {', '.join(STANDARD_COLUMNS)}.")
+        return value
+
     @model_validator(mode="after")
-    def _share(self) -> DataOptions:
-        if isinstance(self.held_out, float) and not 0 <= self.held_out < 1:
-            raise ValueError(f"`held_out` as a share must be at least 0 and below 1, got {self.held_out:g}.")
+    def _one_way(self) -> DataOptions:
+        if self.template is not None and self.columns:
+            raise ValueError("`columns` and `template` are two ways to say the same; keep one.")
         return self
+
+    @field_validator("template")
+    @classmethod
+    def _places(cls, value: str | ColumnTemplate | None) -> str | ColumnTemplate | None:
+        if isinstance(value, str):
+            check_template(value)
+        return value
+
+    @field_validator("held_out")
+    @classmethod
+    def _share(cls, value: str | float | None) -> str | float | None:
+        if isinstance(value, float) and not 0 <= value < 1:
+            raise ValueError(f"as a share must be at least 0 and below 1, got {value:g}.")
+        return value
 
 
 class EvalOptions(Part):
@@ -101,7 +154,7 @@ class Recipe(Part):
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 turns it off.")
     dtype: Dtype = Field("auto", description="Compute precision; auto is bfloat16 where the hardware is fast at it.")
     share_prefixes: bool = Field(True, description="Compute a prompt that rows share once; exact, faster.")
-    seed: int = Field(42, ge=0, lt=2**32, description="Seed of data order, split and initial weights.")
+    seed: int = Field(42, ge=0, le=2**32 - 1, description="Seed of data order, split and initial weights.")
     eval: EvalOptions = Field(
         default_factory=lambda: EvalOptions.model_validate({}), description="Held-out evaluation."
     )

@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 from ruamel.yaml.constructor import DuplicateKeyError
 from ruamel.yaml.error import MarkedYAMLError
+from ruamel.yaml.reader import ReaderError
 from ruamel.yaml.scalarbool import ScalarBoolean
 from ruamel.yaml.scalarfloat import ScalarFloat
 from ruamel.yaml.scalarint import ScalarInt
@@ -36,9 +37,13 @@ def read(text: str, *, first_line: int = 1) -> tuple[dict[str, Any], Lines]:
     try:
         tree = loader.load(text)
     except DuplicateKeyError as error:
-        key = str(error.problem).split('"')[1]
+        key = _parent(text, error) + str(error.problem).split('"')[1]
         line = _line(error, first_line)
         raise RecipeError([Fault(key, "is there twice.", "Keep one of the two.", line)]) from None
+    except (ReaderError, RecursionError) as error:
+        place = text[: getattr(error, "position", 0)].count("\n") + first_line
+        problem = "nested too deep" if isinstance(error, RecursionError) else "a character that no text has"
+        raise RecipeError([Fault("", f"is not YAML: {problem}.", None, place)]) from None
     except MarkedYAMLError as error:
         problem = str(error.problem or error.context or "not YAML").strip()
         advice = "A value with `: ` or a leading `{`, `[`, `%`, `@` needs quotes; indent with spaces."
@@ -56,6 +61,11 @@ def _plain(node: Any, path: str, lines: Lines, first_line: int) -> Any:
         content = {}
         for key in node:
             name = f"{path}.{key}" if path else str(key)
+            if key not in node.lc.data:
+                line = node.lc.line + first_line
+                raise RecipeError(
+                    [Fault(name, "came by a merge key (`<<`), which is not read.", "Write it out.", line)]
+                )
             lines[name] = node.lc.key(key)[0] + first_line
             content[str(key)] = _plain(node[key], name, lines, first_line)
         return content
@@ -63,6 +73,22 @@ def _plain(node: Any, path: str, lines: Lines, first_line: int) -> Any:
         return [_plain(item, f"{path}.{i}", lines, first_line) for i, item in enumerate(node)]
     kind = next((kind for wrapper, kind in _SCALARS if isinstance(node, wrapper)), None)
     return node if kind is None else kind(node)
+
+
+def _parent(text: str, error: DuplicateKeyError) -> str:
+    """Return the dotted path, with its last dot, of the mapping that holds a key twice."""
+    loader = YAML(typ="rt", pure=True)
+    loader.allow_duplicate_keys = True
+    start = error.context_mark
+
+    def search(node: Any, path: str) -> str | None:
+        if not isinstance(node, CommentedMap):
+            return None
+        if start is not None and (node.lc.line, node.lc.col) == (start.line, start.column):
+            return path
+        return next((found for key in node if (found := search(node[key], f"{path}{key}.")) is not None), None)
+
+    return search(loader.load(text), "") or ""
 
 
 def _line(error: MarkedYAMLError, first_line: int) -> int:

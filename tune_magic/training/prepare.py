@@ -72,8 +72,9 @@ def load_examples(
     """
     path = data_path(reference, folder)
     source = reference if reference.startswith("$") else path.name
-    contents = formats.normalise(read_rows(path), recipe.data, source)
-    return objective.examples(contents, renderer, source)
+    rows = read_rows(path)
+    contents = formats.normalise(rows, recipe.data, source)
+    return objective.examples(contents, renderer, source, [row.place for row in rows])
 
 
 def prepare_data(recipe: Recipe, folder: Path, renderer: Renderer, objective: Objective) -> Dataset:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from tune_magic.evaluation.compare import Comparison
 from tune_magic.storage.events import number
@@ -12,7 +11,7 @@ from tune_magic.storage.folder import RunFolder
 from tune_magic.storage.state import State
 from tune_magic.storage.summary import Summary
 from tune_magic.view import words
-from tune_magic.view.frame import COLOURS, Bundle, about, curve
+from tune_magic.view.frame import COLOURS, Bundle, about, curve, warning
 from tune_magic.view.html import (
     BLUE,
     GREEN,
@@ -22,8 +21,11 @@ from tune_magic.view.html import (
     Html,
     bar,
     box,
+    bundle,
+    clean,
     code,
     div,
+    escape,
     grey,
     heading,
     rule,
@@ -62,7 +64,7 @@ def card(run: RunFolder, comparisons: Mapping[str, Comparison] | None = None, ba
         *about(run, summary),
     ]
     body = [
-        rule_free(banner),
+        _banner(banner),
         heading(colour, name, outcome(run, state, summary), _when(run, summary)),
         bar(1.0 if state == "finished" else share, colour),
         div(
@@ -71,18 +73,14 @@ def card(run: RunFolder, comparisons: Mapping[str, Comparison] | None = None, ba
             style="display:flex;flex-wrap:wrap;gap:4px 20px;margin-top:8px",
         ),
         _last_sample(summary),
-        *(_note(event) for event in [*summary.warnings[-3:], *summary.diagnoses]),
+        *(warning(event) for event in [*summary.warnings[-3:], *summary.diagnoses]),
         _failure(summary) if state == "failed" else None,
         _next(name, state),
     ]
-    return {
-        "text/html": box(*(part for part in body if part)),
-        "text/plain": card_text(run, state, comparisons, banner),
-    }
+    return bundle(box(*(part for part in body if part)), [card_text(run, state, comparisons, banner)])
 
 
-def rule_free(banner: str | None) -> Html | None:
-    """Return a banner line."""
+def _banner(banner: str | None) -> Html | None:
     return div(banner, style=f"border-left:3px solid {ORANGE};padding-left:8px;margin-bottom:8px") if banner else None
 
 
@@ -184,19 +182,16 @@ def _last_sample(summary: Summary) -> Html | None:
     question = item["question"] or "continue"
     rows: list[list[object]] = []
     if base is not None:
-        rows.append([grey("base"), code(base[:300])])
-    rows.append([grey(f"step {last['step']}"), code(item["answer"][:300])])
-    return rule(div(grey("a held-out row: "), span(f"“{question[:300]}”", style=f"color:{GREY}")), table(rows))
-
-
-def _note(event: dict[str, Any]) -> Html:
-    return rule(span("▲ ", style=f"color:{ORANGE}"), event["message"])
+        rows.append([grey("base"), code(escape(base, 300))])
+    rows.append([grey(f"step {last['step']}"), code(escape(item["answer"], 300))])
+    asked = span("“", escape(question, 300), "”", style=f"color:{GREY}")
+    return rule(div(grey("a held-out row: "), asked), table(rows))
 
 
 def _failure(summary: Summary) -> Html:
     outcome_event = summary.outcome
-    parts: list[object] = [tag("b", outcome_event.get("error") or "failed")]
-    parts += [div(extra) for extra in (outcome_event.get("cause"), outcome_event.get("hint")) if extra]
+    parts: list[object] = [tag("b", escape(outcome_event.get("error") or "failed", 600), style="white-space:pre-wrap")]
+    parts += [div(escape(extra, 300)) for extra in (outcome_event.get("cause"), outcome_event.get("hint")) if extra]
     return rule(*parts)
 
 
@@ -206,5 +201,5 @@ def _next(name: str, state: State) -> Html | None:
         return None
     parts: list[object] = [grey("next: ")]
     for number_of, command in enumerate(commands):
-        parts += [grey(" · ") if number_of else None, code(command.format(name))]
+        parts += [grey(" · ") if number_of else None, code(command.format(clean(name, 60)))]
     return div(*parts, style="margin-top:8px;font-size:12px")

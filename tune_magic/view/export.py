@@ -7,7 +7,7 @@ from typing import Any
 
 from tune_magic.view import words
 from tune_magic.view.frame import Bundle
-from tune_magic.view.html import GREEN, box, code, div, grey, heading, table
+from tune_magic.view.html import GREEN, box, bundle, code, div, grey, heading, table
 
 _USES = {
     "adapter": "from peft import PeftModel\nmodel = PeftModel.from_pretrained(base_model, {path!r})",
@@ -24,7 +24,7 @@ def export_card(receipt: dict[str, Any], name: str) -> Bundle:
     files: list[list[object]] = [[grey(file), words.size(size_of)] for file, size_of in receipt["files"].items()]
     body = [heading(GREEN, name, title, ""), div(code(path)), table(files, align="lr")]
     body += [div(code(use), style="margin-top:8px")] if use else []
-    return {"text/html": box(*body), "text/plain": f"{name}: {title}\n  {path}"}
+    return bundle(box(*body), [f"{name}: {title}", f"  {path}"])
 
 
 def _short(path: str) -> str:

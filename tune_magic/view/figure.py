@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_POINTS = 160
+_MOST_MARKERS = 40
+_MOST_MARKS = 20
 _SMOOTH_SHARE = 0.04
 _EARLY = 12  # before a twelfth of the steps the curve would be a blot on the left
 Points = list[tuple[float, float]]
@@ -72,10 +74,10 @@ def loss_figure(summary: Summary, total_steps: int | None = None) -> Figure:
         axes = figure.add_subplot()
         raw = thin([(float(s), v) for s, v in zip(steps, losses, strict=True) if math.isfinite(v)])
         even = thin([(float(s), v) for s, v in zip(steps, smooth(losses), strict=True) if math.isfinite(v)])
-        held_out = [point for point in held_out if math.isfinite(point[1])]
+        held_out = thin([point for point in held_out if math.isfinite(point[1])], _MOST_POINTS // 2)
         _line(axes, raw, BLUE, width=0.8, alpha=0.35)
         _line(axes, even, BLUE, width=1.8)
-        _line(axes, held_out, ORANGE, width=1.5, marker="o")
+        _line(axes, held_out, ORANGE, width=1.5, marker="o" if len(held_out) <= _MOST_MARKERS else "")
         _labels(axes, even, held_out)
         best = summary.best
         if best is not None and len(held_out) > 2:
@@ -84,7 +86,8 @@ def loss_figure(summary: Summary, total_steps: int | None = None) -> Figure:
                 f"best · step {best['step']}", (best["step"], 0.96), xycoords=("data", "axes fraction"),
                 xytext=(-4, 0), textcoords="offset points", ha="right", va="top", color=GREEN, fontsize=7,
             )  # fmt: skip
-        for step in (step for step, loss in zip(steps, losses, strict=True) if not math.isfinite(loss)):
+        lost = [step for step, loss in zip(steps, losses, strict=True) if not math.isfinite(loss)]
+        for step in lost[:_MOST_MARKS]:
             axes.axvline(step, color=RED, linewidth=1)
         _style(axes, _right_end(summary, total_steps or summary.plan.get("total_steps") or 1))
         figure.subplots_adjust(left=0.065, right=0.91, top=0.9, bottom=0.2)

@@ -20,8 +20,11 @@ from tune_magic.view.html import (
     Html,
     bar,
     box,
+    bundle,
+    clean,
     code,
     div,
+    escape,
     grey,
     heading,
     image,
@@ -51,9 +54,9 @@ def frame(run: RunFolder, state: State, picture: Html | None) -> Bundle:
         _numbers(summary),
         _middle(run, summary, picture),
         _sample(summary),
-        *(_warning(event) for event in summary.warnings[-2:]),
+        *(warning(event) for event in summary.warnings[-2:]),
     ]
-    return {"text/html": box(*(part for part in body if part)), "text/plain": line(run, state)}
+    return bundle(box(*(part for part in body if part)), [line(run, state)])
 
 
 def curve(summary: Summary) -> Html | None:
@@ -127,7 +130,7 @@ def about(run: RunFolder, summary: Summary) -> list[Html]:
     ]
     if not plan["packed"]:
         lines.append(f"rows are padded: {plan['engine_note']}")
-    return [div(grey(text, size=11)) for text in lines]
+    return [div(grey(escape(text, 200), size=11)) for text in lines]
 
 
 def _doing(summary: Summary, state: State) -> str:
@@ -188,7 +191,8 @@ def _numbers(summary: Summary) -> Html | None:
 
 def _middle(run: RunFolder, summary: Summary, picture: Html | None) -> Html:
     name = run.name or run.id
-    stop = div(grey("stop: ■ Interrupt, or ", size=11), code(f"%tune stop {name}"), style="margin-top:8px")
+    command = code(f"%tune stop {clean(name, 60)}")
+    stop = div(grey("stop: ■ Interrupt, or ", size=11), command, style="margin-top:8px")
     right = [memory_gauges(summary.memory), *about(run, summary), stop]
     left = div(picture, style="flex:2 1 380px;min-width:0") if picture else None
     return div(left, div(*right, style="flex:1 1 260px;min-width:0"), style="display:flex;flex-wrap:wrap;gap:4px 20px")
@@ -203,10 +207,11 @@ def _sample(summary: Summary) -> Html | None:
     ]
     for item in event["items"]:
         if item["question"]:
-            parts.append(div(f"“{item['question'][:300]}”", style=f"color:{GREY}"))
-        parts.append(div(code(item["answer"][:400] or "(an empty answer)")))
+            parts.append(div("“", escape(item["question"], 300), "”", style=f"color:{GREY}"))
+        parts.append(div(code(escape(item["answer"] or "(an empty answer)", 400))))
     return rule(*parts)
 
 
-def _warning(event: dict[str, Any]) -> Html:
-    return rule(span("▲ ", style=f"color:{ORANGE}"), event["message"])
+def warning(event: dict[str, Any]) -> Html:
+    """Return a warning as a part of a frame or card."""
+    return rule(span("▲ ", style=f"color:{ORANGE}"), escape(event["message"], 300))

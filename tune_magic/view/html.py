@@ -9,14 +9,20 @@ from __future__ import annotations
 import base64
 import html
 import re
+from collections.abc import Iterable
 
 BLUE, GREEN, ORANGE, RED, GREY = "#4c8dff", "#2eb67d", "#ff9d3c", "#e5534b", "#8a8f98"
 LINE = "rgba(138,143,152,.3)"
 TRACK = "rgba(138,143,152,.2)"
 MARK = "rgba(76,141,255,.22)"
 _MOST_CHARACTERS = 2000
-# ANSI sequences, control characters, and marks that turn the direction of text
-_INVISIBLE = re.compile("\x1b\\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f\u202a-\u202e\u2066-\u2069]")
+_MOST_TEXT = 8000
+_MOST_LINE = 400
+# terminal sequences (colours, window titles), control characters, and marks that turn the direction of text
+_INVISIBLE = re.compile(
+    "(?:\x1b\\[|\x9b)[0-9;?]*[A-Za-z]|(?:\x1b\\]|\x9d)[^\x07\x1b\x9c]*(?:\x07|\x1b\\\\|\x9c)?"
+    "|[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
+)
 
 
 class Html(str):
@@ -38,7 +44,10 @@ def escape(text: object, limit: int = _MOST_CHARACTERS) -> Html:
         >>> escape("<b>&")
         '&lt;b&gt;&amp;'
     """
-    return Html(html.escape(clean(text, limit)))
+    plain = clean(text, limit)
+    while len(html.escape(plain)) > 2 * limit:  # quotes and angles grow six times
+        plain = plain[: len(plain) // 2] + "…"
+    return Html(html.escape(plain))
 
 
 def tag(name: str, *children: object, style: str = "", **attributes: str) -> Html:
@@ -115,11 +124,17 @@ def rule(*children: object) -> Html:
 
 def heading(colour: str, title: str, detail: str, right: str) -> Html:
     """Return the first line: a dot that tells the state, a name, what is going on, and when."""
-    left = div(span("● ", style=f"color:{colour}"), tag("b", title), " ", grey(detail, size=13))
+    left = div(span("● ", style=f"color:{colour}"), tag("b", escape(title, 80)), " ", grey(detail, size=13))
     wrap = "display:flex;flex-wrap:wrap;justify-content:space-between;gap:2px 16px;margin-bottom:4px"
     return div(left, div(right, style=f"color:{GREY}"), style=wrap)
 
 
+def bundle(markup: Html, lines: Iterable[str]) -> dict[str, str]:
+    """Return HTML with its plain text, cleaned and cut as well: terminals obey codes as browsers obey tags."""
+    kept = [clean(line, _MOST_LINE) for text in lines for line in text.split("\n")]
+    return {"text/html": markup, "text/plain": clean("\n".join(kept), _MOST_TEXT)}
+
+
 def note_bundle(text: str) -> dict[str, str]:
     """Return one quiet line as HTML and as text."""
-    return {"text/html": div(grey(text, size=13)), "text/plain": text}
+    return bundle(div(grey(text, size=13)), [text])

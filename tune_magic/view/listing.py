@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 
+from tune_magic.errors import TuneError
 from tune_magic.storage.events import number
 from tune_magic.storage.folder import RunFolder
 from tune_magic.view import words
 from tune_magic.view.frame import COLOURS, Bundle
-from tune_magic.view.html import BLUE, Html, box, code, grey, span, table
+from tune_magic.view.html import BLUE, Html, box, bundle, clean, code, grey, note_bundle, span, table
 
 COLUMNS = ("name", "state", "step", "held-out loss", "started", "size", "id")
 
@@ -17,8 +18,7 @@ COLUMNS = ("name", "state", "step", "held-out loss", "started", "size", "id")
 def runs_table(runs: Sequence[RunFolder]) -> Bundle:
     """Return the runs as a table, newest first."""
     if not runs:
-        note = "There are no runs yet. `%%finetune NAME` starts one."
-        return {"text/html": box(grey(note)), "text/plain": note}
+        return note_bundle("There are no runs yet. `%%finetune NAME` starts one.")
     rows = [_row(run) for run in runs]
     cells: list[list[object]] = [[grey(name) for name in COLUMNS]]
     cells += [
@@ -26,16 +26,19 @@ def runs_table(runs: Sequence[RunFolder]) -> Bundle:
     ]
     lines = [COLUMNS, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
-    text = "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
-    return {"text/html": box(table(cells, align="llrrlrl")), "text/plain": text}
+    text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+    return bundle(box(table(cells, align="llrrlrl")), text)
 
 
 def _row(run: RunFolder) -> list[str]:
-    state, summary = run.status, run.summary()
+    try:
+        state, summary = run.status, run.summary()
+    except TuneError:  # its run.json is damaged, or from a newer version: the other runs are shown all the same
+        return ["", "damaged", "", "", "", words.size(run.size_bytes()), run.id]
     total = summary.plan.get("total_steps", "")
     best = summary.best
     return [
-        run.name or "",
+        clean(run.name or "", 80),
         state,
         f"{summary.step} / {total}" if total else "",
         words.value(number(best["loss"])) if best else "",

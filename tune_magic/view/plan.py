@@ -8,7 +8,7 @@ from tune_magic.storage.events import number
 from tune_magic.storage.folder import RunFolder
 from tune_magic.view import words
 from tune_magic.view.frame import Bundle, about
-from tune_magic.view.html import BLUE, MARK, Html, box, div, grey, heading, rule, span, table
+from tune_magic.view.html import BLUE, MARK, Html, box, bundle, div, grey, heading, rule, span, table
 
 
 def plan_card(run: RunFolder) -> Bundle:
@@ -26,8 +26,8 @@ def plan_card(run: RunFolder) -> Bundle:
             *(_lens(row) for row in summary.plan["lens"]),
         ),
     ]
-    text = "\n".join([f"{name}: plan, nothing was trained", *(f"  {key}: {value}" for key, value in facts)])
-    return {"text/html": box(*body), "text/plain": text}
+    lines = [f"{name}: plan, nothing was trained", *(f"  {key}: {value}" for key, value in facts)]
+    return bundle(box(*body), lines)
 
 
 def plan_facts(plan: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, str]]:

@@ -5,9 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from tune_magic.evaluation.report import Scores
+from tune_magic.storage.events import number
+from tune_magic.view import words
 from tune_magic.view.card import comparison_line, scores_table
 from tune_magic.view.frame import Bundle
-from tune_magic.view.html import GREEN, GREY, Html, box, code, div, grey, heading, rule, span, table, tag
+from tune_magic.view.html import (
+    GREEN,
+    GREY,
+    Html,
+    box,
+    bundle,
+    code,
+    div,
+    escape,
+    grey,
+    heading,
+    rule,
+    span,
+    table,
+    tag,
+)
 
 _TITLES = {"best": "gained most", "worst": "scored lowest", "regressed": "got worse"}
 _CHARACTERS = 240
@@ -30,19 +47,19 @@ def report_card(report: Scores, name: str) -> Bundle:
     lines = [f"{name}: {subject} (checkpoint of step {about['step']})"]
     lines += [f"  {comparison_line(comparison)}" for comparison in report.comparisons.values()]
     lines += [f"  {caution}"] if caution else []
-    return {"text/html": box(*(part for part in body if part)), "text/plain": "\n".join(lines)}
+    return bundle(box(*(part for part in body if part)), lines)
 
 
 def _examples(title: str, rows: list[dict[str, Any]]) -> Html:
     parts: list[object] = [tag("b", title)]
     for row in rows:
         if row["question"]:
-            parts.append(div(f"“{row['question'][:_CHARACTERS]}”", style=f"color:{GREY};margin-top:4px"))
+            parts.append(div("“", escape(row["question"], _CHARACTERS), "”", style=f"color:{GREY};margin-top:4px"))
         cells: list[list[object]] = [
-            [grey(side), code(str(row[key])[:_CHARACTERS])]
+            [grey(side), code(escape(row[key], _CHARACTERS))]
             for side, key in (("expected", "reference"), ("base", "base"), ("tuned", "tuned"))
             if row.get(key) is not None
         ]
-        losses = f"{row['loss_base']:.3f} → {row['loss_tuned']:.3f}"
+        losses = f"{words.value(number(row['loss_base']))} → {words.value(number(row['loss_tuned']))}"
         parts.append(table([*cells, [grey("loss"), span(losses, style=f"color:{GREY}")]]))
     return rule(*parts)

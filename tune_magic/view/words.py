@@ -13,6 +13,8 @@ def duration(seconds: float) -> str:
         >>> duration(309), duration(7.25), duration(7400)
         ('5 min 09 s', '7.2 s', '2 h 03 min')
     """
+    if not math.isfinite(seconds):
+        return "–"
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -31,7 +33,7 @@ def size(num_bytes: float) -> str:
         ('4.6 GB', '9.8 MB')
     """
     for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if num_bytes >= factor:
+        if round(num_bytes / factor, 1) >= 1 and num_bytes >= 0.99995 * factor:
             return f"{num_bytes / factor:.1f} {unit}"
     return f"{num_bytes:.0f} bytes"
 
@@ -43,10 +45,9 @@ def count(number: float) -> str:
         >>> count(4_880_000), count(61_234), count(480)
         ('4.9 M', '61 k', '480')
     """
-    if number >= 1e9:
-        return f"{number / 1e9:.1f} B"
-    if number >= 1e6:
-        return f"{number / 1e6:.1f} M"
+    for unit, factor in (("B", 1e9), ("M", 1e6)):
+        if number >= 0.9995 * factor:
+            return f"{number / factor:.1f} {unit}"
     return f"{number / 1e3:.0f} k" if number >= 1e4 else f"{number:.0f}"
 
 
@@ -62,20 +63,15 @@ def value(number: float) -> str:
     if math.isinf(number):
         return "infinite"
     size_of = abs(number)
-    return (
-        f"{number:.3f}"
-        if size_of < 1
-        else f"{number:.2f}"
-        if size_of < 100
-        else f"{number:.4g}"
-        if size_of < 1e4
-        else f"{number:.2e}"
-    )
+    for limit, digits in ((0.9995, 3), (99.995, 2), (9999.5, 0)):
+        if size_of < limit:
+            return f"{number:.{digits}f}"
+    return f"{number:.2e}"
 
 
 def signed(number: float) -> str:
     """Return a difference with its sign, the minus as a minus."""
-    return ("+" if number >= 0 else "−") + value(abs(number))
+    return value(number) if math.isnan(number) else ("+" if number >= 0 else "−") + value(abs(number))
 
 
 def rate(number: float) -> str:
