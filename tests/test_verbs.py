@@ -185,3 +185,14 @@ def test_stop_from_a_terminal(tiny, data_file, tmp_path, make_run, wait_for):
     assert "asked to stop" in command("stop", "tiny_run", cwd=tmp_path).stdout
     run.wait(timeout_s=30)
     assert run.status == "stopped"
+
+
+def test_a_run_goes_on_and_is_evaluated_from_another_folder(tiny, data_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tune_magic.finetune(model=str(tiny), data="rows.jsonl", max_steps=2, name="moved", eval={"samples": 0})
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    report = tune_magic.evaluate("moved", limit=2, metrics=["loss"])
+    assert report.about["rows"] == 2
+    assert tune_magic.load_run(run.id).path == run.path

@@ -23,6 +23,7 @@ from tune_magic.recipe.schema import Recipe
 from tune_magic.storage import fingerprint, folder, places
 from tune_magic.view.html import note_bundle
 
+_JOB_FOLDERS = {"evaluate": "evals", "export": "exports"}
 _OBJECT_KEYS = ("train", "held_out", "test")
 _ATTACHED = "The same recipe is training already; this is its live view."
 _RESUMED = "The same recipe was stopped before its end; it goes on from its last checkpoint."
@@ -100,7 +101,7 @@ def launch(
     root = Path(options.output) if options.output else places.default_root(link.get("notebook"))
     content: dict[str, Any] = {
         "name": name, "recipe": recipe.given(), "recipe_text": recipe_text, "link": link,
-        "launch": options.model_dump(), "seed": recipe.seed,
+        "launch": options.model_dump(), "seed": recipe.seed, "cwd": str(Path.cwd()),
     }  # fmt: skip
     if options.dry_run:
         return _plan(recipe, options, content, tables)
@@ -149,10 +150,10 @@ def evaluate(
         tables["data"] = _serialise("data", data)
         data = "$data"
     options = {
-        "data": None if data is None else str(data), "metrics": list(metrics) if metrics else None,
+        "data": None if data is None else _absolute(data), "metrics": list(metrics) if metrics else None,
         "max_new_tokens": max_new_tokens, "limit": limit,
     }  # fmt: skip
-    job = Run(folder.create(run.path / "evals", "evaluate", {"name": run.name or run.id, "options": options}))
+    job = _new_job(run, "evaluate", options)
     _write_tables(job.path, tables)
     local.start(job.path)
     live = display.Live(run)
@@ -181,7 +182,7 @@ def export(run: Run | str, to: str, *, output: str | Path | None = None) -> Expo
     plugins.get("exporter", to)
     run.best_checkpoint  # noqa: B018 - without one, say so before a worker is started
     options = {"to": to, "output": str(Path(output).absolute()) if output else None}
-    job = Run(folder.create(run.path / "exports", "export", {"name": run.name or run.id, "options": options}))
+    job = _new_job(run, "export", options)
     local.start(job.path)
     live = display.Live(run)
     follow_job(job, live)
@@ -326,6 +327,16 @@ def _plan(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return job
+
+
+def _new_job(run: Run, kind: str, options: dict[str, Any]) -> Run:
+    """Make the folder of a job over a run; relative paths in the recipe mean what they meant when it was trained."""
+    content = {"name": run.name or run.id, "options": options, "cwd": run.info.get("cwd")}
+    return Run(folder.create(run.path / _JOB_FOLDERS[kind], kind, content))
+
+
+def _absolute(data: str | Path) -> str:
+    return str(data) if str(data).startswith("$") else str(Path(data).expanduser().absolute())
 
 
 def _resolve(run: Run | str) -> Run:

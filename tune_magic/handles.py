@@ -103,7 +103,7 @@ class Run(RunFolder):
 
     def stop(self) -> None:
         """Ask the worker to stop at the next microbatch; it saves its last completed step first."""
-        if self.is_live:
+        if self.is_live or self.is_coming_up:
             self.request("stop")
 
     @property
@@ -152,6 +152,8 @@ class Run(RunFolder):
 
         name, state, outcome = self.name or self.id, self.status, self.summary().outcome
         if state == "stopped":
+            if self.kind != "finetune":
+                raise Stopped(f"{name}: {self.kind} was stopped.")
             where = f"at step {self.summary().step}" if self.summary().steps else "before the first step"
             raise Stopped(f"{name} was stopped {where}.", hint=f"Go on with `%tune resume {name}`.", run=self)
         if state == "failed":
@@ -164,6 +166,8 @@ class Run(RunFolder):
             hint = f"Go on from the last checkpoint with `%tune resume {name}`."
             if self.is_coming_up:
                 what, hint = "did not start", "The log tells why."
+            elif self.kind != "finetune":
+                hint = "Try it again."
             raise RunFailed(f"{name} {what}.", hint=hint, log=self.log, run=self)
 
     def load(self) -> tuple[Any, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -95,7 +96,10 @@ class Evaluation:
         """Return the rows to score and what they are: given, test, or held-out."""
         data, named = self.recipe.data, self.options.get("data")
         if named:
-            examples, split = load_examples(named, self.recipe, self.job.path, renderer, self.objective), named
+            examples, split = (
+                load_examples(named, self.recipe, self.job.path, renderer, self.objective),
+                Path(named).name,
+            )
         elif data.test:
             examples, split = load_examples(data.test, self.recipe, self.run.path, renderer, self.objective), "test"
         else:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from tune_magic import files
+from tune_magic.storage.folder import RunFolder
 
 _started: dict[Path, subprocess.Popen[bytes]] = {}
 
@@ -32,10 +33,17 @@ def start(folder: Path, executor: str = "worker") -> None:
             stdout=descriptor,
             stderr=descriptor,
             start_new_session=True,
+            cwd=_working_folder(folder),
             env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"},
         )
     finally:
         os.close(descriptor)
+
+
+def _working_folder(folder: Path) -> str | None:
+    """Return the folder that a job's relative paths mean: where it was first started, while that is there."""
+    first = RunFolder(folder).info.get("cwd")
+    return first if first and Path(first).is_dir() else None
 
 
 def exit_code(folder: Path) -> int | None:
