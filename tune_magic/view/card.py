@@ -183,7 +183,7 @@ def _last_sample(summary: Summary) -> Html | None:
     rows: list[list[object]] = []
     if base is not None:
         rows.append([grey("base"), code(escape(base, 300))])
-    rows.append([grey(f"step {last['step']}"), code(escape(item["answer"], 300))])
+    rows.append([grey(f"step\u00a0{last['step']}"), code(escape(item["answer"], 300))])
     asked = span("“", escape(question, 300), "”", style=f"color:{GREY}")
     return rule(div(grey("a held-out row: "), asked), table(rows))
 
