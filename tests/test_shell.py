@@ -96,6 +96,20 @@ def test_a_stopped_cell_goes_on_when_it_is_run_again(shell, body, monkeypatch):
     assert run.summary().attempt == 2
 
 
+def test_tune_resume_goes_on_and_shows_the_card(shell, body, monkeypatch, capsys):
+    from tune_magic.training.loop import Loop
+
+    real = Loop._note_memory
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_note_memory", lambda loop: (real(loop), tune_magic.last.request("stop")))
+        with pytest.raises(tune_magic.Stopped):
+            shell.run_cell_magic("finetune", "bot --executor inline", body)
+    run = shell.run_line_magic("tune", "resume bot")  # a worker this time
+    assert run.status == "finished"
+    assert run.summary().attempt == 2
+    assert "bot: finished · 4 steps" in capsys.readouterr().out
+
+
 def test_names_of_the_notebook_become_objects(shell, body, data_file, tiny):
     rows = [json.loads(line) for line in data_file.read_text().splitlines()]
     shell.user_ns["df"] = pd.DataFrame(
