@@ -128,7 +128,7 @@ def test_names_of_the_notebook_become_objects(shell, body, data_file, tiny):
     twin = tune_magic.finetune(
         model=str(tiny), data=shell.user_ns["df"], learning_rate=3e-4, max_steps=2, batch_size=4, executor="inline"
     )
-    assert twin.history["loss"].tolist() == run.history["loss"].tolist()
+    assert twin.id == run.id  # the same rows, whatever the variable was called: recognised
 
 
 def test_a_list_of_dicts_travels_as_data(shell, tiny, data_file):
@@ -138,6 +138,20 @@ def test_a_list_of_dicts_travels_as_data(shell, tiny, data_file):
     )
     assert sorted(p.name for p in (run.path / "inputs").iterdir()) == ["held_out.jsonl", "train.jsonl"]
     assert run.summary().plan["held_out_rows"] == 4
+
+
+def test_a_missing_value_is_named_not_learned(shell, tiny):
+    rows = [{"prompt": "a", "completion": "b"}] * 20 + [{"prompt": "a", "completion": float("nan")}]
+    with pytest.raises(RunFailed, match=r"line 21.*`completion` must be text, got float"):
+        tune_magic.finetune(model=str(tiny), data=rows, executor="inline")
+
+
+def test_a_damaged_neighbour_blocks_nothing(shell, body, tmp_path):
+    bad = tmp_path / "tune_runs" / "20260101-000000-aaaa"
+    bad.mkdir(parents=True)
+    (bad / "run.json").write_text("{")
+    shell.run_cell_magic("finetune", "bot --executor inline", body)
+    assert shell.user_ns["bot"].status == "finished"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Evaluate, export and the command line, through real workers."""
 
+import json
 import math
 import subprocess
 import sys
@@ -16,7 +17,6 @@ from tune_magic.evaluation.compare import compare, perplexity
 @pytest.fixture(scope="module")
 def trained(request, tiny, tmp_path_factory):
     """Two trained runs, by LoRA and in full, shared by this file."""
-    import json
 
     from conftest import rows
 
@@ -119,6 +119,8 @@ def test_an_adapter_export_reloads_in_plain_peft(trained, tiny, tokenizer, tmp_p
     ids = torch.tensor([tokenizer("item 3 is black")["input_ids"]])
     with torch.no_grad():
         torch.testing.assert_close(plain(ids).logits, ours(ids).logits, rtol=0, atol=0)
+    config = json.loads((exported.path / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(tiny)  # the name in the recipe, no path of a cache
     with pytest.raises(RunFailed, match="already there"):
         tune_magic.export(trained["lora"], to="adapter", output=tmp_path / "adapter")
 
@@ -148,6 +150,15 @@ def test_weights_make_the_mean_that_of_tokens():
     found = compare("loss", losses, losses, weights=weights, statistic=perplexity, higher_is_better=False)
     assert found.base == pytest.approx(math.exp(1.5))
     assert found.verdict == "unclear"
+
+
+def test_changed_rows_are_never_called_held_out(tiny, data_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tune_magic.finetune(model=str(tiny), data="rows.jsonl", max_steps=1, eval={"samples": 0}, executor="inline")
+    data_file.write_text(data_file.read_text() + data_file.read_text().split("\n")[0] + "\n")
+    with pytest.raises(RunFailed, match=r"train of .* has changed"):
+        tune_magic.evaluate(run, limit=2, metrics=["loss"])
+    assert tune_magic.evaluate(run, data="rows.jsonl", limit=2, metrics=["loss"]).about["split"] == "rows.jsonl"
 
 
 def command(*words, cwd):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import shutil
 import tempfile
@@ -10,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_magic import display, files
-from tune_magic.data.locate import data_path, fingerprints
+from tune_magic.data.locate import data_path, fingerprints, identity
 from tune_magic.data.read import SUFFIXES
 from tune_magic.errors import DataError, RunFailed, TuneError
 from tune_magic.executors import local
@@ -20,7 +22,7 @@ from tune_magic.models.find import find_model
 from tune_magic.recipe.build import build_launch, build_recipe, read_recipe_file
 from tune_magic.recipe.launch import LaunchOptions
 from tune_magic.recipe.schema import Recipe
-from tune_magic.storage import fingerprint, folder, places
+from tune_magic.storage import folder, places
 from tune_magic.view.html import note_bundle
 
 _JOB_FOLDERS = {"evaluate": "evals", "export": "exports"}
@@ -122,7 +124,7 @@ def launch(
 def evaluate(
     run: Run | str,
     data: Any = None,
-    metrics: Sequence[str] | None = None,
+    metrics: Sequence[str] | str | None = None,
     against: str = "base",
     *,
     max_new_tokens: int | None = None,
@@ -133,7 +135,7 @@ def evaluate(
     Args:
         run: A run, or its name or id.
         data: Rows: a file, a DataFrame or a list of dicts. Default: the recipe's ``test``, else its held-out rows.
-        metrics: Of loss, perplexity, exact_match, rouge_l and plug-ins; default: all four.
+        metrics: Names, or one text with commas. Of loss, perplexity, exact_match, rouge_l and plug-ins; default: all four.
         against: What to compare with; only ``base`` is known.
         max_new_tokens: Longest answer; default: half as much again as the longest reference.
         limit: Only this many rows.
@@ -150,7 +152,7 @@ def evaluate(
         tables["data"] = _serialise("data", data)
         data = "$data"
     options = {
-        "data": None if data is None else _absolute(data), "metrics": list(metrics) if metrics else None,
+        "data": None if data is None else _absolute(data), "metrics": _names(metrics),
         "max_new_tokens": max_new_tokens, "limit": limit,
     }  # fmt: skip
     job = _new_job(run, "evaluate", options)
@@ -248,7 +250,8 @@ def _serialise(name: str, value: Any) -> tuple[str, bytes]:
         return ".parquet", content
     if isinstance(value, list) and all(isinstance(row, dict) for row in value):
         try:
-            return ".jsonl", "".join(files.to_json(row) + "\n" for row in value).encode()
+            # a missing value stays a bare NaN, which the reader names; as a word it would be learned
+            return ".jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in value).encode()
         except TypeError as error:
             raise DataError(f"`${name}` holds something that is not text, number, list or dict: {error}.") from None
     raise DataError(f"`${name}` must be a DataFrame or a list of dicts, got {type(value).__name__}.")
@@ -276,14 +279,19 @@ def _identity(recipe: Recipe, tables: Mapping[str, tuple[str, bytes]], scratch: 
                     f"There is no file {reference}.", hint=f"Looked in {Path.cwd()}. Kinds: {', '.join(SUFFIXES)}."
                 )
     prints = fingerprints(recipe, source.path, lambda reference: data_path(reference, scratch))
-    return fingerprint.identity(recipe.normalised(), prints)
+    return identity(recipe, prints)
 
 
 def _same_run(root: Path, identity: str | None) -> Run | None:
     if identity is None:
         return None
-    same = (run for run in map(Run, places.folders([root])) if run.info.get("identity") == identity)
-    return next((run for run in same if run.status not in ("failed", "damaged")), None)
+    for path in places.folders([root]):
+        with contextlib.suppress(TuneError):  # a damaged neighbour, or one from a newer version
+            run = Run(path)
+            known = run.info.get("identity") or run.summary().plan.get("identity")
+            if known == identity and run.status not in ("failed", "damaged"):
+                return run
+    return None
 
 
 def _go_on(run: Run, options: LaunchOptions) -> Run:
@@ -324,6 +332,9 @@ def _plan(
         live = display.Live(job)
         follow_job(job, live)
         live.update(job.card())
+    except RunFailed as error:
+        error.log = None  # it goes with the folder; cause and hint are in the error
+        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return job
@@ -333,6 +344,11 @@ def _new_job(run: Run, kind: str, options: dict[str, Any]) -> Run:
     """Make the folder of a job over a run; relative paths in the recipe mean what they meant when it was trained."""
     content = {"name": run.name or run.id, "options": options, "cwd": run.info.get("cwd")}
     return Run(folder.create(run.path / _JOB_FOLDERS[kind], kind, content))
+
+
+def _names(metrics: Sequence[str] | str | None) -> list[str] | None:
+    names = metrics.split(",") if isinstance(metrics, str) else metrics or []
+    return [name.strip() for name in names if name.strip()] or None
 
 
 def _absolute(data: str | Path) -> str:

@@ -51,10 +51,7 @@ def _main(words: list[str]) -> int:
     if verb == "finetune":
         return _finetune(parsed)
     if verb == "evaluate":
-        options = dict(parsed.flags)
-        if "metrics" in options:
-            options["metrics"] = options["metrics"].split(",")
-        api.evaluate(_run(parsed.positional), **options)
+        api.evaluate(_run(parsed.positional), **parsed.flags)
     elif verb == "export":
         if "to" not in parsed.flags:
             raise BadUsage(f"--to is missing. Usage: {command.usage(_PREFIX)}")

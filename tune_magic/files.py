@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -197,8 +198,8 @@ def _temporary(path: Path) -> Path:
 
 
 def _token() -> str:
-    """Differ between processes and between calls, so that two writers never share a temporary name."""
-    return f"{os.getpid()}-{next(_counter)}"
+    """Differ between processes, calls and containers, so that two writers never share a temporary name."""
+    return f"{os.getpid()}-{next(_counter)}-{secrets.token_hex(3)}"
 
 
 def _flush(path: Path) -> None:

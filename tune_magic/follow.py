@@ -22,7 +22,6 @@ from tune_magic.storage.state import TERMINAL
 from tune_magic.view import frame, words
 from tune_magic.view.html import BLUE, bar, box, bundle, clean, grey, heading, note_bundle
 
-_POLL_S = 0.1
 _FRAME_S = 0.5
 _LINE_S = 5.0
 _DRAWING_SHARE = 50

@@ -40,7 +40,7 @@ class Run(RunFolder):
         from tune_magic.executors import local
 
         state = super().status
-        died = state == "starting" and self.is_coming_up and local.exit_code(self.path) is not None
+        died = self.is_coming_up and local.exit_code(self.path) is not None
         return "lost" if died else state
 
     @property

@@ -22,8 +22,13 @@ from tune_magic.storage.lock import Lock
 Job = Callable[[RunFolder, EventLog, Control], dict[str, Any]]
 
 
-def work(path: Path) -> int:
-    """Do the job of a folder and return the exit code: 0 finished or stopped, 1 failed, 3 already running."""
+def work(path: Path, *, is_worker: bool = False) -> int:
+    """Do the job of a folder and return the exit code: 0 finished or stopped, 1 failed, 3 already running.
+
+    Args:
+        path: The job folder.
+        is_worker: Whether this process is the job's own; otherwise it is somebody's kernel or test.
+    """
     run = RunFolder(path)
     try:
         lock = Lock(run.path / "owner.lock")
@@ -32,7 +37,7 @@ def work(path: Path) -> int:
         return 3
     with lock, EventLog(run.path / "events.jsonl") as log:
         files.sweep(run.path)
-        control = Control(run.path, log.attempt)
+        control = Control(run.path, log.attempt, is_worker=is_worker)
         with control.signals():
             log.append("state", state="starting", pid=os.getpid())
             outcome = _outcome(run, log, control)
@@ -92,4 +97,4 @@ def quiet_libraries() -> None:
 
 if __name__ == "__main__":
     quiet_libraries()
-    sys.exit(work(Path(sys.argv[1])))
+    sys.exit(work(Path(sys.argv[1]), is_worker=True))

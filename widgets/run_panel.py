@@ -28,7 +28,7 @@ class RunPanel:
     """
 
     def __init__(self, run: Run) -> None:
-        self.run = run
+        self.run = Run(run.path)  # its own reader: two threads must not share one
         self.view = ipywidgets.HTML()
         self.stop = self._button("Stop", "Save the last completed step and stop", run.stop)
         self.checkpoint = self._button("Checkpoint now", "Save a checkpoint after this step", run.checkpoint)

@@ -26,6 +26,18 @@ def data_path(reference: str, folder: Path) -> Path:
     return found[0]
 
 
+def identity(recipe: Recipe, prints: dict[str, str]) -> str:
+    """Return the identity of a run: what is trained, on what.
+
+    A table given as an object counts by its content alone, whatever the variable was called.
+    """
+    content = recipe.normalised()
+    for role, reference in references(recipe).items():
+        if reference.startswith("$"):
+            content["data"][role] = f"${role}"
+    return fingerprint.identity(content, prints)
+
+
 def fingerprints(recipe: Recipe, model: Path, locate: Callable[[str], Path]) -> dict[str, str]:
     """Return the SHA-256 of each file the result depends on, by role.
 

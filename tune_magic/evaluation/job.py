@@ -12,6 +12,7 @@ import torch
 
 from tune_magic import files, plugins
 from tune_magic.data.example import Example
+from tune_magic.data.locate import data_path, references
 from tune_magic.data.render import Renderer
 from tune_magic.errors import DataError, TuneError
 from tune_magic.evaluation.compare import Comparison, compare, perplexity, weighted_mean
@@ -22,12 +23,13 @@ from tune_magic.models.generate import generate
 from tune_magic.models.load import load_causal_lm
 from tune_magic.objectives.base import Objective
 from tune_magic.recipe.schema import Recipe
+from tune_magic.storage import fingerprint
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
 from tune_magic.training.engine import Engine
 from tune_magic.training.prepare import load_examples, prepare_data
-from tune_magic.training.tuned import base_folder, load_tuned, recipe_of
+from tune_magic.training.tuned import base_folder, check_unchanged, load_tuned, recipe_of
 
 DEFAULT_METRICS = ("loss", "perplexity", "exact_match", "rouge_l")
 _BY_ENGINE = {"loss": weighted_mean, "perplexity": perplexity}
@@ -103,6 +105,8 @@ class Evaluation:
         elif data.test:
             examples, split = load_examples(data.test, self.recipe, self.run.path, renderer, self.objective), "test"
         else:
+            for role, reference in references(self.recipe).items():
+                check_unchanged(self.run, role, fingerprint.of_file(data_path(reference, self.run.path)))
             examples, split = prepare_data(self.recipe, self.run.path, renderer, self.objective).held_out, "held-out"
         if not examples:
             raise DataError(
@@ -124,9 +128,10 @@ class Evaluation:
         if method.adds:
             with method.without(model):
                 return score(model, method)
-        model.cpu()
+        place = next(model.parameters()).device
+        model.cpu()  # both at once may not fit
         base = load_causal_lm(base_folder(self.recipe), torch.float32)
-        base.to(next(model.parameters()).device).eval()
+        base.to(place).eval()
         return score(base, method)
 
     def _losses(self, model: Any, method: Method, examples: list[Example]) -> np.ndarray:

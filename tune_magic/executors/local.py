@@ -28,7 +28,7 @@ def start(folder: Path, executor: str = "worker") -> None:
     descriptor = files.open_append(folder / "worker.log")
     try:
         _started[folder.resolve()] = subprocess.Popen(
-            [sys.executable, "-m", "tune_magic.worker", str(folder)],
+            [sys.executable, "-P", "-m", "tune_magic.worker", str(folder)],  # -P: no code from the working folder
             stdin=subprocess.DEVNULL,
             stdout=descriptor,
             stderr=descriptor,

@@ -30,6 +30,7 @@ def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     control.check()
     with files.new_folder(target) as folder:
         exporter.write(folder, model, tokenizer, method)
+        control.check()
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     receipt = {
         "format": FORMAT, "to": options["to"], "run": run.id, "step": step, "path": str(target), "files": sizes,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
 from collections.abc import Iterable
 from typing import Any, Literal, get_args, get_origin
@@ -138,11 +140,15 @@ def _choices(annotation: Any) -> list[str]:
 
 
 def _run_names(shell: Any) -> list[str]:
+    from tune_magic.errors import TuneError
     from tune_magic.handles import Run
     from tune_magic.storage import places
 
     bound = [name for name, value in shell.user_ns.items() if isinstance(value, Run) and not name.startswith("_")]
-    stored = [Run(path).name or path.name for path in list(places.folders())[:200]]
+    stored = []
+    for path in itertools.islice(places.folders(), 200):
+        with contextlib.suppress(TuneError):
+            stored.append(Run(path).name or path.name)
     return list(dict.fromkeys([*bound, *stored]))
 
 

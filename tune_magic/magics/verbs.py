@@ -88,8 +88,6 @@ def _launch(shell: Any, recipe: Recipe, parsed: Parsed, name: str | None, **cont
 
 def _evaluate(shell: Any, parsed: Parsed, body: str | None) -> Any:
     options = dict(parsed.flags)
-    if "metrics" in options:
-        options["metrics"] = [name.strip() for name in options["metrics"].split(",") if name.strip()]
     data = options.get("data")
     if data is not None and data.startswith("$"):
         options["data"] = _object(shell, data, None)
@@ -144,12 +142,14 @@ def do_verb(verb: str, parsed: Parsed, find: Any) -> Run | None:
 
 def _stop(wanted: Run) -> Run:
     name = wanted.name or wanted.id
-    if not wanted.is_live:
+    if not (wanted.is_live or wanted.is_coming_up):
         display.show_text(f"{name} is {wanted.status} already.")
         return wanted
     if wanted.stop_requested:
-        wanted.kill()
-        display.show_text(f"{name} was killed; its last checkpoint stands.")
+        killed = wanted.kill()
+        display.show_text(
+            f"{name} was killed; its last checkpoint stands." if killed else f"{name} is {wanted.status}."
+        )
         return wanted
     wanted.stop()
     display.show_text(f"{name} was asked to stop. It saves its last completed step first; the same again kills it.")

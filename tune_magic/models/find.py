@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import importlib.util
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +130,16 @@ def _cached(name: str) -> Path | None:
         path = Path(snapshot_download(name, local_files_only=True))
     except (LocalEntryNotFoundError, HFValidationError):
         return None
-    return path if (path / "config.json").is_file() and any(path.glob("*.safetensors")) else None
+    return path if (path / "config.json").is_file() and _has_weights(path) else None
+
+
+def _has_weights(path: Path) -> bool:
+    """Whether every shard is there: a download may have been broken off."""
+    index = path / "model.safetensors.index.json"
+    if not index.is_file():
+        return any(path.glob("*.safetensors"))
+    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+    return all((path / shard).is_file() for shard in shards)
 
 
 def _wheel_path(wheel: Wheel) -> Path | None:

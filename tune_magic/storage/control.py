@@ -27,9 +27,11 @@ class Control:
     Args:
         folder: The job folder.
         attempt: Requests meant for another attempt are stale and ignored.
+        is_worker: Whether this process is the job's own.
     """
 
-    def __init__(self, folder: Path, attempt: int) -> None:
+    def __init__(self, folder: Path, attempt: int, *, is_worker: bool = False) -> None:
+        self._is_worker = is_worker
         self._folder = folder
         self._requests = folder / "control"
         self._attempt = attempt
@@ -80,21 +82,28 @@ class Control:
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:
-        """While inside: SIGTERM is a stop request, a second one ends the process, SIGINT is ignored.
+        """While inside: SIGTERM is a stop request, a second one ends the process.
 
-        The handlers before are put back. Off the main thread, where Python takes no handlers, this does nothing.
+        A worker of its own ignores SIGINT; inline it is a stop request as well. The handlers before are put back. Off the main thread, where Python takes no handlers, this does nothing.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {signal.SIGTERM: signal.signal(signal.SIGTERM, self._on_term)}
-        if os.getpgrp() == os.getpid() and os.getsid(0) == os.getpid():  # a worker of its own, not somebody's shell
-            before[signal.SIGINT] = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        on_interrupt = signal.SIG_IGN if self._is_worker else self._on_interrupt
+        before = {
+            signal.SIGTERM: signal.signal(signal.SIGTERM, self._on_term),
+            signal.SIGINT: signal.signal(signal.SIGINT, on_interrupt),
+        }
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _on_interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._terminated:
+            raise KeyboardInterrupt
+        self._terminated = True
 
     def _on_term(self, number: int, frame: FrameType | None) -> None:
         if self._terminated:

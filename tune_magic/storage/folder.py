@@ -28,7 +28,7 @@ from tune_magic.errors import TuneError
 from tune_magic.storage import lock
 from tune_magic.storage.events import Event, EventReader
 from tune_magic.storage.state import TERMINAL, State, derive
-from tune_magic.storage.summary import Summary
+from tune_magic.storage.summary import Summary, best_of
 
 FORMAT = 1
 REQUESTS = ("stop", "pause", "continue", "checkpoint")
@@ -215,8 +215,11 @@ class RunFolder:
     def checkpoints(self) -> dict[int, Path]:
         """The checkpoints on disk by step."""
         folder = self.path / "checkpoints"
-        found = {p.name.removeprefix("step-"): p for p in folder.glob("step-*") if (p / "manifest.json").is_file()}
-        return {int(step): found[step] for step in sorted(found, key=int)}
+        named = {path.name.removeprefix("step-"): path for path in folder.glob("step-*")}
+        whole = {
+            int(step): path for step, path in named.items() if step.isdigit() and (path / "manifest.json").is_file()
+        }
+        return dict(sorted(whole.items()))
 
     @property
     def best_checkpoint(self) -> Path:
@@ -228,8 +231,9 @@ class RunFolder:
         found = self.checkpoints
         if not found:
             raise TuneError(f"{self.name or self.id} has no checkpoint yet.")
-        best = self.summary().best
-        return found.get(best["step"], found[max(found)]) if best else found[max(found)]
+        scored = {step: event for step, event in self.summary().evaluations.items() if step in found}
+        best = best_of(scored)
+        return found[best["step"] if best else max(found)]
 
     def size_bytes(self) -> int:
         """Bytes on disk, jobs and checkpoints included."""

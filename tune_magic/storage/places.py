@@ -1,6 +1,6 @@
 """Where runs are: the folder beside the notebook, and a per-user list of roots.
 
-The list is a hint that can be deleted at any time; starting or opening a run adds its root again.
+The list is a hint that can be deleted at any time; starting a run adds its root again.
 """
 
 from __future__ import annotations

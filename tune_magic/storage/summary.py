@@ -6,9 +6,8 @@ checkpoint is forgotten, so that every reader sees one run, not two.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self
 
 from tune_magic.storage.events import Event
 from tune_magic.storage.state import TABLE
@@ -21,7 +20,6 @@ class Summary:
     Attributes:
         state: Value of the last `state` event this version knows.
         started: Seconds since the epoch at which the current attempt began.
-        first_started: The same for the first attempt.
         ended: Seconds since the epoch of the last terminal state, else None.
         plan: The latest `plan` event: every resolved value.
         steps: Training steps by number.
@@ -32,7 +30,6 @@ class Summary:
     state: str | None = None
     attempt: int = 0
     started: float | None = None
-    first_started: float | None = None
     ended: float | None = None
     last_t: float | None = None
     outcome: Event = field(default_factory=dict)
@@ -46,14 +43,6 @@ class Summary:
     warnings: list[Event] = field(default_factory=list)
     diagnoses: list[Event] = field(default_factory=list)
     result: Event = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, events: Iterable[Event]) -> Self:
-        """Return the summary of a whole log."""
-        summary = cls()
-        for event in events:
-            summary.add(event)
-        return summary
 
     def add(self, event: Event) -> None:
         """Take one more event; unknown types only move the clock."""
@@ -91,7 +80,6 @@ class Summary:
         self.ended = event["t"] if self.state in ("stopped", "finished", "failed") else None
         if self.state == "starting":
             self.started = event["t"]
-            self.first_started = self.first_started or event["t"]
         if "from_step" in event:
             for series in (self.steps, self.evaluations, self.samples, self.checkpoints):
                 for step in [step for step in series if step > event["from_step"]]:
@@ -105,15 +93,10 @@ class Summary:
     @property
     def best(self) -> Event | None:
         """The evaluation with the lowest finite held-out loss after step 0, else None."""
-        trained = [e for step, e in self.evaluations.items() if step > 0 and _is_finite(e["loss"])]
-        return min(trained, key=lambda e: (e["loss"], e["step"]), default=None)
-
-    @property
-    def seconds(self) -> float | None:
-        """Seconds of training over all attempts: the sum of the steps' own durations plus evaluations."""
-        timed = [event["seconds"] for series in (self.steps, self.evaluations) for event in series.values()]
-        return sum(timed) if timed else None
+        return best_of(self.evaluations)
 
 
-def _is_finite(value: Any) -> bool:
-    return isinstance(value, int | float)  # non-finite numbers are words in the log
+def best_of(evaluations: Mapping[int, Event]) -> Event | None:
+    """Return the evaluation with the lowest finite loss after step 0, else None."""
+    trained = [e for step, e in evaluations.items() if step > 0 and isinstance(e["loss"], int | float)]
+    return min(trained, key=lambda e: (e["loss"], e["step"]), default=None)

@@ -191,7 +191,10 @@ def set_random_state(state: dict[str, torch.Tensor]) -> None:
 
 def _save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    files.produce(path, lambda temporary: save_file(plain, temporary))
+    try:
+        files.produce(path, lambda temporary: save_file(plain, temporary))
+    except SafetensorError as error:  # the library's word for a full disk
+        raise OSError(f"{path.name}: {error}") from error
 
 
 def _load_tensors(path: Path) -> dict[str, torch.Tensor]:

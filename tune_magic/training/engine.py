@@ -86,6 +86,8 @@ class Engine:
 
     def microbatches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
         """Cut a step's examples into microbatches."""
+        if not self.packed:
+            return packing.padded_groups(examples, self.max_tokens)
         return packing.groups(examples, self.max_tokens, share=self.shares)
 
     @property

@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from tune_magic import files
-from tune_magic.errors import TuneError
 from tune_magic.recipe.build import build_recipe
 from tune_magic.storage.control import Control, StopRequested
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
 from tune_magic.training.loop import Loop
 from tune_magic.training.prepare import prepare
-
-_COMPARED = ("recipe", "fingerprints")
 
 
 def finetune(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
@@ -29,8 +26,6 @@ def finetune(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
         session = prepare(recipe, run.path, log, control, inherited=earlier.plan or None)
     except StopRequested:
         return {"state": "stopped", "step": earlier.step}
-    if earlier.plan:
-        _refuse_changes(earlier.plan, session.plan)
     loop = Loop(session, own_checkpoints=set(earlier.checkpoints))
     loop.resume()
     log.append("state", state="running", from_step=loop.progress.step)
@@ -45,22 +40,3 @@ def dry_run(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     log.append("state", state="running", from_step=0)
     log.append("result", **Loop(session, own_checkpoints=set()).measure())
     return {"state": "finished"}
-
-
-def _refuse_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """A resumed run must go on with the same recipe, data and model.
-
-    Raises:
-        TuneError: Naming each difference.
-    """
-    differences = [
-        f"{part}.{key} was {before[part].get(key)!r}, is {now[part].get(key)!r}"
-        for part in _COMPARED
-        for key in sorted(before[part].keys() | now[part].keys())
-        if before[part].get(key) != now[part].get(key)
-    ]
-    if differences:
-        raise TuneError(
-            f"This run cannot go on: {'; '.join(differences)}.",
-            hint="Put the file back as it was, or start a new run.",
-        )

@@ -90,6 +90,8 @@ class Loop:
             self._save()
             raise
         self._save()
+        if self.progress.step not in self._whole:
+            raise TuneError("The last checkpoint could not be saved.", hint="Free some space and resume the run.")
         self._retain(limit=1)
         return "finished"
 
@@ -185,11 +187,13 @@ class Loop:
         if not due or progress.evaluated_step == progress.step or not session.dataset.held_out:
             return
         loss, tokens, seconds = self._held_out_loss()
-        better = self._is_better(loss)
+        limit = math.inf if progress.best_loss is None else progress.best_loss
+        better = progress.step > 0 and loss < limit  # false for a loss that is no number
+        gained = better and loss < limit - session.recipe.eval.early_stopping_threshold
         if better:
             progress.best_step, progress.best_loss = progress.step, loss
         if progress.step > 0:
-            progress.evaluations_without_gain = 0 if better else progress.evaluations_without_gain + 1
+            progress.evaluations_without_gain = 0 if gained else progress.evaluations_without_gain + 1
         progress.evaluated_step = progress.step
         session.log.append(
             "eval", step=progress.step, loss=loss, targets=tokens, rows=len(session.dataset.held_out),
@@ -211,13 +215,6 @@ class Loop:
                 total += float(session.objective.loss_sum(session.engine.states(microbatch)))
         weight = sum(example.weight for example in session.dataset.held_out)
         return total / weight, int(weight), time.perf_counter() - started
-
-    def _is_better(self, loss: float) -> bool:
-        progress = self.progress
-        if progress.step == 0 or not math.isfinite(loss):
-            return False
-        limit = float("inf") if progress.best_loss is None else progress.best_loss
-        return loss < limit - self.session.recipe.eval.early_stopping_threshold
 
     def _out_of_patience(self) -> bool:
         patience = self.session.recipe.eval.early_stopping_patience

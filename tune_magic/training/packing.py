@@ -92,6 +92,19 @@ def groups(examples: Sequence[Example], max_tokens: int, *, share: bool) -> Iter
         yield group
 
 
+def padded_groups(examples: Sequence[Example], max_tokens: int) -> Iterator[list[Example]]:
+    """Cut a step's examples, in order, into microbatches of at most `max_tokens` tokens with their padding."""
+    group: list[Example] = []
+    for example in examples:
+        longest = max(len(member) for member in [*group, example])
+        if group and (len(group) + 1) * longest > max_tokens:
+            yield group
+            group = []
+        group.append(example)
+    if group:
+        yield group
+
+
 def pack(examples: Sequence[Example], *, share: bool) -> Batch:
     """Lay trees of segments out in one row of S tokens: shared prefix, then each trunk, then its branches.
 

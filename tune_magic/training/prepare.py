@@ -14,11 +14,11 @@ import torch
 from tune_magic import plugins
 from tune_magic.data import formats
 from tune_magic.data.example import Example
-from tune_magic.data.locate import data_path, fingerprints
+from tune_magic.data.locate import data_path, fingerprints, identity
 from tune_magic.data.read import read_rows
 from tune_magic.data.render import Renderer
 from tune_magic.data.split import split
-from tune_magic.errors import DataError
+from tune_magic.errors import DataError, TuneError
 from tune_magic.methods.base import Method
 from tune_magic.models.find import ModelSource, find_model
 from tune_magic.models.load import load_causal_lm, load_tokenizer, local_folder
@@ -101,7 +101,10 @@ def prepare(
         folder: The run folder.
         log: Takes the plan event.
         control: Checked between the slow parts.
-        inherited: The plan of the first attempt, whose resolved values a resumed run keeps.
+        inherited: The plan of an earlier attempt, whose resolved values a resumed run keeps.
+
+    Raises:
+        TuneError: Data or model are not those of the earlier attempt; no plan is logged then.
     """
     source = find_model(recipe.model)
     model_folder = local_folder(source)
@@ -132,8 +135,29 @@ def prepare(
         **_facts_of_rows(session, renderer),
         **_facts_of_training(session),
     }
+    if inherited is not None:
+        _refuse_changes(inherited, session.plan)
     log.append("plan", **session.plan)
     return session
+
+
+def _refuse_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
+    """A resumed run must go on with the same recipe, data and model.
+
+    Raises:
+        TuneError: Naming each difference.
+    """
+    differences = [
+        f"{part}.{key} was {before[part].get(key)!r}, is {now[part].get(key)!r}"
+        for part in ("recipe", "fingerprints")
+        for key in sorted(before[part].keys() | now[part].keys())
+        if before[part].get(key) != now[part].get(key)
+    ]
+    if differences:
+        raise TuneError(
+            f"This run cannot go on: {'; '.join(differences)}.",
+            hint="Put the file back as it was, or start a new run.",
+        )
 
 
 def device() -> torch.device:
@@ -164,7 +188,7 @@ def _facts_of_inputs(session: Session, source: ModelSource, model_folder: Path) 
     return {
         "recipe": recipe.normalised(),
         "fingerprints": prints,
-        "identity": fingerprint.identity(recipe.normalised(), prints),
+        "identity": identity(recipe, prints),
         "versions": fingerprint.versions(),
         "model": {"name": source.name, "origin": source.origin, "note": source.note, "folder": str(model_folder)},
         "parameters": sum(p.numel() for p in parameters),

@@ -11,7 +11,7 @@ _SHARE_OF_TIME = 0.1
 
 
 class Sampler:
-    """Logs a `sample` event at evaluations; it never takes more than a tenth of the time so far.
+    """Logs a `sample` event at evaluations; it is skipped while samples have taken more than a tenth of the time so far.
 
     Greedy, so it draws no random numbers and training goes on as if it were not there.
     """

@@ -11,12 +11,14 @@ import torch
 
 from tune_magic import plugins
 from tune_magic.data.render import Renderer
+from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
 from tune_magic.models.find import find_model
 from tune_magic.models.generate import generate
 from tune_magic.models.load import load_causal_lm, load_tokenizer, local_folder
 from tune_magic.recipe.build import build_recipe
 from tune_magic.recipe.schema import Recipe
+from tune_magic.storage import fingerprint
 from tune_magic.storage.folder import RunFolder
 from tune_magic.training import checkpoint
 from tune_magic.training.prepare import device
@@ -27,6 +29,17 @@ Chat = list[dict[str, str]]
 def recipe_of(run: RunFolder) -> Recipe:
     """Return the recipe of a run."""
     return build_recipe(run.info["recipe"])
+
+
+def check_unchanged(run: RunFolder, role: str, now: str) -> None:
+    """Refuse to go on with other data or another model than the run was trained with.
+
+    Raises:
+        TuneError: The fingerprint of `role` is not the one in the run's plan.
+    """
+    if run.summary().plan["fingerprints"].get(role) != now:
+        raise TuneError(f"The {role} of {run.name or run.id} has changed since it was trained.",
+                        hint="Put it back as it was, or name other rows with `--data`." if role != "model" else None)  # fmt: skip
 
 
 def base_folder(recipe: Recipe) -> Path:
@@ -44,8 +57,11 @@ def load_tuned(run: RunFolder, *, dtype: torch.dtype = torch.float32) -> tuple[A
     checkpoint.verify(path)
     recipe = recipe_of(run)
     folder = base_folder(recipe)
+    check_unchanged(run, "model", fingerprint.of_model(find_model(recipe.model).path or folder))
     method: Method = plugins.get("method", recipe.method.name)(recipe.method)
-    model = method.apply(load_causal_lm(folder, dtype))
+    base = load_causal_lm(folder, dtype)
+    base.name_or_path = recipe.model  # what an exported adapter calls its base: the user's name, not a path of ours
+    model = method.apply(base)
     checkpoint.restore(path, model)
     model.to(device()).eval()
     return model, load_tokenizer(folder), method
