@@ -79,6 +79,12 @@ def open_notebook(page, lab, name):
     page.wait_for_selector("text=Python 3 (ipykernel) | Idle", timeout=90_000)
 
 
+def run_all(page):
+    page.locator(".jp-Notebook .jp-Cell").first.click()
+    page.click("text=Run >> nth=0")
+    page.click("text=Run All Cells >> nth=0")
+
+
 def curve_of(page):
     return page.locator('.jp-OutputArea img[alt^="loss by step"]').get_attribute("src")
 
@@ -96,9 +102,7 @@ def test_the_main_job_in_a_real_browser(lab, page, tmp_path, tiny, data_file, wa
     )
     nbformat.write(notebook, tmp_path / "main.ipynb")
     open_notebook(page, lab, "main.ipynb")
-    page.locator(".jp-Notebook .jp-Cell").first.click()
-    page.click("text=Run >> nth=0")
-    page.click("text=Run All Cells >> nth=0")
+    run_all(page)
 
     # the curve appears and moves
     page.wait_for_selector('.jp-OutputArea img[alt^="loss by step"]')
@@ -169,9 +173,7 @@ def test_a_panel_stops_a_background_run(lab, page, tmp_path, tiny, data_file):
     )
     nbformat.write(notebook, tmp_path / "panel.ipynb")
     open_notebook(page, lab, "panel.ipynb")
-    page.locator(".jp-Notebook .jp-Cell").first.click()
-    page.click("text=Run >> nth=0")
-    page.click("text=Run All Cells >> nth=0")
+    run_all(page)
     page.wait_for_selector("text=training · step")
     page.screenshot(path=PICTURES / "panel.png")
     page.click('button:has-text("Stop")')

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 from typing import Any, ClassVar
 
 
-class Metric:
+class Metric(abc.ABC):
     """Base class of metrics, and their contract: a score a row, averaged over rows.
 
     Attributes:
@@ -17,9 +18,9 @@ class Metric:
     title: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
 
+    @abc.abstractmethod
     def score(self, answer: str, reference: str) -> float:
         """Return the score of one answer."""
-        raise NotImplementedError
 
 
 class ExactMatch(Metric):

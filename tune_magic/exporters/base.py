@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import abc
 from pathlib import Path
 from typing import Any
 
 from tune_magic.methods.base import Method
 
 
-class Exporter:
+class Exporter(abc.ABC):
     """Base class of exporters: writes a tuned model into an empty folder."""
 
+    @abc.abstractmethod
     def write(self, folder: Path, model: Any, tokenizer: Any, method: Method) -> None:
         """Write the files.
 
@@ -23,4 +25,3 @@ class Exporter:
         Raises:
             TuneError: This method's models have no such form.
         """
-        raise NotImplementedError

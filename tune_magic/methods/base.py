@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class Method:
+class Method(abc.ABC):
     """Base class of methods.
 
     A subclass sets `Options` (its keys in a recipe) and `apply`. The training loop trains exactly the parameters whose
@@ -33,9 +34,9 @@ class Method:
     def __init__(self, options: MethodOptions) -> None:
         self.options: Any = options
 
+    @abc.abstractmethod
     def apply(self, model: PreTrainedModel) -> torch.nn.Module:
         """Return the model with the right parameters trainable. `model` may be changed in place."""
-        raise NotImplementedError
 
     def inner(self, model: torch.nn.Module) -> PreTrainedModel:
         """Return the Transformers model inside, whose backbone and head the engine calls."""
@@ -47,7 +48,7 @@ class Method:
 
     def without(self, model: Any) -> AbstractContextManager[Any]:
         """Return a context in which `model` is the base model; only where `adds` is set."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} changes the base model itself")
 
     def has_active_dropout(self) -> bool:
         """Whether the method itself draws random numbers in training."""

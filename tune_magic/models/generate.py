@@ -53,13 +53,7 @@ def generate(
     answers = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        width = len(prompts[chosen[0]])
-        ids = torch.full((len(chosen), width), pad, dtype=torch.long)
-        mask = torch.zeros_like(ids)
-        for row, index in enumerate(chosen):
-            length = len(prompts[index])
-            ids[row, width - length :] = torch.from_numpy(prompts[index].astype(np.int64))
-            mask[row, width - length :] = 1
+        ids, mask = _left_padded([prompts[index] for index in chosen], pad)
         with torch.no_grad():
             out = model.generate(
                 input_ids=ids.to(device),
@@ -68,10 +62,21 @@ def generate(
                 stopping_criteria=StoppingCriteriaList([Between()]),
             )
         for row, index in enumerate(chosen):
-            answers[index] = tokenizer.decode(out[row, width:].tolist(), skip_special_tokens=True)
+            answers[index] = tokenizer.decode(out[row, ids.shape[1] :].tolist(), skip_special_tokens=True)
         if done is not None:
             done(len(chosen))
     return answers
+
+
+def _left_padded(prompts: Sequence[np.ndarray], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and mask, each (prompts, longest), with the padding before each prompt."""
+    width = max(map(len, prompts))
+    ids = torch.full((len(prompts), width), pad, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):
+        ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
+        mask[row, width - len(prompt) :] = 1
+    return ids, mask
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> list[int]:

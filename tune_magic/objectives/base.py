@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from tune_magic.training.engine import TargetStates
 
 
-class Objective:
+class Objective(abc.ABC):
     """Base class of objectives: rows become examples, a batch becomes a loss."""
 
     def examples(
@@ -28,10 +29,10 @@ class Objective:
         """
         return renderer.examples(contents, source, places)
 
+    @abc.abstractmethod
     def loss_sum(self, states: TargetStates) -> torch.Tensor:
         """Return the *sum* over the batch's weighted tokens, a scalar.
 
         The loop divides by the weight of the whole optimizer step, so the loss does not depend on how the step was
         cut into microbatches.
         """
-        raise NotImplementedError
