@@ -35,7 +35,7 @@ def serve(side: str, folder: Path, steps: int) -> None:
     from tune_magic.models.load import load_tokenizer, local_folder
     from tune_magic.objectives.sft import SFT
     from tune_magic.recipe.schema import DataOptions
-    from tune_magic.training.engine import Engine
+    from tune_magic.training.engine import TokenEngine
     from tune_magic.training.memory import peak_rss
     from tune_magic.training.order import Order
     from tune_magic.worker import quiet_libraries
@@ -49,7 +49,7 @@ def serve(side: str, folder: Path, steps: int) -> None:
     method = Lora(LoraOptions(r=16))
     model = method.apply(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)).train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4, fused=True)
-    engine = Engine(model, method, dtype=torch.float32, share_prefixes=True, max_tokens=4096)
+    engine = TokenEngine(model, method, dtype=torch.float32, share_prefixes=True, max_tokens=4096)
     engine.packed = side == "shared"
     order = Order(len(rows), 8, seed=0)
     before = peak_rss()

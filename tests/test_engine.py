@@ -11,7 +11,7 @@ from tune_magic.methods.full import Full, FullOptions
 from tune_magic.methods.lora import Lora, LoraOptions
 from tune_magic.objectives.sft import SFT
 from tune_magic.training import packing
-from tune_magic.training.engine import Engine
+from tune_magic.training.engine import TokenEngine
 
 FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "phi", "phi3", "smollm3", "olmo2", "stablelm", "gpt_neox", "gpt2"]
 
@@ -48,7 +48,7 @@ def load(folder):
 def engine_of(model, method=None, **options):
     method = method or Full(FullOptions())
     settings = {"dtype": torch.float32, "share_prefixes": True, "max_tokens": 4096} | options
-    return Engine(method.apply(model), method, **settings)
+    return TokenEngine(method.apply(model, "CAUSAL_LM"), method, **settings)
 
 
 def loss_and_gradient(engine, states, examples):
@@ -148,7 +148,7 @@ def test_a_method_that_changes_the_input_is_padded(tiny):
     class Prompting(Method):
         packs = False
 
-        def apply(self, model):
+        def apply(self, model, task):
             return model
 
     engine = engine_of(load(tiny), Prompting(MethodOptions(name="prompting")))
@@ -161,5 +161,5 @@ def test_lora_trains_the_parameters_the_paper_counts(tmp_path):
         tmp_path / "m", "llama", hidden_size=768, num_attention_heads=12, num_key_value_heads=12, num_hidden_layers=12,
         intermediate_size=32,
     )  # fmt: skip
-    lora = Lora(LoraOptions(r=8, target_modules=["q_proj", "v_proj"])).apply(load(model))
+    lora = Lora(LoraOptions(r=8, target_modules=["q_proj", "v_proj"])).apply(load(model), "CAUSAL_LM")
     assert sum(p.numel() for p in lora.parameters() if p.requires_grad) == 294_912

@@ -211,7 +211,7 @@ FAULTS = [
     ("learning-rate: 1", "learning-rate", "there is no such key.", "Did you mean `learning_rate`?"),
     ("epoch: 1", "epoch", "there is no such key.", "Did you mean `epochs`?"),
     ("zzz: 1", "zzz", "there is no such key.", "There are: model, data,"),
-    ("method: lorra", "method", "There is no method `lorra`.", "Did you mean `lora`? There are: full, lora."),
+    ("method: lorra", "method", "There is no method `lorra`.", "Did you mean `lora`? There are: freeze, full, lora."),
     ("method: 3", "method", "must be a name or a mapping, got 3.", "Try `method: lora`."),
     ("method: {r: 0}", "method.r", "must be at least 1, got 0.", "Try `r: 8`."),
     ("method: {alpha: 0}", "method.lora_alpha", "must be greater than 0, got 0.", "Try `lora_alpha: 16`."),

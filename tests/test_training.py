@@ -390,7 +390,7 @@ def test_bad_rows_are_named_before_the_model_is_loaded(make_run, data_file, monk
     lines[4] = '{"messages": [{"role": "user"'
     lines[9] = '{"messages": []}'
     data_file.write_text("\n".join(lines))
-    monkeypatch.setattr("tune_magic.training.prepare.load_causal_lm", lambda *a: pytest.fail("model was loaded"))
+    monkeypatch.setattr("tune_magic.training.prepare.build_model", lambda *a: pytest.fail("model was loaded"))
     run = make_run()
     local.start(run.path, "inline")
     with pytest.raises(RunFailed, match=r"(?s)rows\.jsonl: 1 bad row.*line 5, column 30") as caught:

@@ -147,7 +147,7 @@ def test_the_interval_holds_what_it_should():
 
 def test_weights_make_the_mean_that_of_tokens():
     losses, weights = np.array([1.0, 3.0]), np.array([3.0, 1.0])
-    found = compare("loss", losses, losses, weights=weights, statistic=perplexity, higher_is_better=False)
+    found = compare("loss", losses, losses, shared=weights, statistic=perplexity, higher_is_better=False)
     assert found.base == pytest.approx(math.exp(1.5))
     assert found.verdict == "unclear"
 

@@ -367,7 +367,7 @@ def test_a_frame_says_state_first_then_the_numbers(make):
     ("steps", "state", "says"),
     [
         (0, "starting", "bot: starting · loading data and model"),
-        (0, "running", "bot: scoring the base model"),
+        (0, "running", "bot: training · first step"),
         (0, "stopping", "bot: stopping"),
         (4, "paused", "bot: paused · step 4 of 4 · epoch 1.00 · train loss"),
         (4, "stopping", "bot: stopping · step 4 of 4 · epoch 1.00 · train loss"),

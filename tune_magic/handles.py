@@ -174,8 +174,8 @@ class Run(RunFolder):
         """Load the best checkpoint into this process and return (model, tokenizer), ready to answer."""
         from tune_magic.training.tuned import load_tuned
 
-        model, tokenizer, _ = load_tuned(self)
-        return model, tokenizer
+        tuned = load_tuned(self)
+        return tuned.model, tuned.tokenizer
 
     def generate(self, prompts: str | Sequence[str | list[dict[str, str]]], max_new_tokens: int = 128) -> list[str]:
         """Answer greedily with the tuned model, loaded into this process.
@@ -190,6 +190,26 @@ class Run(RunFolder):
         from tune_magic.training.tuned import answer
 
         return answer(self, [prompts] if isinstance(prompts, str) else list(prompts), max_new_tokens)
+
+    def predict(self, texts: str | Sequence[str]) -> pd.DataFrame:
+        """Classify with the tuned model, loaded into this process.
+
+        Args:
+            texts: One or more.
+
+        Returns:
+            The probability of each class (columns) for each text (rows); ``.idxmax(axis=1)`` names the likeliest.
+
+        Raises:
+            TuneError: The run does not classify.
+        """
+        import pandas as pd
+
+        from tune_magic.training.tuned import classify
+
+        rows = [texts] if isinstance(texts, str) else list(texts)
+        classes, probabilities = classify(self, rows)
+        return pd.DataFrame(probabilities, index=pd.Index(rows, name="text"), columns=classes)
 
     def evaluate(self, **options: Any) -> Report:
         """Twin of `tune_magic.evaluate(run, ...)`."""

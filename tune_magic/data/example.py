@@ -38,6 +38,7 @@ class Example:
         reference: Text of the last answer, None for plain text.
         num_cut: Tokens beyond the longest allowed that were cut off.
         index: Number of the row in its source, from 0.
+        label: Number of its class, where whole rows are classified; the row then weighs 1.
     """
 
     trunk: Segment
@@ -47,6 +48,7 @@ class Example:
     reference: str | None = None
     num_cut: int = 0
     index: int = 0
+    label: int | None = None
 
     @property
     def prompt(self) -> np.ndarray:
@@ -55,7 +57,9 @@ class Example:
 
     @property
     def weight(self) -> float:
-        """Sum of the weights of all its tokens."""
+        """Sum of the weights of all its tokens; 1 for a row that is classified as a whole."""
+        if self.label is not None:
+            return 1.0
         return float(self.trunk.weights.sum() + sum(branch.weights.sum() for branch in self.branches))
 
     def __len__(self) -> int:

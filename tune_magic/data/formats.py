@@ -1,7 +1,7 @@
-"""Recognise the format of rows and bring each to one of three normal forms.
+"""Recognise the format of rows and bring each to one of four normal forms.
 
-A row becomes `Turns` (a chat), `PromptCompletion`, or `Text`. What is trained follows from the form: assistant turns,
-the completion, everything.
+A row becomes `Turns` (a chat), `PromptCompletion`, `Labelled` (a text of a class), or `Text`. What is trained follows
+from the form: assistant turns, the completion, the class, everything.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "messages": (("messages",), ()),
     "prompt_completion": (("prompt", "completion"), ("system",)),
     "instruction": (("instruction", "output"), ("input", "system")),
+    "text_label": (("text", "label"), ()),
     "text": (("text",), ()),
 }
 
@@ -50,18 +51,34 @@ class Text:
     text: str
 
 
-Content = Turns | PromptCompletion | Text
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """A text of a class; the class is trained."""
+
+    text: str
+    label: str
 
 
-def normalise(rows: Sequence[Row], options: DataOptions, source: str) -> list[Content]:
+Content = Turns | PromptCompletion | Labelled | Text
+
+
+def normalise(
+    rows: Sequence[Row], options: DataOptions, source: str, known: Sequence[str] = tuple(COLUMNS)
+) -> list[Content]:
     """Bring every row to a normal form.
+
+    Args:
+        rows: The rows.
+        options: How they become text.
+        source: Name of the file or object.
+        known: Formats that may be recognised: those the objective learns from.
 
     Raises:
         DataError: The format is not recognised, or rows do not fit it (all of them counted, the first ones shown).
     """
     if not rows:
         raise DataError(f"{source} has no rows.")
-    convert = _converter(rows, options, source)
+    convert = _converter(rows, options, source, known)
     faults = RowFaults(source)
     contents: list[Content] = []
     for row in rows:
@@ -73,38 +90,65 @@ def normalise(rows: Sequence[Row], options: DataOptions, source: str) -> list[Co
     return contents
 
 
-def detect(columns: Sequence[str]) -> str | None:
-    """Return the format whose columns are there, the most specific first, or None."""
-    return next((name for name, (needed, _) in COLUMNS.items() if set(needed) <= set(columns)), None)
+def detect(columns: Sequence[str], known: Sequence[str] = tuple(COLUMNS)) -> str | None:
+    """Return the format of `known` whose columns are there, the most specific first, or None."""
+    return next((name for name, (needed, _) in COLUMNS.items() if name in known and set(needed) <= set(columns)), None)
 
 
-def _converter(rows: Sequence[Row], options: DataOptions, source: str) -> Callable[[Mapping[str, Any]], Content]:
-    if options.template is not None:
-        template = options.template
-        return functools.partial(_from_template, template=template)
-    present = list(dict.fromkeys(key for row in rows[:100] for key in row.values))
+def format_of(rows: Sequence[Row], options: DataOptions, known: Sequence[str] = tuple(COLUMNS)) -> str | None:
+    """Return the format of rows: the one that was named, else the one their columns tell, else None."""
+    present = _columns(rows)
     named = [*present, *(name for name, column in options.columns.items() if column in present)]
+    if isinstance(options.template, str):
+        named.append("text")
+    elif options.template is not None:
+        named = ["prompt", "completion"]
+    return options.format or detect(named, known)
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows[:100] for key in row.values))
+
+
+def _converter(
+    rows: Sequence[Row], options: DataOptions, source: str, known: Sequence[str]
+) -> Callable[[Mapping[str, Any]], Content]:
+    present = _columns(rows)
     missing = [column for column in options.columns.values() if not any(column in row.values for row in rows)]
     if missing:
         raise DataError(f"{source} has no column `{missing[0]}`.", hint=f"Its columns: {', '.join(present)}.")
-    format_name = options.format or detect(named)
-    if format_name is None:
+    format_name = format_of(rows, options, known)
+    if format_name not in known:
         raise DataError(
             f"{source}: the columns {', '.join(f'`{name}`' for name in present)} are no format that is known.",
-            hint="Known: messages; prompt, completion; instruction, input, output; text. "
-            "Map yours with `columns: {prompt: YOURS, completion: YOURS}` or write a `template`.",
+            hint=f"Known: {'; '.join(', '.join((*COLUMNS[name][0], *COLUMNS[name][1])) for name in known)}. "
+            f"{_advice(known)}",
         )
+    if options.template is not None:
+        return functools.partial(_from_template, template=options.template, label=_label_column(options, format_name))
     builders: dict[str, Callable[[Mapping[str, Any]], Content]] = {
         "messages": _turns,
         "prompt_completion": _prompt_completion,
         "instruction": _instruction,
+        "text_label": lambda values: Labelled(_string(values, "text"), _label(values, "label")),
         "text": lambda values: Text(_string(values, "text")),
     }
-    build = builders[format_name]
+    build = builders[str(format_name)]
     if not options.columns:
         return build
     renames = options.columns
     return lambda values: build({**values, **{name: values.get(column) for name, column in renames.items()}})
+
+
+def _advice(known: Sequence[str]) -> str:
+    """Say how to map columns to the first format that would do."""
+    needed = COLUMNS["prompt_completion" if "prompt_completion" in known else known[0]][0]
+    return f"Map yours with `columns: {{{', '.join(f'{name}: YOURS' for name in needed)}}}` or write a `template`."
+
+
+def _label_column(options: DataOptions, format_name: str | None) -> str | None:
+    """Return the column of the class beside a text template, None where rows have no class."""
+    return options.columns.get("label", "label") if format_name == "text_label" else None
 
 
 class _BadRow(Exception):
@@ -124,6 +168,18 @@ def _string(values: Mapping[str, Any], column: str, *, needed: bool = True) -> s
     if needed and not value.strip():
         raise _BadRow(f"column `{column}` is empty", dict(values))
     return value
+
+
+def _label(values: Mapping[str, Any], column: str) -> str:
+    """Return the name of a class: a text or a whole number, never a measure."""
+    value = values.get(column)
+    if isinstance(value, bool | int):
+        return str(value).lower() if isinstance(value, bool) else str(value)
+    if isinstance(value, float) and value.is_integer():  # pandas turns whole numbers beside a gap into floats
+        return str(int(value))
+    if isinstance(value, float | list | dict):
+        raise _BadRow(f"column `{column}` must be a class, a text or a whole number, got {value!r}")
+    return _string(values, column).strip()
 
 
 def _turns(values: Mapping[str, Any]) -> Turns:
@@ -159,9 +215,10 @@ def _instruction(values: Mapping[str, Any]) -> PromptCompletion:
     return PromptCompletion(prompt, _string(values, "output"), _string(values, "system", needed=False) or None)
 
 
-def _from_template(values: Mapping[str, Any], template: str | ColumnTemplate) -> Content:
+def _from_template(values: Mapping[str, Any], template: str | ColumnTemplate, label: str | None) -> Content:
     if isinstance(template, str):
-        return Text(_filled(template, values))
+        text = _filled(template, values)
+        return Text(text) if label is None else Labelled(text, _label(values, label))
     system = fill(template.system, values) if template.system else None
     return PromptCompletion(_filled(template.prompt, values), _filled(template.completion, values), system)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from tune_magic.data.example import Example, Segment
-from tune_magic.data.formats import Content, PromptCompletion, Text, Turns
+from tune_magic.data.formats import Content, Labelled, PromptCompletion, Text, Turns
 from tune_magic.data.read import RowFaults
 from tune_magic.errors import DataError
 
@@ -33,7 +33,7 @@ class Renderer:
         self.uses_template = chat_template and self.has_template
         self.max_length = max_length
 
-    def examples(self, contents: list[Content], source: str, places: Sequence[str] | None = None) -> list[Example]:
+    def examples(self, contents: Sequence[Content], source: str, places: Sequence[str] | None = None) -> list[Example]:
         """Encode every content.
 
         Args:
@@ -98,9 +98,25 @@ class Renderer:
             index=index,
         )
 
+    def classified(self, content: Labelled, label: int, index: int = 0) -> Example:
+        """Encode a text of a class, with the tokenizer's special tokens, cut to `max_length`."""
+        whole = self.tokenizer(content.text)["input_ids"]
+        kept = whole
+        if len(whole) > self.max_length:
+            kept = self.tokenizer(content.text, truncation=True, max_length=self.max_length)["input_ids"]
+        tokens = np.asarray(kept, dtype=np.int32)
+        return Example(
+            trunk=Segment(tokens, np.zeros(len(tokens), dtype=np.float32)),
+            question=content.text,
+            reference=content.label,
+            num_cut=len(whole) - len(kept),
+            index=index,
+            label=label,
+        )
+
     def pieces(self, content: Content) -> list[tuple[str, bool]]:
         """Return the text in pieces, each with whether it is trained. Joined, they are what the model sees."""
-        if isinstance(content, Text):
+        if isinstance(content, Text | Labelled):
             return [(content.text, True)]
         if isinstance(content, PromptCompletion) and not self.uses_template:
             prompt = f"{content.system}\n\n{content.prompt}" if content.system else content.prompt
@@ -162,7 +178,7 @@ class Renderer:
 
 def exchanges(content: Content) -> list[tuple[str | None, str | None]]:
     """Return (question, answer) of each trained span, in order; a plain text has neither."""
-    if isinstance(content, Text):
+    if isinstance(content, Text | Labelled):
         return [(None, None)]
     turns = _as_turns(content)
     found: list[tuple[str | None, str | None]] = []

@@ -1,6 +1,8 @@
-"""Held-out rows: a fixed share, drawn by the seed alone."""
+"""Held-out rows: a fixed share, drawn by the seed alone; of each class its share, where rows have classes."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -8,13 +10,16 @@ DEFAULT_SHARE = 0.1
 _STREAM = 7919  # keeps the split's random numbers apart from those of the data order
 
 
-def split(num_rows: int, share: float | None, seed: int) -> tuple[list[int], list[int]]:
+def split(
+    num_rows: int, share: float | None, seed: int, labels: Sequence[int] | None = None
+) -> tuple[list[int], list[int]]:
     """Return the indices of training and held-out rows, each in file order.
 
     Args:
         num_rows: Rows in the file.
         share: Held-out share in [0, 1). None: 10%, at least 16 and at most 500 rows, never more than a third.
         seed: The recipe's seed.
+        labels: Class of each row; every class then gives the same share, to the nearest row.
 
     Example:
         >>> train, held_out = split(100, None, seed=0)
@@ -28,4 +33,22 @@ def split(num_rows: int, share: float | None, seed: int) -> tuple[list[int], lis
         if share > 0:
             count = min(max(count, 1), num_rows - 1)
     order = np.random.default_rng([seed, _STREAM]).permutation(num_rows)
+    if labels is not None:
+        order = _by_class(order, np.asarray(labels), count)
     return sorted(order[count:].tolist()), sorted(order[:count].tolist())
+
+
+def _by_class(order: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
+    """Put the rows in an order whose first `count` hold each class by its share, the largest remainders rounded up.
+
+    scikit-learn's stratified split refuses classes of one row; here such a row is trained on.
+    """
+    _, classes, sizes = np.unique(labels, return_inverse=True, return_counts=True)
+    exact = sizes * count / len(labels)
+    quota = np.floor(exact).astype(int)
+    remainders = np.where(sizes > 1, exact - quota, -1.0)
+    quota[np.argsort(-remainders, kind="stable")[: count - quota.sum()]] += 1
+    chosen = np.zeros(len(order), dtype=bool)
+    for number, wanted in enumerate(quota):
+        chosen[np.flatnonzero(classes[order] == number)[:wanted]] = True
+    return np.concatenate([order[chosen], order[~chosen]])

@@ -69,7 +69,7 @@ def compare(
     base: np.ndarray,
     tuned: np.ndarray,
     *,
-    weights: np.ndarray | None = None,
+    shared: np.ndarray | None = None,
     statistic: Statistic = weighted_mean,
     higher_is_better: bool = True,
     seed: int = 0,
@@ -80,8 +80,9 @@ def compare(
         title: Name of the metric.
         base: Values of the base model, shape (rows,).
         tuned: Values of the tuned model for the same rows, shape (rows,).
-        weights: Weight of each row (its number of tokens, for a loss), shape (rows,).
-        statistic: From values and weights, each (..., rows), to the metric.
+        shared: What both have in common of each row, shape (rows,): its weight in a mean (its number of tokens, for a
+            loss), or the class it was given. Default: weight 1.
+        statistic: From values and what is shared, each (..., rows), to the metric, (...).
         higher_is_better: Which way is good.
         seed: Of the resampling, so that the same rows give the same interval.
 
@@ -89,17 +90,17 @@ def compare(
         >>> compare("exact match", np.zeros(50), np.ones(50)).verdict
         'better'
     """
-    weights = np.ones(len(base)) if weights is None else weights
+    shared = np.ones(len(base)) if shared is None else shared
     generator = np.random.default_rng(seed)
     count = len(base)
     per_chunk = max(1, _CELLS_A_CHUNK // count)
     differences = []
     for start in range(0, RESAMPLES, per_chunk):
         rows = generator.integers(0, count, (min(per_chunk, RESAMPLES - start), count))
-        differences.append(statistic(tuned[rows], weights[rows]) - statistic(base[rows], weights[rows]))
+        differences.append(statistic(tuned[rows], shared[rows]) - statistic(base[rows], shared[rows]))
     tail = (1 - CONFIDENCE) / 2 * 100
     low, high = np.percentile(np.concatenate(differences), [tail, 100 - tail])
-    value_base, value_tuned = float(statistic(base, weights)), float(statistic(tuned, weights))
+    value_base, value_tuned = float(statistic(base, shared)), float(statistic(tuned, shared))
     return Comparison(
         title, value_base, value_tuned, value_tuned - value_base, float(low), float(high), higher_is_better
     )  # fmt: skip

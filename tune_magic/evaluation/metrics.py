@@ -1,10 +1,12 @@
-"""Metrics that compare an answer with its reference, one number a row."""
+"""Metrics: of answers against references, one number a row, and of chosen against given classes, one over rows."""
 
 from __future__ import annotations
 
 import abc
 import functools
 from typing import Any, ClassVar
+
+import numpy as np
 
 
 class Metric(abc.ABC):
@@ -21,6 +23,49 @@ class Metric(abc.ABC):
     @abc.abstractmethod
     def score(self, answer: str, reference: str) -> float:
         """Return the score of one answer."""
+
+
+class ClassMetric(abc.ABC):
+    """Base class of metrics over classes, and their contract: one score from all rows.
+
+    Attributes:
+        title: What cards call it.
+        higher_is_better: Which way is good.
+    """
+
+    title: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def statistic(self, chosen: np.ndarray, given: np.ndarray) -> np.ndarray:
+        """Return the score, shape (...), from class numbers, each (..., rows); called on many resamples at once."""
+
+
+class Accuracy(ClassMetric):
+    """Share of rows whose class is right."""
+
+    title = "accuracy"
+
+    def statistic(self, chosen: np.ndarray, given: np.ndarray) -> np.ndarray:
+        """Return the share in [0, 1]."""
+        return np.asarray((chosen == given).mean(-1))
+
+
+class MacroF1(ClassMetric):
+    """F1 of each class, averaged over the classes that were given or chosen, as scikit-learn does."""
+
+    title = "macro F1"
+
+    def statistic(self, chosen: np.ndarray, given: np.ndarray) -> np.ndarray:
+        """Return the mean in [0, 1]."""
+        total, present = np.zeros(chosen.shape[:-1]), np.zeros(chosen.shape[:-1])
+        for number in np.union1d(chosen, given):
+            is_chosen, is_given = chosen == number, given == number
+            both = (is_chosen & is_given).sum(-1)
+            either = is_chosen.sum(-1) + is_given.sum(-1)
+            total += 2 * both / np.maximum(either, 1)
+            present += either > 0
+        return np.asarray(total / present)
 
 
 class ExactMatch(Metric):

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 _SHOWN = 3
+_SHOWN_WRONG = 6
+PER_CLASS = ("precision", "recall", "f1", "rows")
 _ORDER = ("exact_match", "rouge_l")  # what ranks rows, most telling first; the loss decides ties
 
 
@@ -25,6 +27,7 @@ class Scores:
         comparisons: By metric name, base and tuned with their paired difference and its 95% interval.
         rows: One mapping a row: row, question, reference, base, tuned, and each metric for both.
         about: What was scored: data, split, number of rows, checkpoint step.
+        classes: Names of the classes, empty where texts are answered.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,6 +35,9 @@ class Scores:
         content = json.loads((path / "report.json").read_text(encoding="utf-8"))
         known = [field.name for field in fields(Comparison)]
         self.about: dict[str, Any] = content["about"]
+        self.classes: list[str] = content.get("classes", [])
+        self._per_class: list[dict[str, Any]] = content.get("per_class", [])
+        self._confusion: list[list[int]] = content.get("confusion", [])
         self.comparisons = {
             name: Comparison(**{key: _read(value[key]) for key in known}) for name, value in content["metrics"].items()
         }
@@ -67,8 +73,28 @@ class Scores:
 
         return pd.DataFrame(self.rows)
 
+    @property
+    def per_class(self) -> pd.DataFrame:
+        """Precision, recall, F1 and number of rows of each class, by the tuned model."""
+        import pandas as pd
+
+        return pd.DataFrame(self._per_class, columns=["class", *PER_CLASS]).set_index("class").astype({"rows": int})
+
+    @property
+    def confusion(self) -> pd.DataFrame:
+        """How often rows of a class (row) were given a class (column) by the tuned model."""
+        import pandas as pd
+
+        return pd.DataFrame(self._confusion, index=self.classes, columns=self.classes)
+
     def notable(self) -> dict[str, list[dict[str, Any]]]:
-        """Return the rows that gained most, those scored lowest, and those that got worse, a few of each."""
+        """Return the rows that gained most, those scored lowest, and those that got worse, a few of each.
+
+        The base of a classifier guesses, so only the wrong ones are told of it, the surest first.
+        """
+        if self.classes:
+            wrong = [row for row in self.rows if row["accuracy_tuned"] == 0]
+            return {"wrong": sorted(wrong, key=lambda row: -row["probability_tuned"])[:_SHOWN_WRONG]}
         known = [name for name in (*_ORDER, "loss") if name in self.comparisons]
 
         def score(row: dict[str, Any], side: str) -> tuple[float, ...]:

@@ -26,10 +26,10 @@ def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     if target.exists():
         raise TuneError(f"{target} is already there.", hint="Name a folder that does not exist yet.")
     step = int(run.best_checkpoint.name.removeprefix("step-"))
-    model, tokenizer, method = load_tuned(run)
+    tuned = load_tuned(run)
     control.check()
     with files.new_folder(target) as folder:
-        exporter.write(folder, model, tokenizer, method)
+        exporter.write(folder, tuned.model, tuned.tokenizer, tuned.method)
         control.check()
         sizes = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     receipt = {

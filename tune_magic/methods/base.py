@@ -35,8 +35,16 @@ class Method(abc.ABC):
         self.options: Any = options
 
     @abc.abstractmethod
-    def apply(self, model: PreTrainedModel) -> torch.nn.Module:
-        """Return the model with the right parameters trainable. `model` may be changed in place."""
+    def apply(self, model: PreTrainedModel, task: str) -> torch.nn.Module:
+        """Return the model with the right parameters trainable; `model` may be changed in place.
+
+        Args:
+            model: As the objective loaded it.
+            task: PEFT's name of the task: CAUSAL_LM, SEQ_CLS.
+
+        Raises:
+            TuneError: The method trains nothing of this model.
+        """
 
     def inner(self, model: torch.nn.Module) -> PreTrainedModel:
         """Return the Transformers model inside, whose backbone and head the engine calls."""

@@ -24,7 +24,7 @@ class Full(Method):
 
     Options = FullOptions
 
-    def apply(self, model: PreTrainedModel) -> PreTrainedModel:
+    def apply(self, model: PreTrainedModel, task: str) -> PreTrainedModel:
         """Make every parameter trainable."""
         model.requires_grad_(True)
         return model

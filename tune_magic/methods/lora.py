@@ -34,8 +34,8 @@ class Lora(Method):
     Options = LoraOptions
     adds = True
 
-    def apply(self, model: PreTrainedModel) -> Any:
-        """Wrap the model by PEFT."""
+    def apply(self, model: PreTrainedModel, task: str) -> Any:
+        """Wrap the model by PEFT, which also trains a head that is new."""
         from peft import LoraConfig, get_peft_model
 
         options = self.options
@@ -45,7 +45,7 @@ class Lora(Method):
             lora_dropout=options.lora_dropout,
             target_modules=options.target_modules,
             use_rslora=options.use_rslora,
-            task_type="CAUSAL_LM",
+            task_type=task,
         )
         with quiet():
             return get_peft_model(model, config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,15 @@ def quiet() -> Iterator[None]:
     """While inside, Transformers shows no progress bars, and warnings meant for developers of libraries are dropped."""
     from transformers.utils import logging
 
-    shows_bars = logging.is_progress_bar_enabled()
+    shows_bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity_error()  # that a head is new is what was asked for
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
             yield
     finally:
+        logging.set_verbosity(verbosity)
         if shows_bars:
             logging.enable_progress_bar()
 
@@ -68,6 +70,36 @@ def load_causal_lm(folder: Path, dtype: Any) -> Any:
             )
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"The model in {folder} cannot be loaded as a language model.") from error
+
+
+def load_classifier(folder: Path, dtype: Any, classes: Sequence[str]) -> Any:
+    """Load an encoder or decoder with a head of one output a class; the head is new unless the folder has such a one.
+
+    Raises:
+        ModelError: No safetensors, or an architecture without such a head.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    names = dict(enumerate(classes))
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                id2label=names,
+                label2id={name: number for number, name in names.items()},
+            )
+            config.problem_type = "single_label_classification"
+            config.use_cache = False  # a row is read once
+            if config.pad_token_id is None:  # a decoder finds the last token of a row by what is not padding
+                config.pad_token_id = load_tokenizer(folder).pad_token_id
+            return AutoModelForSequenceClassification.from_pretrained(
+                folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True,
+                trust_remote_code=False, ignore_mismatched_sizes=True,
+            )  # fmt: skip
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(f"The model in {folder} cannot be loaded as a classifier.") from error
 
 
 def convert_gguf(path: Path) -> Path:

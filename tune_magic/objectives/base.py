@@ -4,23 +4,45 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from tune_magic.data.example import Example
 from tune_magic.data.formats import Content
 from tune_magic.data.render import Renderer
+from tune_magic.models.load import load_causal_lm
 
 if TYPE_CHECKING:
     import torch
 
-    from tune_magic.training.engine import TargetStates
-
 
 class Objective(abc.ABC):
-    """Base class of objectives: rows become examples, a batch becomes a loss."""
+    """Base class of objectives: rows become examples, a batch becomes a loss.
+
+    Attributes:
+        formats: Formats of rows it learns from, see `data.formats.COLUMNS`.
+        task: PEFT's name of the task.
+        scores_rows: The loss is one a row, on the model's own outputs (`training.rows.RowStates`); otherwise one a
+            token, on hidden states (`training.engine.TargetStates`).
+    """
+
+    formats: ClassVar[tuple[str, ...]] = ("messages", "prompt_completion", "instruction", "text")
+    task: ClassVar[str] = "CAUSAL_LM"
+    scores_rows: ClassVar[bool] = False
+
+    def learn(self, contents: Sequence[Content], source: str) -> None:  # noqa: B027 - most have nothing to learn
+        """Look at the training rows once, before any example is made, at class names say.
+
+        Raises:
+            DataError: Nothing can be learned from such rows.
+        """
+
+    def facts(self) -> dict[str, Any]:
+        """Return what was learned, JSON-ready; the plan keeps it, and as keywords it makes the same objective again."""
+        return {}
 
     def examples(
-        self, contents: list[Content], renderer: Renderer, source: str, places: Sequence[str]
+        self, contents: Sequence[Content], renderer: Renderer, source: str, places: Sequence[str]
     ) -> list[Example]:
         """Turn rows into examples; `places` says where each row stands, for errors.
 
@@ -29,10 +51,22 @@ class Objective(abc.ABC):
         """
         return renderer.examples(contents, source, places)
 
+    def load(self, folder: Path, dtype: torch.dtype) -> Any:
+        """Load the base model in the form that is trained.
+
+        Raises:
+            ModelError: It has no such form.
+        """
+        return load_causal_lm(folder, dtype)
+
     @abc.abstractmethod
-    def loss_sum(self, states: TargetStates) -> torch.Tensor:
-        """Return the *sum* over the batch's weighted tokens, a scalar.
+    def loss_sum(self, states: Any) -> torch.Tensor:
+        """Return the *sum* over the batch's weights, a scalar.
 
         The loop divides by the weight of the whole optimizer step, so the loss does not depend on how the step was
         cut into microbatches.
         """
+
+    def tally(self, states: Any) -> dict[str, float]:
+        """Return sums over the batch that evaluations during training show beside the loss, by name."""
+        return {}

@@ -107,9 +107,10 @@ def build_recipe(
     content = _merge(body.keys, line.keys)
     faults = [*body.faults, *line.faults]
     method = _method(content.pop("method", {"name": "lora"}), faults)
-    if content.get("objective", "sft") not in plugins.names("objective"):
+    objective = content.get("objective")
+    if objective is not None and objective not in plugins.names("objective"):
         known = ", ".join(plugins.names("objective"))
-        faults.append(Fault("objective", f"there is no objective {content['objective']!r}.", f"There are: {known}."))
+        faults.append(Fault("objective", f"there is no objective {objective!r}.", f"There are: {known}."))
     try:
         recipe = Recipe.model_validate({**content, "method": method or MethodOptions(name="none")})
     except ValidationError as error:
@@ -145,7 +146,11 @@ def recipe_schema() -> dict[str, Any]:
         "description": Recipe.model_fields["data"].description,
         "anyOf": [{"type": "string"}, {"$ref": "#/$defs/DataOptions"}],
     }
-    schema["properties"]["objective"]["enum"] = plugins.names("objective")
+    schema["properties"]["objective"] = {
+        "description": Recipe.model_fields["objective"].description,
+        "default": None,
+        "enum": [*plugins.names("objective"), None],
+    }
     schema["required"] = ["model", "data"]
     return schema
 

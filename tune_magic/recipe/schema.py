@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInf
 
 Scheduler = Literal["linear", "cosine", "constant"]
 Dtype = Literal["auto", "float32", "bfloat16"]
-Format = Literal["messages", "prompt_completion", "instruction", "text"]
-STANDARD_COLUMNS = ("messages", "prompt", "completion", "system", "instruction", "input", "output", "text")
+Format = Literal["messages", "prompt_completion", "instruction", "text_label", "text"]
+STANDARD_COLUMNS = ("messages", "prompt", "completion", "system", "instruction", "input", "output", "text", "label")
 
 
 class Part(BaseModel):
@@ -82,7 +82,7 @@ class DataOptions(Part):
         description="Your column for each standard name: `{prompt: question, completion: answer}`.",
     )
     template: str | ColumnTemplate | None = Field(
-        None, description="A text with `{column}` places (all of it trained), or `{system:, prompt:, completion:}`."
+        None, description="A text with `{column}` places, or `{system:, prompt:, completion:}`."
     )
     chat_template: bool = Field(
         True, description="Wrap prompt and completion as user and assistant turns where the model has a chat template."
@@ -98,7 +98,7 @@ class DataOptions(Part):
 
     @model_validator(mode="after")
     def _one_way(self) -> DataOptions:
-        if self.template is not None and self.columns:
+        if self.template is not None and set(self.columns) - {"label"}:
             raise ValueError("`columns` and `template` are two ways to say the same; keep one.")
         return self
 
@@ -134,7 +134,9 @@ class Recipe(Part):
 
     model: str = Field(description="A folder, a model in the cache, an installed wheel, or a hub id.")
     data: DataOptions = Field(description="A path, `$name`, or a mapping with `train` and more.")
-    objective: str = Field("sft", description="What is minimised.")
+    objective: str | None = Field(
+        None, description="What is minimised. Default: classify for rows with a label, else sft."
+    )
     method: SerializeAsAny[MethodOptions] = Field(description="How parameters are made trainable, with its options.")
     learning_rate: float = Field(2e-4, gt=0, le=10, description="Peak learning rate.")
     num_train_epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")

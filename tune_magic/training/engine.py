@@ -7,6 +7,7 @@ training starts, and falls back to padding with the reason in the plan.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -60,26 +61,70 @@ class TargetStates:
         return -functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
-class Engine:
-    """Computes target states for a model made trainable by a method.
+class Engine(abc.ABC):
+    """Runs a model made trainable by a method over microbatches of examples.
 
     Args:
         model: What `Method.apply` returned, on its device.
         method: The method.
         dtype: Compute precision.
-        share_prefixes: Compute a prefix that the rows of a microbatch share once.
         max_tokens: Most tokens of a microbatch.
+
+    Attributes:
+        packed: Whether rows lie behind each other in one row without padding.
+        reason: Why not, where they could have been; None where nothing is lost.
+        shares: Whether prefixes are computed once.
     """
 
-    def __init__(
-        self, model: Any, method: Method, *, dtype: torch.dtype, share_prefixes: bool, max_tokens: int
-    ) -> None:
+    packed = False
+    reason: str | None = None
+    shares = False
+
+    def __init__(self, model: Any, method: Method, *, dtype: torch.dtype, max_tokens: int) -> None:
         self.model = model
         self.inner = method.inner(model)
         self.device = next(model.parameters()).device
         self.dtype = dtype
         self.max_tokens = max_tokens
         self.has_dropout = method.has_active_dropout() or _has_dropout(model)
+
+    @abc.abstractmethod
+    def microbatches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
+        """Cut a step's examples into microbatches."""
+
+    @abc.abstractmethod
+    def states(self, examples: Sequence[Example]) -> Any:
+        """Run the model over one microbatch and return what the objective sees of it."""
+
+    def self_check(self, examples: Sequence[Example], loss_sum: Callable[[Any], torch.Tensor]) -> None:  # noqa: B027
+        """Compare what is fast with what is plain on a few rows, where the two differ; on a difference, be plain."""
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """Compute in the engine's precision while inside."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def tensor(self, array: Any) -> torch.Tensor:
+        """Return an array as a tensor on the device."""
+        return torch.from_numpy(array.copy()).to(self.device)
+
+
+class TokenEngine(Engine):
+    """Hidden states at the weighted tokens of a language model.
+
+    Args:
+        model: What `Method.apply` returned, on its device.
+        method: The method.
+        dtype: Compute precision.
+        max_tokens: Most tokens of a microbatch.
+        share_prefixes: Compute a prefix that the rows of a microbatch share once.
+    """
+
+    def __init__(
+        self, model: Any, method: Method, *, dtype: torch.dtype, max_tokens: int, share_prefixes: bool = True
+    ) -> None:
+        super().__init__(model, method, dtype=dtype, max_tokens=max_tokens)
         self.share_prefixes = share_prefixes
         self.reason = _why_not_packed(self.inner, method)
         self.packed = self.reason is None
@@ -91,7 +136,7 @@ class Engine:
         return packing.groups(examples, self.max_tokens, share=self.shares)
 
     @property
-    def shares(self) -> bool:
+    def shares(self) -> bool:  # type: ignore[override]
         """Whether prefixes are shared now: with dropout drawn, each row needs its own."""
         return self.packed and self.share_prefixes and not (self.has_dropout and self.model.training)
 
@@ -117,11 +162,11 @@ class Engine:
 
     def _packed_states(self, examples: Sequence[Example]) -> TargetStates:
         batch = packing.pack(examples, share=self.shares)
-        with self._autocast():
+        with self.autocast():
             hidden = self.inner.base_model(
-                input_ids=self._tensor(batch.input_ids),
-                position_ids=self._tensor(batch.position_ids),
-                attention_mask=self._tensor(batch.attention)[None, None],
+                input_ids=self.tensor(batch.input_ids),
+                position_ids=self.tensor(batch.position_ids),
+                attention_mask=self.tensor(batch.attention)[None, None],
                 use_cache=False,
             ).last_hidden_state[0]
         return self._gather(batch, hidden, self._head)
@@ -129,10 +174,10 @@ class Engine:
     def _padded_states(self, examples: Sequence[Example]) -> TargetStates:
         """The reference: the whole model, one padded row a path, every logit."""
         batch = packing.pad(examples, pad_token_id=self.inner.config.pad_token_id or 0)
-        with self._autocast():
+        with self.autocast():
             logits = self.model(
-                input_ids=self._tensor(batch.input_ids),
-                attention_mask=self._tensor(batch.attention).long(),
+                input_ids=self.tensor(batch.input_ids),
+                attention_mask=self.tensor(batch.attention).long(),
                 use_cache=False,
             ).logits
         return self._gather(batch, logits.flatten(0, 1), None)
@@ -140,15 +185,15 @@ class Engine:
     def _gather(self, batch: packing.Batch, states: torch.Tensor, head: Any) -> TargetStates:
         # index_select, not states[sources]: its backward adds in a fixed order
         return TargetStates(
-            states=states.index_select(0, self._tensor(batch.sources)),
+            states=states.index_select(0, self.tensor(batch.sources)),
             head=head,
-            targets=self._tensor(batch.targets),
-            weights=self._tensor(batch.weights),
-            owners=self._tensor(batch.owners),
+            targets=self.tensor(batch.targets),
+            weights=self.tensor(batch.weights),
+            owners=self.tensor(batch.owners),
         )
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:
-        with self._autocast():
+        with self.autocast():
             logits: torch.Tensor = self.inner.get_output_embeddings()(hidden)
         return logits
 
@@ -158,14 +203,6 @@ class Engine:
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
         flat = [g.flatten().float() for g in gradients if g is not None]
         return [loss.detach().float(), torch.cat(flat) if flat else torch.zeros(1)]
-
-    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, dtype=self.dtype)
-
-    def _tensor(self, array: Any) -> torch.Tensor:
-        return torch.from_numpy(array.copy()).to(self.device)
 
 
 def _why_not_packed(model: Any, method: Method) -> str | None:

@@ -26,7 +26,7 @@ def finetune(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
         session = prepare(recipe, run.path, log, control, inherited=earlier.plan or None)
     except StopRequested:
         return {"state": "stopped", "step": earlier.step}
-    loop = Loop(session, own_checkpoints=set(earlier.checkpoints))
+    loop = Loop(session, own_checkpoints=set(earlier.checkpoints), base_evaluated=0 in earlier.evaluations)
     loop.resume()
     log.append("state", state="running", from_step=loop.progress.step)
     state = loop.run()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,14 +46,16 @@ class Loop:
     Args:
         session: What `prepare` returned.
         own_checkpoints: Steps the run's log says it saved; nothing else is ever deleted.
+        base_evaluated: Whether the log has the base's evaluation.
     """
 
-    def __init__(self, session: Session, own_checkpoints: set[int]) -> None:
+    def __init__(self, session: Session, own_checkpoints: set[int], *, base_evaluated: bool = False) -> None:
         self.session = session
         self.checkpoints = session.folder / "checkpoints"
         self.optimizer = make_optimizer(session.model, session.recipe)
         self.progress = Progress()
         self._own = own_checkpoints
+        self._base_evaluated = base_evaluated
         self._whole: set[int] = set()  # steps whose checkpoint this attempt wrote or checked
         self.sampler = Sampler(session)
         self._random_before_step = checkpoint.random_state()
@@ -107,15 +111,16 @@ class Loop:
         self._accumulate(examples)
         seconds = time.perf_counter() - started
         self.optimizer.zero_grad(set_to_none=True)
-        held_out, _, held_out_seconds = self._held_out_loss() if session.dataset.held_out else (None, 0, 0.0)
+        held_out = self._held_out() if session.dataset.held_out else None
         optimizer_bytes = 2 * sum(p.numel() * p.element_size() for p in session.model.parameters() if p.requires_grad)
         usage = memory.snapshot()
         peak = usage.get("gpu_peak", usage["peak"]) + optimizer_bytes
         mean_tokens = sum(tokens.values()) / len(tokens)
         evaluations = 1 + plan["total_steps"] // plan["eval_steps"]
         training = plan["total_steps"] * seconds * mean_tokens / tokens[heaviest]
+        held_out_seconds = held_out["seconds"] if held_out else 0.0
         return {
-            "base_loss": held_out,
+            "base_loss": held_out["loss"] if held_out else None,
             "step_seconds": round(seconds, 4),
             "step_tokens": tokens[heaviest],
             "peak_bytes": peak,
@@ -182,39 +187,62 @@ class Loop:
         raise NonFiniteError(message, hint="Lower `learning_rate`, or look at the rows named in the log.")
 
     def _evaluate_if_due(self) -> None:
+        """Evaluate at the plan's steps: the base before the first of them, and before training where it must be."""
         session, progress = self.session, self.progress
         due = progress.step % session.plan["eval_steps"] == 0 or progress.step == session.plan["total_steps"]
         if not due or progress.evaluated_step == progress.step or not session.dataset.held_out:
             return
-        loss, tokens, seconds = self._held_out_loss()
+        if progress.step == 0 and session.method.adds:
+            return  # the base stays in the model: its turn comes with the first evaluation, and training starts now
+        if not self._base_evaluated:
+            self._evaluate_base()
+        if progress.step > 0:
+            self._evaluate()
+
+    def _evaluate_base(self) -> None:
+        """Score the model as it was before the first step, and let it answer the samples."""
+        session = self.session
+        was_base = session.method.without(session.model) if self.progress.step else contextlib.nullcontext()
+        with was_base:
+            session.log.append("eval", step=0, **self._held_out(), rows=len(session.dataset.held_out), best=False)
+            self.sampler.sample(0)
+        self._base_evaluated = True
+        if self.progress.step == 0:
+            self.progress.evaluated_step = 0
+
+    def _evaluate(self) -> None:
+        """Score the held-out rows, and save when they were never better."""
+        session, progress = self.session, self.progress
+        scores = self._held_out()
+        loss = scores["loss"]
         limit = math.inf if progress.best_loss is None else progress.best_loss
-        better = progress.step > 0 and loss < limit  # false for a loss that is no number
+        better = loss < limit  # false for a loss that is no number
         gained = better and loss < limit - session.recipe.eval.early_stopping_threshold
         if better:
             progress.best_step, progress.best_loss = progress.step, loss
-        if progress.step > 0:
-            progress.evaluations_without_gain = 0 if gained else progress.evaluations_without_gain + 1
+        progress.evaluations_without_gain = 0 if gained else progress.evaluations_without_gain + 1
         progress.evaluated_step = progress.step
-        session.log.append(
-            "eval", step=progress.step, loss=loss, targets=tokens, rows=len(session.dataset.held_out),
-            best=better, seconds=round(seconds, 4),
-        )  # fmt: skip
+        session.log.append("eval", step=progress.step, **scores, rows=len(session.dataset.held_out), best=better)
         self.sampler.sample(progress.step)
         if better:
             self._save()
 
-    def _held_out_loss(self) -> tuple[float, int, float]:
-        """Return the weighted mean loss on the held-out rows, its number of targets, and the seconds it took."""
+    def _held_out(self) -> dict[str, Any]:
+        """Return the weighted mean loss on the held-out rows, its weight, seconds, and what the objective tallies."""
         session = self.session
         started = time.perf_counter()
         session.model.eval()
-        total = 0.0
+        weight = sum(example.weight for example in session.dataset.held_out)
+        sums: defaultdict[str, float] = defaultdict(float)
         with torch.no_grad():
             for microbatch in session.engine.microbatches(session.dataset.held_out):
                 session.control.check()
-                total += float(session.objective.loss_sum(session.engine.states(microbatch)))
-        weight = sum(example.weight for example in session.dataset.held_out)
-        return total / weight, int(weight), time.perf_counter() - started
+                states = session.engine.states(microbatch)
+                sums["loss"] += float(session.objective.loss_sum(states))
+                for name, total in session.objective.tally(states).items():
+                    sums[name] += total
+        means = {name: total / weight for name, total in sums.items()}
+        return {**means, "targets": int(weight), "seconds": round(time.perf_counter() - started, 4)}
 
     def _out_of_patience(self) -> bool:
         patience = self.session.recipe.eval.early_stopping_patience

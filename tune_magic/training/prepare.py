@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,27 +13,29 @@ import numpy as np
 import torch
 
 from tune_magic import plugins
-from tune_magic.data import formats
+from tune_magic.data import formats, read
 from tune_magic.data.example import Example
 from tune_magic.data.locate import data_path, fingerprints, identity
-from tune_magic.data.read import read_rows
 from tune_magic.data.render import Renderer
 from tune_magic.data.split import split
 from tune_magic.errors import DataError, TuneError
 from tune_magic.methods.base import Method
 from tune_magic.models.find import ModelSource, find_model
-from tune_magic.models.load import load_causal_lm, load_tokenizer, local_folder
+from tune_magic.models.load import load_tokenizer, local_folder
 from tune_magic.objectives.base import Objective
+from tune_magic.recipe.build import build_recipe
 from tune_magic.recipe.schema import Recipe
 from tune_magic.storage import fingerprint
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
-from tune_magic.training.engine import Engine
+from tune_magic.training.engine import Engine, TokenEngine
 from tune_magic.training.order import Order
+from tune_magic.training.rows import RowEngine
 
 _LENS_ROWS = 3
 _LENS_TOKENS = 400
 _EVALUATIONS = 8
+_OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")  # their first positions stand for padding
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -62,31 +65,95 @@ class Session:
     order: Order
 
 
-def load_examples(
-    reference: str, recipe: Recipe, folder: Path, renderer: Renderer, objective: Objective
-) -> list[Example]:
-    """Read, check and encode the rows a recipe names.
+class Rows:
+    """The rows a recipe names, read, recognised and encoded.
 
-    Raises:
-        DataError: Naming file, line, column and text of what is wrong.
+    Args:
+        recipe: Names them.
+        folder: The job folder, which holds tables given as objects.
+        tokenizer: The model's.
+        max_length: Longest example in tokens.
+        objective: What was trained, for rows that come after it; None: by the recipe and the training rows.
     """
-    path = data_path(reference, folder)
-    source = reference if reference.startswith("$") else path.name
-    rows = read_rows(path)
-    contents = formats.normalise(rows, recipe.data, source)
-    return objective.examples(contents, renderer, source, [row.place for row in rows])
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, tokenizer: Any, max_length: int, objective: Objective | None = None
+    ) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.renderer = Renderer(tokenizer, chat_template=recipe.data.chat_template, max_length=max_length)
+        self.objective_name = ""
+        self._objective = objective
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised; known once the training rows were read."""
+        assert self._objective is not None
+        return self._objective
+
+    def examples(self, reference: str) -> list[Example]:
+        """Read, check and encode the rows behind a reference.
+
+        Raises:
+            DataError: Naming file, line, column and text of what is wrong.
+        """
+        path = data_path(reference, self.folder)
+        source = reference if reference.startswith("$") else path.name
+        rows = read.read_rows(path)
+        learns = self._objective is None
+        if self._objective is None:
+            self.objective_name = _objective_name(self.recipe, rows)
+            self._objective = plugins.get("objective", self.objective_name)()
+        contents = formats.normalise(rows, self.recipe.data, source, self.objective.formats)
+        if learns:
+            self.objective.learn(contents, source)
+        return self.objective.examples(contents, self.renderer, source, [row.place for row in rows])
+
+    def dataset(self) -> Dataset:
+        """Return training and held-out examples."""
+        rows = self.examples(self.recipe.data.train)
+        held_out = self.recipe.data.held_out
+        if isinstance(held_out, str):
+            return Dataset(rows, self.examples(held_out))
+        labels = [example.label for example in rows if example.label is not None]
+        train_rows, held_out_rows = split(len(rows), held_out, self.recipe.seed, labels or None)
+        if not train_rows:
+            raise DataError("No row is left for training.", hint="Lower `data.held_out` or add rows.")
+        return Dataset([rows[i] for i in train_rows], [rows[i] for i in held_out_rows])
 
 
-def prepare_data(recipe: Recipe, folder: Path, renderer: Renderer, objective: Objective) -> Dataset:
-    """Load training and held-out examples."""
-    rows = load_examples(recipe.data.train, recipe, folder, renderer, objective)
-    held_out = recipe.data.held_out
-    if isinstance(held_out, str):
-        return Dataset(rows, load_examples(held_out, recipe, folder, renderer, objective))
-    train_rows, held_out_rows = split(len(rows), held_out, recipe.seed)
-    if not train_rows:
-        raise DataError("No row is left for training.", hint="Lower `data.held_out` or add rows.")
-    return Dataset([rows[i] for i in train_rows], [rows[i] for i in held_out_rows])
+def _objective_name(recipe: Recipe, rows: list[read.Row]) -> str:
+    """Return the objective of the recipe; rows with a class are classified unless it says otherwise."""
+    return recipe.objective or ("classify" if formats.format_of(rows, recipe.data) == "text_label" else "sft")
+
+
+def longest_example(recipe: Recipe, model_folder: Path) -> int:
+    """Return the most tokens a row may have: the recipe's number, or fewer where the model has fewer positions."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(model_folder, local_files_only=True, trust_remote_code=False)
+    positions = getattr(config, "max_position_embeddings", None) or recipe.max_length
+    if config.model_type in _OFFSET_POSITIONS:
+        positions -= config.pad_token_id + 1
+    return min(recipe.max_length, int(positions))
+
+
+def build_model(recipe: Recipe, model_folder: Path, objective: Objective, method: Method, dtype: torch.dtype) -> Any:
+    """Load the base and let the method make it trainable; new parameters follow from the recipe's seed alone."""
+    with torch.random.fork_rng():
+        torch.manual_seed(recipe.seed)
+        base = objective.load(model_folder, dtype)
+        base.name_or_path = recipe.model  # what an adapter calls its base: the user's name, not a path of ours
+        return method.apply(base, objective.task)
+
+
+def make_engine(recipe: Recipe, model: Any, method: Method, objective: Objective, dtype: torch.dtype) -> Engine:
+    """Return the engine the objective computes with."""
+    if objective.scores_rows:
+        return RowEngine(model, method, dtype=dtype, max_tokens=recipe.microbatch_tokens)
+    return TokenEngine(
+        model, method, dtype=dtype, max_tokens=recipe.microbatch_tokens, share_prefixes=recipe.share_prefixes
+    )
 
 
 def prepare(
@@ -109,9 +176,8 @@ def prepare(
     source = find_model(recipe.model)
     model_folder = local_folder(source)
     tokenizer = load_tokenizer(model_folder)
-    objective: Objective = plugins.get("objective", recipe.objective)()
-    renderer = Renderer(tokenizer, chat_template=recipe.data.chat_template, max_length=recipe.max_length)
-    dataset = prepare_data(recipe, folder, renderer, objective)
+    rows = Rows(recipe, folder, tokenizer, longest_example(recipe, model_folder))
+    dataset, objective = rows.dataset(), rows.objective
     control.check()
 
     dtype = resolve_dtype(recipe.dtype) if inherited is None else _DTYPES[inherited["dtype"]]
@@ -120,19 +186,17 @@ def prepare(
     method: Method = plugins.get("method", recipe.method.name)(recipe.method)
     torch.manual_seed(recipe.seed)
     np.random.seed(recipe.seed)
-    model = method.apply(load_causal_lm(model_folder, dtype if method.adds else torch.float32))
+    model = build_model(recipe, model_folder, objective, method, dtype if method.adds else torch.float32)
     model.to(device())
     control.check()
 
-    engine = Engine(
-        model, method, dtype=dtype, share_prefixes=recipe.share_prefixes, max_tokens=recipe.microbatch_tokens
-    )
+    engine = make_engine(recipe, model, method, objective, dtype)
     engine.self_check(dataset.train[:8], objective.loss_sum)
     order = Order(len(dataset.train), recipe.batch_size, recipe.seed)
     session = Session(recipe, folder, log, control, {}, dataset, tokenizer, method, objective, model, engine, order)
     session.plan = {
         **_facts_of_inputs(session, source, model_folder),
-        **_facts_of_rows(session, renderer),
+        **_facts_of_rows(session, rows),
         **_facts_of_training(session),
     }
     if inherited is not None:
@@ -147,11 +211,12 @@ def _refuse_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
     Raises:
         TuneError: Naming each difference.
     """
+    earlier = {**before, "recipe": build_recipe(before["recipe"]).normalised()}  # keys that came since, filled in
     differences = [
-        f"{part}.{key} was {before[part].get(key)!r}, is {now[part].get(key)!r}"
+        f"{part}.{key} was {earlier[part].get(key)!r}, is {now[part].get(key)!r}"
         for part in ("recipe", "fingerprints")
-        for key in sorted(before[part].keys() | now[part].keys())
-        if before[part].get(key) != now[part].get(key)
+        for key in sorted(earlier[part].keys() | now[part].keys())
+        if earlier[part].get(key) != now[part].get(key)
     ]
     if differences:
         raise TuneError(
@@ -196,20 +261,29 @@ def _facts_of_inputs(session: Session, source: ModelSource, model_folder: Path) 
     }
 
 
-def _facts_of_rows(session: Session, renderer: Renderer) -> dict[str, Any]:
+def _facts_of_rows(session: Session, rows: Rows) -> dict[str, Any]:
     """The rows in numbers, and the first ones as the model sees them."""
     train = session.dataset.train
     lengths = [len(example) for example in train]
     return {
+        "objective": {"name": rows.objective_name, **rows.objective.facts()},
+        **_class_rows(train),
         "train_rows": len(train),
         "held_out_rows": len(session.dataset.held_out),
         "tokens_per_epoch": sum(lengths),
         "trained_tokens_per_epoch": int(sum(example.weight for example in train)),
         "longest_row_tokens": max(lengths),
         "cut_rows": sum(example.num_cut > 0 for example in train),
-        "chat_template": renderer.uses_template,
+        "max_length": rows.renderer.max_length,
+        "chat_template": rows.renderer.uses_template and not session.objective.scores_rows,
         "lens": [_lens(example, session.tokenizer) for example in train[:_LENS_ROWS]],
     }
+
+
+def _class_rows(examples: list[Example]) -> dict[str, Any]:
+    """Return the number of training rows of each class, where rows have classes."""
+    counts = Counter(example.reference for example in examples if example.label is not None)
+    return {"class_rows": dict(counts.most_common())} if counts else {}
 
 
 def _facts_of_training(session: Session) -> dict[str, Any]:
@@ -226,6 +300,7 @@ def _facts_of_training(session: Session) -> dict[str, Any]:
         "eval_steps": evaluations,
         "save_steps": recipe.save_steps or evaluations,
         "microbatch_tokens": recipe.microbatch_tokens,
+        "base_first": not session.method.adds,
         "packed": engine.packed,
         "shares_prefixes": engine.packed and recipe.share_prefixes and not engine.has_dropout,
         "engine_note": engine.reason,
@@ -237,4 +312,5 @@ def _lens(example: Example, tokenizer: Any) -> dict[str, Any]:
     tokens, weights = example.trunk.tokens[:_LENS_TOKENS], example.trunk.weights[:_LENS_TOKENS] > 0
     edges = [0, *(np.flatnonzero(np.diff(weights)) + 1).tolist(), len(tokens)]
     spans = [[tokenizer.decode(tokens[a:b].tolist()), bool(weights[a])] for a, b in itertools.pairwise(edges) if b > a]
-    return {"spans": spans, "tokens": len(example), "trained": int(example.weight), "cut": example.num_cut}
+    label = {"label": example.reference} if example.label is not None else {}
+    return {"spans": spans, "tokens": len(example), "trained": int(example.weight), "cut": example.num_cut, **label}

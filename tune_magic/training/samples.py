@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 
+import torch
+
 from tune_magic.models.generate import generate
 from tune_magic.training.prepare import Session
+from tune_magic.training.rows import row_logits
 
 _SHARE_OF_TIME = 0.1
 
@@ -29,16 +32,28 @@ class Sampler:
         if not self._examples or (self._spent_s > _SHARE_OF_TIME * (started - self._started) and step > 0):
             return
         session.model.eval()
-        answers = generate(
-            session.model,
-            session.tokenizer,
-            [example.prompt for example in self._examples],
-            max_new_tokens=session.recipe.eval.max_new_tokens,
-            between=session.control.check,
-        )
+        answers = self._classes() if session.objective.scores_rows else self._answers()
         items = [
             {"row": example.index, "question": example.question, "answer": answer, "reference": example.reference}
             for example, answer in zip(self._examples, answers, strict=True)
         ]
         session.log.append("sample", step=step, items=items)
         self._spent_s += time.monotonic() - started
+
+    def _answers(self) -> list[str]:
+        session = self._session
+        return generate(
+            session.model,
+            session.tokenizer,
+            [example.prompt for example in self._examples],
+            max_new_tokens=session.recipe.eval.max_new_tokens,
+            between=session.control.check,
+        )
+
+    def _classes(self) -> list[str]:
+        """Return the likeliest class of each text, and how likely it is."""
+        session = self._session
+        best = torch.softmax(row_logits(session.engine, self._examples), -1).max(-1)
+        names = session.objective.facts()["classes"]
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [f"{names[number]} ({probability:.2f})" for number, probability in pairs]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +11,71 @@ import numpy as np
 import torch
 
 from tune_magic import plugins
-from tune_magic.data.render import Renderer
+from tune_magic.data.formats import Labelled
 from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
 from tune_magic.models.find import find_model
 from tune_magic.models.generate import generate
-from tune_magic.models.load import load_causal_lm, load_tokenizer, local_folder
+from tune_magic.models.load import load_tokenizer, local_folder
+from tune_magic.objectives.base import Objective
 from tune_magic.recipe.build import build_recipe
 from tune_magic.recipe.schema import Recipe
 from tune_magic.storage import fingerprint
 from tune_magic.storage.folder import RunFolder
 from tune_magic.training import checkpoint
-from tune_magic.training.prepare import device
+from tune_magic.training.engine import Engine
+from tune_magic.training.prepare import Rows, build_model, device, make_engine
+from tune_magic.training.rows import row_logits
 
 Chat = list[dict[str, str]]
+
+
+@dataclass
+class Tuned:
+    """A run's best checkpoint, loaded.
+
+    Attributes:
+        run: The run.
+        recipe: Its recipe.
+        objective: What was minimised, with what it learned of the rows.
+        method: How parameters were made trainable.
+        model: In evaluation mode, on the device.
+        tokenizer: Its tokenizer.
+        base: Folder of the base model.
+    """
+
+    run: RunFolder
+    recipe: Recipe
+    objective: Objective
+    method: Method
+    model: Any
+    tokenizer: Any
+    base: Path
+
+    def rows(self, folder: Path | None = None) -> Rows:
+        """Return a reader of rows as this model was trained on; `folder` holds tables given as objects."""
+        longest = self.run.summary().plan.get("max_length", self.recipe.max_length)
+        return Rows(self.recipe, folder or self.run.path, self.tokenizer, longest, self.objective)
+
+    def load_base(self) -> Any:
+        """Load the model once more as it was before training, new parameters with their first values."""
+        return build_model(self.recipe, self.base, self.objective, self.method, torch.float32)
+
+    def engine(self, model: Any = None) -> Engine:
+        """Return an engine over this model, or over another of its kind, in float32."""
+        return make_engine(self.recipe, model or self.model, self.method, self.objective, torch.float32)
 
 
 def recipe_of(run: RunFolder) -> Recipe:
     """Return the recipe of a run."""
     return build_recipe(run.info["recipe"])
+
+
+def objective_of(run: RunFolder) -> Objective:
+    """Return the objective of a run, with what it learned of the training rows."""
+    facts = {"name": "sft", **run.summary().plan.get("objective", {})}
+    objective: Objective = plugins.get("objective", facts.pop("name"))(**facts)
+    return objective
 
 
 def check_unchanged(run: RunFolder, role: str, now: str) -> None:
@@ -42,35 +89,49 @@ def check_unchanged(run: RunFolder, role: str, now: str) -> None:
                         hint="Put it back as it was, or name other rows with `--data`." if role != "model" else None)  # fmt: skip
 
 
-def base_folder(recipe: Recipe) -> Path:
-    """Return the folder of a recipe's base model."""
-    return local_folder(find_model(recipe.model))
-
-
-def load_tuned(run: RunFolder, *, dtype: torch.dtype = torch.float32) -> tuple[Any, Any, Method]:
-    """Return (model, tokenizer, method) of the run's best checkpoint, in evaluation mode.
+def load_tuned(run: RunFolder, *, dtype: torch.dtype = torch.float32) -> Tuned:
+    """Load the run's best checkpoint.
 
     Raises:
         TuneError: The run has no whole checkpoint, or its base model is gone.
     """
     path = run.best_checkpoint
     checkpoint.verify(path)
-    recipe = recipe_of(run)
-    folder = base_folder(recipe)
-    check_unchanged(run, "model", fingerprint.of_model(find_model(recipe.model).path or folder))
+    recipe, objective = recipe_of(run), objective_of(run)
+    source = find_model(recipe.model)
+    folder = local_folder(source)
+    check_unchanged(run, "model", fingerprint.of_model(source.path or folder))
     method: Method = plugins.get("method", recipe.method.name)(recipe.method)
-    base = load_causal_lm(folder, dtype)
-    base.name_or_path = recipe.model  # what an exported adapter calls its base: the user's name, not a path of ours
-    model = method.apply(base)
+    model = build_model(recipe, folder, objective, method, dtype)
     checkpoint.restore(path, model)
     model.to(device()).eval()
-    return model, load_tokenizer(folder), method
+    return Tuned(run, recipe, objective, method, model, load_tokenizer(folder), folder)
 
 
 def answer(run: RunFolder, prompts: Sequence[str | Chat], max_new_tokens: int) -> list[str]:
-    """Answer user messages, or chats that end with one, with the run's best checkpoint."""
-    model, tokenizer, _ = load_tuned(run)
-    recipe = recipe_of(run)
-    renderer = Renderer(tokenizer, chat_template=recipe.data.chat_template, max_length=recipe.max_length)
+    """Answer user messages, or chats that end with one, with the run's best checkpoint.
+
+    Raises:
+        TuneError: The run classifies.
+    """
+    if objective_of(run).scores_rows:
+        raise TuneError(f"{run.name or run.id} classifies texts.", hint="`run.predict(texts)` gives probabilities.")
+    tuned = load_tuned(run)
+    renderer = tuned.rows().renderer
     encoded = [np.asarray(renderer.prompt_tokens(prompt), dtype=np.int32) for prompt in prompts]
-    return generate(model, tokenizer, encoded, max_new_tokens=max_new_tokens)
+    return generate(tuned.model, tuned.tokenizer, encoded, max_new_tokens=max_new_tokens)
+
+
+def classify(run: RunFolder, texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
+    """Return class names, and the probability of each for each text, shape (texts, classes).
+
+    Raises:
+        TuneError: The run does not classify.
+    """
+    if not objective_of(run).scores_rows:
+        raise TuneError(f"{run.name or run.id} answers texts.", hint="`run.generate(prompts)` gives its answers.")
+    tuned = load_tuned(run)
+    classes = list(tuned.objective.facts()["classes"])
+    renderer = tuned.rows().renderer
+    examples = [renderer.classified(Labelled(text, classes[0]), 0) for text in texts]
+    return classes, torch.softmax(row_logits(tuned.engine(), examples), -1).numpy()

@@ -57,7 +57,7 @@ def card(run: RunFolder, comparisons: Mapping[str, Comparison] | None = None, ba
     total = summary.plan.get("total_steps") or 0
     share = summary.step / total if total else 0.0
     picture = curve(summary)
-    scores = scores_table(_with_loss(summary, comparisons or {}))
+    scores = scores_table(_with_loss(summary, comparisons or {}), base_name(summary))
     facts = [
         scores,
         div(grey(facts_line), style="margin-top:8px") if (facts_line := _facts(summary)) else None,
@@ -84,11 +84,11 @@ def _banner(banner: str | None) -> Html | None:
     return div(banner, style=f"border-left:3px solid {ORANGE};padding-left:8px;margin-bottom:8px") if banner else None
 
 
-def scores_table(comparisons: Mapping[str, Comparison]) -> Html | None:
-    """Return base, tuned and difference of each metric."""
+def scores_table(comparisons: Mapping[str, Comparison], base: str = "base") -> Html | None:
+    """Return base, tuned and difference of each metric; `base` is what the first model is called."""
     if not comparisons:
         return None
-    rows: list[list[object]] = [["", grey("base"), grey("tuned"), grey("difference")]]
+    rows: list[list[object]] = [["", grey(base), grey("tuned"), grey("difference")]]
     for comparison in comparisons.values():
         known = not math.isnan(comparison.low)  # a single loss has no interval
         interval = f" ({words.signed(comparison.low)} to {words.signed(comparison.high)})" if known else ""
@@ -149,9 +149,20 @@ def _with_loss(summary: Summary, comparisons: Mapping[str, Comparison]) -> dict[
     """Scores of the newest evaluation; before there is one, the held-out loss of step 0 and of the best step."""
     if comparisons or summary.best is None or 0 not in summary.evaluations:
         return dict(comparisons)
-    base, tuned = number(summary.evaluations[0]["loss"]), number(summary.best["loss"])
     unknown = float("nan")
-    return {"loss": Comparison("held-out loss", base, tuned, tuned - base, unknown, unknown, higher_is_better=False)}
+    found: dict[str, Comparison] = {}
+    for name in ("loss", "accuracy"):
+        if name in summary.best:
+            base, tuned = number(summary.evaluations[0][name]), number(summary.best[name])
+            found[name] = Comparison(
+                f"held-out {name}", base, tuned, tuned - base, unknown, unknown, higher_is_better=name != "loss"
+            )
+    return found
+
+
+def base_name(summary: Summary) -> str:
+    """Say what the untuned side is: a classifier's head is new, so before training it guesses."""
+    return "untrained head" if "classes" in summary.plan.get("objective", {}) else "base"
 
 
 def _facts(summary: Summary) -> str:

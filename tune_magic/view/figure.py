@@ -7,9 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from tune_magic.storage.events import number
 from tune_magic.storage.summary import Summary
-from tune_magic.view.html import BLUE, GREEN, GREY, ORANGE, RED
+from tune_magic.view.html import BLUE, GREEN, GREY, ORANGE, RED, clean
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -17,6 +19,9 @@ if TYPE_CHECKING:
 _MOST_POINTS = 160
 _MOST_MARKERS = 40
 _MOST_MARKS = 20
+_MOST_NUMBERS = 25  # classes whose cells carry their counts
+_MOST_NAMES = 40
+_LONGEST_NAME = 24
 _SMOOTH_SHARE = 0.04
 _EARLY = 12  # before a twelfth of the steps the curve would be a blot on the left
 Points = list[tuple[float, float]]
@@ -92,6 +97,57 @@ def loss_figure(summary: Summary, total_steps: int | None = None) -> Figure:
         _style(axes, _right_end(summary, total_steps or summary.plan.get("total_steps") or 1))
         figure.subplots_adjust(left=0.065, right=0.91, top=0.9, bottom=0.2)
     return figure
+
+
+def confusion_figure(counts: np.ndarray, names: Sequence[str]) -> Figure:
+    """Draw how often rows of a class (down) were given a class (across), darker by the share of the class's rows.
+
+    Args:
+        counts: (classes, classes) numbers of rows.
+        names: Of the classes.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    count = len(names)
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    side = min(6.4, 1.8 + 0.36 * count)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "tune_magic", "font.size": 7}):
+        figure = Figure(figsize=(side, side * 0.82), dpi=100, layout="constrained")
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        _cells(axes, counts, shares)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_ticks(range(count) if count <= _MOST_NAMES else [])
+        if count <= _MOST_NAMES:
+            shown = [name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in names]
+            axes.set_xticklabels([_literal(name) for name in shown], rotation=45, ha="right", rotation_mode="anchor")
+            axes.set_yticklabels([_literal(name) for name in shown])
+        axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), facecolor="none")
+        axes.set_xlabel("chosen", color=GREY)
+        axes.set_ylabel("given", color=GREY)
+        axes.tick_params(colors=GREY, length=0)
+        for spine in axes.spines.values():
+            spine.set_visible(False)
+    return figure
+
+
+def _cells(axes: Any, counts: np.ndarray, shares: np.ndarray) -> None:
+    """Fill the cells that are not empty: blue where given and chosen agree, orange where they do not."""
+    from matplotlib.patches import Rectangle
+
+    for given, chosen in zip(*np.nonzero(counts), strict=True):
+        colour = BLUE if given == chosen else ORANGE
+        strength = 0.15 + 0.75 * float(shares[given, chosen])
+        axes.add_patch(Rectangle((chosen - 0.47, given - 0.47), 0.94, 0.94, facecolor=colour, alpha=strength))
+        if len(counts) <= _MOST_NUMBERS:
+            text = str(counts[given, chosen])
+            axes.text(chosen, given, text, ha="center", va="center", color=GREY if strength < 0.5 else "white")
+
+
+def _literal(name: str) -> str:
+    """Keep matplotlib from reading dollar signs as mathematics."""
+    return clean(name).replace("$", r"\$")
 
 
 def svg(figure: Figure) -> bytes:

@@ -122,13 +122,14 @@ def about(run: RunFolder, summary: Summary) -> list[Html]:
     rank = f" r={recipe['method']['r']}" if "r" in recipe["method"] else ""
     trainable, parameters = words.count(plan["trainable_parameters"]), words.count(plan["parameters"])
     data = recipe["data"]["train"].rsplit("/", 1)[-1]
+    classes = plan.get("objective", {}).get("classes")
     lines = [
-        f"{recipe['method']['name']}{rank} · {trainable} of {parameters} parameters ({share:.1f} %)",
+        f"{f'{len(classes)} classes · ' if classes else ''}{recipe['method']['name']}{rank} · {trainable} of {parameters} parameters ({share:.1f} %)",
         f"{recipe['model'].rstrip('/').rsplit('/', 1)[-1]} · {data} · {plan['train_rows']} rows, "
         f"{plan['held_out_rows']} held out",
         plan["model"]["note"],
     ]
-    if not plan["packed"]:
+    if plan["engine_note"]:
         lines.append(f"rows are padded: {plan['engine_note']}")
     return [div(grey(escape(text, 200), size=11)) for text in lines]
 
@@ -139,7 +140,7 @@ def _doing(summary: Summary, state: State) -> str:
     if state == "starting":
         return "starting · loading data and model"
     if state == "running" and not summary.steps:
-        return "scoring the base model"
+        return "scoring the base model" if summary.plan.get("base_first") else "training · first step"
     if not summary.steps:
         return word
     epoch = summary.steps[summary.step].get("epoch")
@@ -168,7 +169,10 @@ def latest_numbers(summary: Summary) -> list[tuple[str, str]]:
     tokens = sum(summary.steps[step]["tokens"] for step in steps[-20:])
     found = [("train loss", words.value(smooth([number(summary.steps[s]["loss"]) for s in steps])[-1]))]
     if summary.evaluations:
-        found.append(("held-out loss", words.value(number(summary.evaluations[max(summary.evaluations)]["loss"]))))
+        newest = summary.evaluations[max(summary.evaluations)]
+        found += [
+            (f"held-out {key}", words.value(number(newest[key]))) for key in ("loss", "accuracy") if key in newest
+        ]
     return [
         *found,
         ("learning rate", words.rate(last["learning_rate"])),

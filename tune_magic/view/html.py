@@ -111,6 +111,11 @@ def table(rows: list[list[object]], *, align: str = "") -> Html:
     return tag("table", tag("tbody", *lines), style=body)
 
 
+def details(summary: str, *children: object) -> Html:
+    """Return parts that open by a click."""
+    return tag("details", tag("summary", grey(summary), style="cursor:pointer"), *children, style="margin-top:8px")
+
+
 def box(*children: object) -> Html:
     """Return the frame around everything we show."""
     font = "font-family:-apple-system,Segoe UI,Roboto,Helvetica,Arial,sans-serif;font-size:13px;line-height:1.45"

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from tune_magic.evaluation.report import Scores
+from tune_magic.evaluation.report import PER_CLASS, Scores
 from tune_magic.storage.events import number
 from tune_magic.view import words
 from tune_magic.view.card import comparison_line, scores_table
+from tune_magic.view.figure import confusion_figure, svg
 from tune_magic.view.frame import Bundle
 from tune_magic.view.html import (
     GREEN,
@@ -16,10 +17,12 @@ from tune_magic.view.html import (
     box,
     bundle,
     code,
+    details,
     div,
     escape,
     grey,
     heading,
+    image,
     rule,
     span,
     table,
@@ -28,6 +31,7 @@ from tune_magic.view.html import (
 
 _TITLES = {"best": "gained most", "worst": "scored lowest", "regressed": "got worse"}
 _CHARACTERS = 240
+_MOST_CLASSES = 60
 
 
 def report_card(report: Scores, name: str) -> Bundle:
@@ -37,17 +41,62 @@ def report_card(report: Scores, name: str) -> Bundle:
     caution = (
         "These rows also chose the checkpoint; a `test` file would not flatter." if about["chose_checkpoint"] else None
     )
+    guess = about.get("most_frequent")
+    guessing = f"Always answering “{guess['class']}” would score {words.value(guess['accuracy'])}." if guess else None
+    wrong = _wrong(report) if report.classes else None
     body = [
         heading(GREEN, name, subject, f"checkpoint of step {about['step']}"),
-        scores_table(report.comparisons),
+        scores_table(report.comparisons, "untrained head" if report.classes else "base"),
         div(grey("difference with its 95 % interval, paired bootstrap over the rows"), style="margin-top:4px"),
-        div(grey(caution)) if caution else None,
-        *(_examples(_TITLES[kind], rows) for kind, rows in report.notable().items() if rows),
+        *(div(grey(text)) for text in (guessing, caution) if text),
+        *_classes(report),
+        wrong,
+        *(_examples(_TITLES[kind], rows) for kind, rows in report.notable().items() if rows and not report.classes),
     ]
     lines = [f"{name}: {subject} (checkpoint of step {about['step']})"]
     lines += [f"  {comparison_line(comparison)}" for comparison in report.comparisons.values()]
-    lines += [f"  {caution}"] if caution else []
+    lines += [f"  {text}" for text in (guessing, caution) if text]
     return bundle(box(*(part for part in body if part)), lines)
+
+
+def _classes(report: Scores) -> list[Html]:
+    """Return the confusion matrix as a picture, and the scores of each class, the weakest first."""
+    if not report.classes:
+        return []
+    picture = image(svg(confusion_figure(report.confusion.to_numpy(), report.classes)), _spoken(report))
+    frame = report.per_class.sort_values("f1", kind="stable")
+    rows: list[list[object]] = [[grey(name) for name in ("class", *PER_CLASS)]]
+    rows += [
+        [escape(name, 60), *(words.value(value) for value in scores[:-1]), str(int(scores[-1]))]
+        for name, scores in zip(frame.index, frame.to_numpy(dtype=float).tolist(), strict=True)
+    ]
+    width = min(640, 200 + 36 * len(report.classes))
+    return [
+        div(picture, style=f"max-width:{width}px;margin-top:8px"),
+        details("each class, the weakest first", table(rows[:_MOST_CLASSES], align="lrrrr")),
+    ]
+
+
+def _spoken(report: Scores) -> str:
+    matrix = report.confusion.to_numpy()
+    return f"confusion matrix: {matrix.trace()} of {matrix.sum()} rows on the diagonal"
+
+
+def _wrong(report: Scores) -> Html | None:
+    rows = report.notable()["wrong"]
+    if not rows:
+        return None
+    cells: list[list[object]] = [[grey(name) for name in ("given", "chosen", "sure", "text")]]
+    cells += [
+        [
+            escape(row["reference"], 60),
+            escape(row["tuned"], 60),
+            words.value(number(row["probability_tuned"])),
+            span(escape(row["question"], _CHARACTERS), style=f"color:{GREY}"),
+        ]
+        for row in rows
+    ]
+    return rule(tag("b", "wrong, the surest first"), table(cells, align="llrl"))
 
 
 def _examples(title: str, rows: list[dict[str, Any]]) -> Html:

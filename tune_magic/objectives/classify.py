@@ -1,0 +1,89 @@
+"""Classification: each text belongs to one class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from tune_magic.data.example import Example
+from tune_magic.data.formats import Content, Labelled
+from tune_magic.data.read import RowFaults
+from tune_magic.data.render import Renderer
+from tune_magic.errors import DataError
+from tune_magic.models.load import load_classifier
+from tune_magic.objectives.base import Objective
+
+if TYPE_CHECKING:
+    import torch
+
+    from tune_magic.training.rows import RowStates
+
+_MOST_CLASSES_SHARE = 0.5
+
+
+class Classify(Objective):
+    """Minus the log-likelihood of each row's class, by a head on an encoder or a decoder.
+
+    Args:
+        classes: Names of the classes in the order of the head's outputs; learned from the training rows by `learn`.
+    """
+
+    formats = ("text_label",)
+    task: ClassVar[str] = "SEQ_CLS"
+    scores_rows = True
+
+    def __init__(self, classes: Sequence[str] = ()) -> None:
+        self.classes = list(classes)
+
+    def learn(self, contents: Sequence[Content], source: str) -> None:
+        """Take the classes of the training rows, in order: numbers by value, names by the alphabet.
+
+        Raises:
+            DataError: There is one class only, or nearly every row has one of its own.
+        """
+        found = {content.label for content in contents if isinstance(content, Labelled)}
+        if len(found) < 2:
+            raise DataError(f"{source} has one class only, {found.pop()!r}.", hint="A classifier needs two or more.")
+        if len(found) > 2 and len(found) > _MOST_CLASSES_SHARE * len(contents):
+            raise DataError(
+                f"{source} has {len(found)} classes in {len(contents)} rows.",
+                hint="Is `label` the right column? `columns: {label: YOURS}` names another.",
+            )
+        is_numbered = all(name.lstrip("-").isdecimal() for name in found)
+        self.classes = sorted(found, key=int) if is_numbered else sorted(found)
+
+    def facts(self) -> dict[str, Any]:
+        """The class names."""
+        return {"classes": self.classes}
+
+    def examples(
+        self, contents: Sequence[Content], renderer: Renderer, source: str, places: Sequence[str]
+    ) -> list[Example]:
+        """Encode the texts, with the number of each class."""
+        numbers = {name: number for number, name in enumerate(self.classes)}
+        faults = RowFaults(source)
+        examples = []
+        for index, (content, place) in enumerate(zip(contents, places, strict=True)):
+            if not isinstance(content, Labelled):
+                raise TypeError(f"{type(content).__name__} has no class")
+            if content.label in numbers:
+                examples.append(renderer.classified(content, numbers[content.label], index))
+            else:
+                faults.add(place, "no training row has this class", content.label)
+        faults.raise_if_any(f"Classes: {', '.join(self.classes)}.")
+        return examples
+
+    def load(self, folder: Path, dtype: torch.dtype) -> Any:
+        """Load the model with a new head of as many outputs as there are classes."""
+        return load_classifier(folder, dtype, self.classes)
+
+    def loss_sum(self, states: RowStates) -> torch.Tensor:
+        """Return the sum of -log p(class | text)."""
+        from torch.nn import functional
+
+        return functional.cross_entropy(states.logits, states.targets, reduction="sum")
+
+    def tally(self, states: RowStates) -> dict[str, float]:
+        """Count the rows whose likeliest class is right."""
+        return {"accuracy": float((states.logits.argmax(-1) == states.targets).sum())}
