@@ -188,6 +188,72 @@ def test_f14_a_killed_kernel_does_not_stop_a_run(kernel, folder, body, wait_for)
     assert "bot" in kernel.run("%tune runs")
 
 
+def test_a_background_view_lives_on_while_other_cells_run(folder, body):
+    notebook = notebook_of(
+        "%load_ext tune_magic",
+        f"%%finetune bot --background\n{body}max_steps: 150\n",
+        "print(bot.status)\nbot.wait()\nimport time; time.sleep(1)",  # while this cell runs, the one above is drawn
+        "bot",
+    )
+    execute(notebook, folder)
+    view, busy, shown = (cell.outputs for cell in notebook.cells[1:])
+    assert [o.output_type for o in view] == ["display_data"]
+    assert "bot: finished · 150 steps" in view[0].data["text/plain"]
+    assert "data:image/svg+xml" in view[0].data["text/html"]
+    assert [o.output_type for o in busy] == ["stream"]  # the thread's drawings never land in another cell
+    assert busy[0].text.strip() in ("starting", "running")
+    assert "finished" in shown[0].data["text/plain"]  # the view has not used up the value's own card
+
+
+def test_two_kernels_watch_one_run_and_a_stop_reaches_both(kernel, folder, body, wait_for):
+    kernel.run(f"%%finetune bot --background\n{body}max_steps: 1000000\n")
+    run = wait_for_run(folder)
+    wait_for(run, lambda e: e["type"] == "step")
+    other = Kernel(folder)
+    try:
+        other.run("%load_ext tune_magic")
+        watching = other.send("%tune watch bot")
+        also = kernel.send("%tune watch bot")
+        time.sleep(0.5)
+        run.stop()
+        for one, request in ((other, watching), (kernel, also)):
+            content = one.finish(request)
+            assert content["ename"] == "Stopped"
+            assert "stopped at step" in content["evalue"]
+    finally:
+        other.close()
+
+
+def test_f17_a_moved_notebook_finds_its_run(folder, body, tmp_path_factory):
+    notebook = notebook_of("%load_ext tune_magic", f"%%finetune bot\n{body}max_steps: 20\n")
+    execute(notebook, folder)
+    before = notebook.cells[1].outputs[0].data["text/plain"]
+    elsewhere = tmp_path_factory.mktemp("moved")
+    nbformat.write(notebook, elsewhere / "copy.ipynb")
+    saved = nbformat.read(elsewhere / "copy.ipynb", as_version=4)
+    assert "finished · 20 steps" in saved.cells[1].outputs[0].data["text/plain"]  # static, needs nothing
+    again = notebook_of("%load_ext tune_magic", "%tune show bot", "%tune runs --all", "%tune watch bot")
+    execute(again, elsewhere)
+    assert again.cells[1].outputs[0].data["text/plain"] == before
+    assert "bot" in again.cells[2].outputs[0].data["text/plain"]
+    assert "finished · 20 steps" in again.cells[3].outputs[0].data["text/plain"]
+
+
+def test_f14_a_shut_down_kernel_does_not_stop_a_background_run(folder, body, wait_for):
+    kernel = Kernel(folder)
+    try:
+        kernel.run("%load_ext tune_magic")
+        kernel.run(f"%%finetune bot --background\n{body}max_steps: 300\n")
+        run = wait_for_run(folder)
+        wait_for(run, lambda e: e["type"] == "step")
+    finally:
+        kernel.client.stop_channels()
+        kernel.manager.shutdown_kernel()
+    run.wait(timeout_s=120)
+    assert run.status == "finished"
+    assert run.summary().step == 300
+
+
 def test_interrupting_a_watch_leaves_the_run_alone(kernel, folder, body, wait_for):
     kernel.run(f"%%finetune bot --background\n{body}max_steps: 1000000\n")
     run = wait_for_run(folder)

@@ -16,7 +16,7 @@ from tune_magic.data.locate import data_path, fingerprints, identity
 from tune_magic.data.read import SUFFIXES
 from tune_magic.errors import DataError, RunFailed, TuneError
 from tune_magic.executors import local
-from tune_magic.follow import follow, follow_job
+from tune_magic.follow import follow, follow_in_background, follow_job
 from tune_magic.handles import Export, Report, Run
 from tune_magic.models.find import find_model
 from tune_magic.recipe.build import build_launch, build_recipe, read_recipe_file
@@ -166,30 +166,48 @@ def evaluate(
     return report
 
 
-def export(run: Run | str, to: str, *, output: str | Path | None = None) -> Export:
-    """Write the tuned model for other programs; the twin of ``%export``.
+def export(
+    run: Run | str,
+    to: str,
+    *,
+    quantize: str | None = None,
+    rows: int | None = None,
+    tolerance: float | None = None,
+    output: str | Path | None = None,
+) -> Export:
+    """Write the tuned model for other programs, and compare the files with the model; the twin of ``%export``.
 
     Args:
         run: A run, or its name or id.
-        to: ``adapter`` (PEFT's format), ``merged`` (a plain Transformers model), or a plug-in's name.
+        to: ``adapter`` (PEFT's format), ``merged`` (a plain Transformers model), ``onnx``, or a plug-in's name.
+        quantize: ``int8``, where the format knows it.
+        rows: Held-out rows to compare on; default: 200 to classify, 8 to answer.
+        tolerance: Largest logit difference allowed, as a share of the largest logit; default: by format.
         output: A folder that does not exist yet; default: inside the run folder.
 
     Raises:
-        TuneError: The run has no such form. RunFailed: It failed.
+        TuneError: The run has no such form. RunFailed: It failed, or the files are not the model within tolerance;
+            they are kept then, and ``tune_magic.last.exports`` has the receipt.
     """
     from tune_magic import plugins
-    from tune_magic.view.export import export_card
 
     run = _resolve(run)
     plugins.get("exporter", to)
     run.best_checkpoint  # noqa: B018 - without one, say so before a worker is started
-    options = {"to": to, "output": str(Path(output).absolute()) if output else None}
+    options = {
+        "to": to, "quantize": quantize, "rows": rows, "tolerance": tolerance,
+        "output": str(Path(output).absolute()) if output else None,
+    }  # fmt: skip
     job = _new_job(run, "export", options)
     local.start(job.path)
     live = display.Live(run)
-    follow_job(job, live)
-    exported = Export(job.path)
-    live.update(export_card(exported.receipt, run.name or run.id))
+    try:
+        follow_job(job, live)
+    finally:
+        if (job.path / "receipt.json").is_file():
+            exported = Export(job.path)
+            live.update(exported.card())
+            display.mark_shown(job.path)
     return exported
 
 
@@ -308,8 +326,7 @@ def _go_on(run: Run, options: LaunchOptions) -> Run:
 
 def _show(run: Run, options: LaunchOptions) -> Run:
     if options.background:
-        note = f"{run.name or run.id} trains in the background. `%tune watch {run.name or run.id}` shows it."
-        display.show(note_bundle(note), run=run)
+        follow_in_background(run)
         return run
     try:
         return follow(run)

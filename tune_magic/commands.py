@@ -6,6 +6,7 @@ Light on purpose: loading the extension imports this and must cost nothing.
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import shlex
 from collections.abc import Iterable, Sequence
@@ -127,13 +128,19 @@ COMMANDS = {
         Command(
             "export", "Write the tuned model for other programs.", "RUN", _RUN, False,
             (
-                Flag("to", "format", "FORMAT", ("adapter", "merged")),
+                Flag("to", "format", "FORMAT", ("adapter", "merged", "onnx")),
+                Flag("quantize", "smaller and faster numbers, onnx only", "KIND", ("int8",)),
+                Flag("rows", "rows to compare with the trained model; default: 200 to classify, 8 to answer", "N", kind=int),
+                Flag("tolerance", "largest logit difference, as a share of the largest logit", "SHARE", kind=float),
                 Flag("output", "a folder that does not exist yet; default: inside the run folder", "FOLDER"),
             ),
         ),
         Command("tune runs", "List the runs, newest first.", flags=(Flag("all", "those of other folders too"),)),
         Command("tune show", "Show the card of a run.", "RUN", _RUN),
-        Command("tune watch", "Show a live run; Interrupt ends the watching, not the run.", "RUN", _RUN),
+        Command(
+            "tune watch", "Show a live run; Interrupt ends the watching, not the run.", "RUN", _RUN, False,
+            (Flag("background", "return at once; the view stays live"),),
+        ),
         Command("tune stop", "Stop a run after saving its last step; a second time kills it.", "RUN", _RUN),
         Command(
             "tune resume", "Go on with a stopped, lost or failed run.", "RUN", _RUN, False,
@@ -224,7 +231,8 @@ def _take_flag(command: Command, word: str, words: list[str], parsed: Parsed, pr
         raise BadUsage(f"--{name} needs a value: --{name} {flag.value}.")
     if flag.choices and value not in flag.choices and command.name != "export":  # exporters may be plug-ins
         raise BadUsage(f"--{name} must be {' or '.join(flag.choices)}, got {value!r}.{nearest(value, flag.choices)}")
-    parsed.flags[flag.key] = value if flag.kind is str else _whole_number(name, value)
+    read = {str: lambda _, text: text, int: _whole_number, float: _share}[flag.kind]
+    parsed.flags[flag.key] = read(name, value)
 
 
 def _whole_number(name: str, value: str) -> int:
@@ -233,6 +241,16 @@ def _whole_number(name: str, value: str) -> int:
     if int(value) < 1:
         raise BadUsage(f"--{name} must be at least 1, got {value}.")
     return int(value)
+
+
+def _share(name: str, value: str) -> float:
+    try:
+        share = float(value)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < math.inf:
+        raise BadUsage(f"--{name} must be a number of at least 0, got {value!r}.")
+    return share
 
 
 def _flag_names(command: Command) -> str:

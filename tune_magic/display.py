@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -89,4 +90,5 @@ class Live:
             self._handle.display(bundle, raw=True, metadata=self._metadata)
         else:
             self._handle.update(bundle, raw=True, metadata=self._metadata)
-        mark_shown(self._path)
+        if threading.current_thread() is threading.main_thread():  # else another cell may be the one that runs
+            mark_shown(self._path)

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from tune_magic.display import Bundle, Live
+from tune_magic.display import Bundle, Live, in_kernel, show
 from tune_magic.handles import Run
 from tune_magic.storage.folder import RunFolder
 from tune_magic.storage.state import TERMINAL
@@ -54,11 +54,18 @@ class Interrupts:
 
 
 class Painter:
-    """Draws a job's frames within their budget: two a second, the curve no sooner than 50 times its drawing took."""
+    """Draws a job's frames within their budget: two a second, the curve no sooner than 50 times its drawing took.
 
-    def __init__(self, run: RunFolder, live: Live) -> None:
+    Args:
+        run: The job.
+        live: Where to draw.
+        interruptible: Whether Interrupt would stop the job, so that the frame may say so.
+    """
+
+    def __init__(self, run: RunFolder, live: Live, *, interruptible: bool = True) -> None:
         self._run = run
         self._live = live
+        self._interruptible = interruptible
         self._picture: Any = None
         self._picture_due = 0.0
         self._frame_due = 0.0
@@ -86,7 +93,7 @@ class Painter:
             self._evaluations = len(summary.evaluations)
             self._picture = frame.curve(summary)
             self._picture_due = now + _DRAWING_SHARE * (time.monotonic() - now)
-        return frame.frame(self._run, state, self._picture)
+        return frame.frame(self._run, state, self._picture, interruptible=self._interruptible)
 
 
 def follow(run: Run, *, stops: bool = True) -> Run:
@@ -108,6 +115,29 @@ def follow(run: Run, *, stops: bool = True) -> Run:
     live.update(run.card())
     run.raise_for_state()
     return run
+
+
+def follow_in_background(run: Run) -> None:
+    """Show a run in this cell's output until it ends, while the kernel is free for other cells.
+
+    A thread draws, by the display's id, and never prints. Outside a kernel, where no output can be updated, one line
+    says how to look.
+    """
+    name = run.name or run.id
+    if not in_kernel():
+        show(note_bundle(f"{name} trains in the background. `tune-magic watch {name}` shows it."), run=run)
+        return
+    own = Run(run.path)  # two threads must not share a reader
+    own.expect_attempt(run.expected_attempt)
+    live = Live(own)
+    painter = Painter(own, live, interruptible=False)
+    painter.paint()
+
+    def draw() -> None:
+        own.wait(each=painter.paint)
+        live.update(own.card())
+
+    threading.Thread(target=draw, name=f"view of {own.id}", daemon=True).start()
 
 
 def follow_job(job: Run, live: Live) -> Run:
@@ -141,7 +171,7 @@ def progress_bundle(job: RunFolder) -> Bundle:
 
 
 def _watch(run: Run, live: Live, *, stops: bool = True) -> None:
-    painter = Painter(run, live)
+    painter = Painter(run, live, interruptible=stops)
     interrupts = Interrupts()
     obeyed = 0
 

@@ -80,6 +80,11 @@ class Run(RunFolder):
         path = newest_report(self.path)
         return Report(path) if path else None
 
+    @property
+    def exports(self) -> list[Export]:
+        """What was exported of it, newest first, also what was out of tolerance."""
+        return [Export(path.parent) for path in sorted(self.path.glob("exports/*/receipt.json"), reverse=True)]
+
     def wait(self, timeout_s: float | None = None, each: Callable[[], None] | None = None) -> Run:
         """Block until the run has ended.
 
@@ -281,12 +286,34 @@ class Export:
 
     Attributes:
         path: Folder with the files.
-        receipt: What was written: format, step, size of each file in bytes.
+        receipt: What was written, format, step, size of each file in bytes, and under ``parity`` how it compares with
+            the trained model over held-out rows.
+        ok: Whether it is the same model within tolerance; None when there were no rows to compare on.
     """
 
     def __init__(self, job: Path) -> None:
+        self._job = job
         self.receipt: dict[str, Any] = json.loads((job / "receipt.json").read_text(encoding="utf-8"))
         self.path = Path(self.receipt["path"])
+        self.ok: bool | None = self.receipt.get("parity", {}).get("ok")
 
     def __repr__(self) -> str:
         return f"<Export {self.receipt['to']} {size(self.receipt['size_bytes'])} in {self.path.name}>"
+
+    @property
+    def run(self) -> Run:
+        """The run that was exported."""
+        return Run(self._job.parent.parent)
+
+    def card(self) -> dict[str, str]:
+        """Return the card as HTML and as text."""
+        from tune_magic.view.export import export_card
+
+        return export_card(self.receipt, self.run.name or self.run.id)
+
+    def show(self) -> None:
+        """Show the card: in a notebook as HTML, elsewhere as text."""
+        display.show(self.card(), run=self.run)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
+        return {"text/plain": repr(self)} if display.was_shown(self._job) else self.card()

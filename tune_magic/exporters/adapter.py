@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from tune_magic.errors import TuneError
 from tune_magic.exporters.base import Exporter
-from tune_magic.methods.base import Method
+from tune_magic.exporters.parity import Reader, TorchReader
+from tune_magic.training.tuned import Tuned
 
 
 class AdapterExporter(Exporter):
     """A few megabytes that `PeftModel.from_pretrained(base, folder)` puts on the base model."""
 
-    def write(self, folder: Path, model: Any, tokenizer: Any, method: Method) -> None:
+    def write(self, folder: Path, tuned: Tuned, quantize: str | None) -> None:
         """Write adapter and tokenizer."""
-        if not method.adds:
+        if not tuned.method.adds:
             raise TuneError(
                 "This run changed the model itself; there is no adapter.", hint="Export it with `--to merged`."
             )
-        model.save_pretrained(folder, save_embedding_layers=False)
-        tokenizer.save_pretrained(folder)
+        tuned.model.save_pretrained(folder, save_embedding_layers=False)
+        tuned.tokenizer.save_pretrained(folder)
+
+    def open(self, folder: Path, tuned: Tuned) -> Reader:
+        """Put the adapter on a base that was loaded anew."""
+        from peft import PeftModel
+
+        base = tuned.objective.load(tuned.base, torch.float32)
+        return TorchReader(PeftModel.from_pretrained(base, folder), tuned)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from tune_magic.exporters.base import Exporter
-from tune_magic.methods.base import Method
+from tune_magic.exporters.parity import Reader, TorchReader
+from tune_magic.training.tuned import Tuned
 
 
 class MergedExporter(Exporter):
-    """Safetensors that `AutoModelForCausalLM.from_pretrained(folder)` loads, without PEFT."""
+    """Safetensors that `from_pretrained(folder)` of Transformers loads, without PEFT."""
 
-    def write(self, folder: Path, model: Any, tokenizer: Any, method: Method) -> None:
+    def write(self, folder: Path, tuned: Tuned, quantize: str | None) -> None:
         """Write model and tokenizer."""
-        method.merge(model).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        tuned.method.merge(tuned.model).save_pretrained(folder)
+        tuned.tokenizer.save_pretrained(folder)
+
+    def open(self, folder: Path, tuned: Tuned) -> Reader:
+        """Load the folder."""
+        return TorchReader(tuned.objective.load(folder, torch.float32), tuned)

@@ -8,7 +8,7 @@ from typing import Any, NoReturn
 from tune_magic import api, commands, display
 from tune_magic.commands import BadUsage, HelpWanted, Parsed
 from tune_magic.errors import Fault, RecipeError, TuneError
-from tune_magic.follow import follow
+from tune_magic.follow import follow, follow_in_background
 from tune_magic.handles import Run
 from tune_magic.magics.link import notebook_link
 from tune_magic.recipe import yaml
@@ -131,13 +131,19 @@ def do_verb(verb: str, parsed: Parsed, find: Any) -> Run | None:
             run_shown.show()
             return None
         case "watch":
-            return follow(find(), stops=False)
+            return _watch(find(), parsed)
         case "stop":
             return _stop(find())
         case "resume":
-            resumed: Run = find().resume()
-            return resumed if parsed.flags.get("background") else follow(resumed)
+            return _watch(find().resume(), parsed, stops=True)
     raise BadUsage(f"There is no verb {verb}.")
+
+
+def _watch(run: Run, parsed: Parsed, *, stops: bool = False) -> Run:
+    if parsed.flags.get("background"):
+        follow_in_background(run)
+        return run
+    return follow(run, stops=stops)
 
 
 def _stop(wanted: Run) -> Run:

@@ -47,7 +47,7 @@ def generate(
         do_sample=False,
         pad_token_id=pad,
         bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=_end_tokens(model, tokenizer),
+        eos_token_id=end_tokens(model, tokenizer),
     )
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     answers = [""] * len(prompts)
@@ -79,8 +79,8 @@ def _left_padded(prompts: Sequence[np.ndarray], pad: int) -> tuple[torch.Tensor,
     return ids, mask
 
 
-def _end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """Tokens that end an answer: the tokenizer's own and those the model's authors name."""
+def end_tokens(model: Any, tokenizer: Any) -> list[int]:
+    """Return the tokens that end an answer: the tokenizer's own and those the model's authors name."""
     named = model.generation_config.eos_token_id
     named = named if isinstance(named, list) else [named]
     return sorted({token for token in [tokenizer.eos_token_id, *named] if token is not None})

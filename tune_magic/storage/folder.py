@@ -70,7 +70,7 @@ class RunFolder:
         self.path = Path(path).resolve()
         self._reader = EventReader(self.path / "events.jsonl")
         self._summary = Summary()
-        self._expected_attempt = 1
+        self.expected_attempt = 1  # see `expect_attempt`
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name or self.id} {self.status}>"
@@ -167,12 +167,12 @@ class RunFolder:
 
     def expect_attempt(self, attempt: int) -> None:
         """A worker is about to start this attempt: requests made before it comes up are meant for it."""
-        self._expected_attempt = attempt
+        self.expected_attempt = attempt
 
     @property
     def is_coming_up(self) -> bool:
         """Whether a worker was started here whose attempt has not written yet."""
-        return self.summary().attempt < self._expected_attempt
+        return self.summary().attempt < self.expected_attempt
 
     def request(self, kind: str) -> str:
         """Leave a request for the worker and return its id.
@@ -186,7 +186,7 @@ class RunFolder:
         content = {
             "id": request_id,
             "request": kind,
-            "attempt": max(self.summary().attempt, self._expected_attempt),
+            "attempt": max(self.summary().attempt, self.expected_attempt),
             "t": time.time(),
         }
         files.write_json(self.path / "control" / f"{request_id}.json", content)

@@ -1,30 +1,84 @@
-"""The card of an export."""
+"""The card of an export: what was written, and its receipt."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+from tune_magic.storage.events import number
 from tune_magic.view import words
 from tune_magic.view.frame import Bundle
-from tune_magic.view.html import GREEN, box, bundle, code, div, grey, heading, table
+from tune_magic.view.html import GREEN, ORANGE, RED, box, bundle, code, details, div, grey, heading, rule, span, table
 
+_CLASS = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceClassification"}
 _USES = {
     "adapter": "from peft import PeftModel\nmodel = PeftModel.from_pretrained(base_model, {path!r})",
-    "merged": "from transformers import AutoModelForCausalLM\nmodel = AutoModelForCausalLM.from_pretrained({path!r})",
+    "merged": "from transformers import {model}\nmodel = {model}.from_pretrained({path!r})",
+    "onnx CAUSAL_LM": (
+        "import onnxruntime_genai as og\nmodel = og.Model({path!r})\n"
+        "generator = og.Generator(model, og.GeneratorParams(model))"
+    ),
+    "onnx SEQ_CLS": (
+        "import onnxruntime\nfrom transformers import AutoTokenizer\n"
+        'session = onnxruntime.InferenceSession({path!r} + "/model.onnx")\n'
+        "tokenizer = AutoTokenizer.from_pretrained({path!r})\n"
+        'logits = session.run(None, dict(tokenizer(texts, return_tensors="np", padding=True)))[0]'
+    ),
 }
+_VERDICTS = {True: (GREEN, "the same model, within tolerance"), False: (RED, "out of tolerance"), None: (ORANGE, "")}
 
 
 def export_card(receipt: dict[str, Any], name: str) -> Bundle:
     """Return the card of an export."""
+    parity = receipt.get("parity", {"ok": None, "complaints": []})
+    colour, verdict = _VERDICTS[parity["ok"]]
+    kind = f"{receipt['to']} {receipt['quantize']}" if receipt.get("quantize") else receipt["to"]
     size = words.size(receipt["size_bytes"])
-    title = f"exported as {receipt['to']} · {size} · checkpoint of step {receipt['step']}"
+    title = f"exported as {kind} · {size} · checkpoint of step {receipt['step']}"
     path = _short(receipt["path"])
-    use = _USES.get(receipt["to"], "").format(path=path)
     files: list[list[object]] = [[grey(file), words.size(size_of)] for file, size_of in receipt["files"].items()]
-    body = [heading(GREEN, name, title, ""), div(code(path)), table(files, align="lr")]
-    body += [div(code(use), style="margin-top:8px")] if use else []
-    return bundle(box(*body), [f"{name}: {title}", f"  {path}"])
+    facts = receipt_facts(parity)
+    rows: list[list[object]] = [[grey(key), value] for key, value in facts]
+    complaints = [str(text) for text in parity["complaints"]]
+    body = [
+        heading(colour, name, title, ""),
+        div(span("● ", style=f"color:{colour}"), verdict) if verdict else None,
+        table(rows) if rows else None,
+        *(div(span("▲ ", style=f"color:{ORANGE}"), text) for text in complaints),
+        rule(div(code(path)), div(code(_use(receipt, path)), style="margin-top:6px")),
+        details(f"{len(files)} files", table(files, align="lr")),
+    ]
+    lines = [f"{name}: {title}", *([f"  {verdict}"] if verdict else []), *(f"  {key}: {value}" for key, value in facts)]
+    lines += [f"  ! {text}" for text in complaints]
+    return bundle(box(*(part for part in body if part)), [*lines, f"  {path}"])
+
+
+def receipt_facts(parity: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (name, value) of what a comparison found."""
+    if "rows" not in parity:
+        return []
+    count = parity["rows"]
+    difference, largest = number(parity["logit_difference"]), number(parity["largest_logit"])
+    share = difference / largest if largest else 0.0
+    trained, exported = parity["trained_seconds"], parity["exported_seconds"]
+    found = [
+        ("compared on", f"{count} {parity['split']} rows, one at a time"),
+        ("largest logit difference", f"{difference:.2g} ({share:.2%} of {words.value(largest)})"),
+        ("same answers", f"{parity['same_answers']} of {count}"),
+    ]
+    if parity["trained_right"] is not None:
+        found.append(
+            ("right answers", f"trained {parity['trained_right']}, exported {parity['exported_right']} of {count}")
+        )
+    speed = trained / exported if exported else float("inf")
+    each = f"{1000 * trained:.1f} ms → {1000 * exported:.1f} ms"
+    return [*found, ("latency", f"{each} a {parity.get('unit', 'row')}, {speed:.1f} times as fast")]
+
+
+def _use(receipt: dict[str, Any], path: str) -> str:
+    task = receipt.get("task", "CAUSAL_LM")
+    template = _USES.get(receipt["to"]) or _USES.get(f"{receipt['to']} {task}", "")
+    return template.format(path=path, model=_CLASS.get(task, "AutoModel"))
 
 
 def _short(path: str) -> str:

@@ -38,13 +38,14 @@ COLOURS = {"finished": GREEN, "failed": RED, "lost": RED, "damaged": RED, "stopp
 _TITLE_STATES = {"running": "training"}
 
 
-def frame(run: RunFolder, state: State, picture: Html | None) -> Bundle:
+def frame(run: RunFolder, state: State, picture: Html | None, *, interruptible: bool = True) -> Bundle:
     """Return the live frame of a run.
 
     Args:
         run: The run.
         state: Its state now.
         picture: The loss curve as drawn last, see `curve`; None before the first step.
+        interruptible: Whether Interrupt would stop the run.
     """
     summary = run.summary()
     name = run.name or run.id
@@ -52,7 +53,7 @@ def frame(run: RunFolder, state: State, picture: Html | None) -> Bundle:
         heading(COLOURS.get(state, BLUE), name, _doing(summary, state), _remaining(summary)),
         bar(_share(summary), BLUE),
         _numbers(summary),
-        _middle(run, summary, picture),
+        _middle(run, summary, picture, interruptible=interruptible),
         _sample(summary),
         *(warning(event) for event in summary.warnings[-2:]),
     ]
@@ -193,10 +194,10 @@ def _numbers(summary: Summary) -> Html | None:
     return div(*cells, style="display:flex;flex-wrap:wrap;gap:4px 24px;margin:8px 0 2px")
 
 
-def _middle(run: RunFolder, summary: Summary, picture: Html | None) -> Html:
+def _middle(run: RunFolder, summary: Summary, picture: Html | None, *, interruptible: bool) -> Html:
     name = run.name or run.id
     command = code(f"%tune stop {clean(name, 60)}")
-    stop = div(grey("stop: ■ Interrupt, or ", size=11), command, style="margin-top:8px")
+    stop = div(grey("stop: ■ Interrupt, or " if interruptible else "stop: ", size=11), command, style="margin-top:8px")
     right = [memory_gauges(summary.memory), *about(run, summary), stop]
     left = div(picture, style="flex:2 1 380px;min-width:0") if picture else None
     return div(left, div(*right, style="flex:1 1 260px;min-width:0"), style="display:flex;flex-wrap:wrap;gap:4px 20px")

@@ -1,0 +1,194 @@
+"""The receipt of an export: the same rows through the trained model and through the files, compared.
+
+File size, latency and "no exception" all look right for a model that quantisation has ruined; only its outputs tell.
+"""
+
+from __future__ import annotations
+
+import abc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from tune_magic.data.example import Example
+from tune_magic.models.generate import end_tokens
+from tune_magic.training.tuned import Tuned
+
+_MOST_POSITIONS = 16  # answered tokens of a row whose logits are kept: vocabularies are wide
+_TIMED_TWICE = 3
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an export may differ by and still be called the same model.
+
+    Attributes:
+        logit_share: Largest logit difference as a share of the largest logit.
+        changed_share: Rows that may be answered otherwise, as a share of all rows.
+        lost_share: Rows that may turn from right to wrong on balance, as a share of all rows.
+        spare_rows: So many changed or lost rows are never held against it.
+    """
+
+    logit_share: float = 1e-3
+    changed_share: float = 0.0
+    lost_share: float = 0.0
+    spare_rows: int = 0
+
+
+class Reader(abc.ABC):
+    """A model that can be asked: the trained one, or an exported one."""
+
+    @abc.abstractmethod
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """Return the logits after each token, (length, vocabulary), or of each class, (classes,)."""
+
+    def generate(self, prompt: np.ndarray, max_new_tokens: int) -> list[int]:
+        """Return the greedy answer's tokens, the one that ends it left out; only language models are asked."""
+        raise NotImplementedError
+
+
+class TorchReader(Reader):
+    """A Transformers or PEFT model.
+
+    Args:
+        model: The model.
+        tuned: Whose tokenizer and task it has.
+    """
+
+    def __init__(self, model: Any, tuned: Tuned) -> None:
+        self.model = model.eval()
+        self.end_tokens = [] if tuned.objective.scores_rows else end_tokens(model, tuned.tokenizer)
+        self.device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """Run the model over one row."""
+        ids = self._ids(tokens)
+        found = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+        return np.asarray(found.float().cpu().numpy())
+
+    @torch.no_grad()
+    def generate(self, prompt: np.ndarray, max_new_tokens: int) -> list[int]:
+        """Answer greedily, token by token, with the keys and values kept."""
+        ids, past, answer = self._ids(prompt), None, list[int]()
+        while len(answer) < max_new_tokens:
+            out = self.model(input_ids=ids, past_key_values=past, use_cache=True)
+            token = int(out.logits[0, -1].argmax())
+            if token in self.end_tokens:
+                break
+            answer.append(token)
+            ids, past = self._ids(np.array([token])), out.past_key_values
+        return answer
+
+    def _ids(self, tokens: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(tokens.astype(np.int64))[None].to(self.device)
+
+
+@dataclass
+class Measured:
+    """What a reader did with the rows.
+
+    Attributes:
+        logits: Of each row, (positions, vocabulary) where the answer is predicted, or (1, classes).
+        answers: Greedy tokens of each row, or the class alone.
+        row_seconds: Median seconds a row; for language models, a token.
+    """
+
+    logits: list[np.ndarray] = field(default_factory=list)
+    answers: list[list[int]] = field(default_factory=list)
+    row_seconds: float = 0.0
+
+
+def measure(
+    reader: Reader, examples: Sequence[Example], max_new_tokens: int | None, done: Callable[[int], None]
+) -> Measured:
+    """Run a reader over rows, one at a time.
+
+    Args:
+        reader: The model.
+        examples: Held-out rows.
+        max_new_tokens: Longest answer; None for classifiers.
+        done: Called with 1 after each row; may raise to break off.
+    """
+    found = Measured()
+    seconds: list[float] = []
+    for number, example in enumerate(examples):
+        if max_new_tokens is None:
+            for _ in range(2 if number < _TIMED_TWICE else 1):  # the first rows pay for set-up
+                started = time.perf_counter()
+                logits = reader.logits(example.trunk.tokens)[None]
+                seconds.append(time.perf_counter() - started)
+            answer = [int(logits.argmax())]
+        else:
+            logits = reader.logits(example.trunk.tokens)[_predicting(example)]
+            started = time.perf_counter()
+            answer = reader.generate(_prompt(example), max_new_tokens)
+            seconds.append((time.perf_counter() - started) / (len(answer) + 1))
+        found.logits.append(logits)
+        found.answers.append(answer)
+        done(1)
+    found.row_seconds = statistics.median(seconds)
+    return found
+
+
+def compare(
+    trained: Measured,
+    exported: Measured,
+    examples: Sequence[Example],
+    right: Callable[[Example, list[int]], bool] | None,
+) -> dict[str, Any]:
+    """Return the receipt's figures.
+
+    Args:
+        trained: The model as it was trained.
+        exported: The files.
+        examples: The rows both were run over.
+        right: Whether an answer is right; None for rows without references.
+    """
+    pairs = list(zip(trained.logits, exported.logits, strict=True))
+    answers = list(zip(examples, trained.answers, exported.answers, strict=True))
+    return {
+        "rows": len(examples),
+        "logit_difference": max(float(np.abs(a - b).max()) for a, b in pairs),
+        "largest_logit": max(float(np.abs(a).max()) for a, _ in pairs),
+        "same_answers": sum(a == b for _, a, b in answers),
+        "trained_right": None if right is None else sum(right(e, a) for e, a, _ in answers),
+        "exported_right": None if right is None else sum(right(e, b) for e, _, b in answers),
+        "trained_seconds": trained.row_seconds,
+        "exported_seconds": exported.row_seconds,
+    }
+
+
+def complaints(figures: dict[str, Any], limits: Limits) -> list[str]:
+    """Return what is out of tolerance, in words; nothing when the export is the same model."""
+    found = []
+    rows = figures["rows"]
+    share = figures["logit_difference"] / max(figures["largest_logit"], 1e-12)
+    if not share <= limits.logit_share:
+        found.append(
+            f"the largest logit difference is {figures['logit_difference']:.2g}, {share:.1%} of the largest logit "
+            f"(limit {limits.logit_share:.1%})"
+        )
+    changed = rows - figures["same_answers"]
+    if changed > max(limits.spare_rows, limits.changed_share * rows):
+        found.append(f"{changed} of {rows} rows are answered otherwise")
+    if figures["trained_right"] is not None:
+        lost = figures["trained_right"] - figures["exported_right"]
+        if lost > max(limits.spare_rows, limits.lost_share * rows):
+            found.append(f"{figures['exported_right']} rows are right, not {figures['trained_right']}")
+    return found
+
+
+def _predicting(example: Example) -> np.ndarray:
+    """Return the positions that predict the first answered tokens."""
+    return np.flatnonzero(example.trunk.weights)[:_MOST_POSITIONS] - 1
+
+
+def _prompt(example: Example) -> np.ndarray:
+    """Return what is answered: the prompt, or the first half of a plain text."""
+    return example.prompt if example.answer_start else example.trunk.tokens[: max(1, len(example.trunk) // 2)]
