@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,9 @@ from tune_magic.view.html import note_bundle
 
 _JOB_FOLDERS = {"evaluate": "evals", "export": "exports"}
 _OBJECT_KEYS = ("train", "held_out", "test")
-_ATTACHED = "The same recipe is training already; this is its live view."
-_RESUMED = "The same recipe was stopped before its end; it goes on from its last checkpoint."
-_FOUND = "The same recipe, data and model were trained before; this is that run. `--fresh` trains again."
+ATTACHED = "The same recipe is training already; this is its live view."
+RESUMED = "The same recipe was stopped before its end; it goes on from its last checkpoint."
+FOUND = "The same recipe, data and model were trained before; this is that run. `--fresh` trains again."
 last: Run | None = None
 
 
@@ -74,7 +74,7 @@ def finetune(
         "background": background, "fresh": fresh, "dry_run": dry_run, "executor": executor, "traceback": traceback,
         "output": output,
     }  # fmt: skip
-    plain, objects = _without_objects(keys)
+    plain, objects = without_objects(keys)
     return launch(_recipe(recipe, plain), build_launch(options), name=name, objects=objects)
 
 
@@ -87,7 +87,7 @@ def launch(
     link: Mapping[str, Any] | None = None,
     recipe_text: str | None = None,
 ) -> Run:
-    """Start, re-find or resume the run of a recipe; what both `finetune` and the magics do.
+    """Start, re-find or resume the run of a recipe and show it; what both `finetune` and the magics do.
 
     Args:
         recipe: What to train.
@@ -97,28 +97,93 @@ def launch(
         link: Facts about the notebook: path, cell id, source and its hash.
         recipe_text: The recipe as written.
     """
-    global last  # noqa: PLW0603 - `tune_magic.last` is part of the interface
-    link = dict(link or {})
-    tables = {key: _serialise(key, value) for key, value in (objects or {}).items()}
-    root = Path(options.output) if options.output else places.default_root(link.get("notebook"))
-    content: dict[str, Any] = {
-        "name": name, "recipe": recipe.given(), "recipe_text": recipe_text, "link": link,
-        "launch": options.model_dump(), "seed": recipe.seed, "cwd": str(Path.cwd()),
-    }  # fmt: skip
+    about: dict[str, Any] = {"name": name, "link": link, "recipe_text": recipe_text}
     if options.dry_run:
-        return _plan(recipe, options, content, tables)
+        return _show_plan(recipe, options, objects or {}, about)
+    run, note = begin(recipe, options, objects=objects, **about)
+    if note == FOUND:
+        display.show(run.card(note), run=run)
+        return run
+    if note is not None:
+        display.show(note_bundle(note))
+    return _show(run, options)
+
+
+def begin(
+    recipe: Recipe,
+    options: LaunchOptions,
+    *,
+    name: str | None = None,
+    objects: Mapping[str, Any] | None = None,
+    link: Mapping[str, Any] | None = None,
+    recipe_text: str | None = None,
+) -> tuple[Run, str | None]:
+    """Start, re-find or resume the run of a recipe, and show nothing; arguments as in `launch`.
+
+    Returns:
+        The run, and why it is not a new one: `ATTACHED`, `RESUMED`, `FOUND`, else None.
+    """
+    global last  # noqa: PLW0603 - `tune_magic.last` is part of the interface
+    tables = _serialised(objects)
+    content = _content(recipe, options, name=name, link=link, recipe_text=recipe_text)
+    root = Path(options.output) if options.output else places.default_root(content["link"].get("notebook"))
     with tempfile.TemporaryDirectory() as scratch:
         content["identity"] = _identity(recipe, tables, Path(scratch))
     found = None if options.fresh else _same_run(root, content["identity"])
     if found is not None:
         last = found
-        return _go_on(found, options)
+        if found.status == "finished":
+            return found, FOUND
+        if found.is_live:
+            return found, ATTACHED
+        return found.resume(options.executor), RESUMED
     run = Run(folder.create(root, "finetune", content))
     _write_tables(run.path, tables)
     places.remember_root(root)
     last = run
     local.start(run.path, options.executor)
-    return _show(run, options)
+    return run, None
+
+
+@contextlib.contextmanager
+def plan_job(
+    recipe: Recipe, options: LaunchOptions, objects: Mapping[str, Any], *, measure: bool = True, **about: Any
+) -> Iterator[Run]:
+    """Start a dry run in a folder that is gone when the block ends; a job that is still at work is killed then.
+
+    Args:
+        recipe: What would be trained.
+        options: How to start it.
+        objects: Values of the recipe's ``$names``.
+        measure: Whether the heaviest step is tried, to predict time and memory.
+        **about: As in `launch`.
+    """
+    find_model(recipe.model)
+    tables = _serialised(objects)
+    scratch = Path(tempfile.mkdtemp(prefix="tune_magic-plan-"))
+    job = None
+    try:
+        content = _content(recipe, options, **about) | {"options": {"measure": measure}}
+        job = Run(folder.create(scratch, "plan", content))
+        _write_tables(job.path, tables)
+        local.start(job.path, options.executor)
+        yield job
+    finally:
+        if job is not None:
+            job.kill()
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _serialised(objects: Mapping[str, Any] | None) -> dict[str, tuple[str, bytes]]:
+    return {key: _serialise(key, value) for key, value in (objects or {}).items()}
+
+
+def _content(recipe: Recipe, options: LaunchOptions, *, link: Mapping[str, Any] | None = None, **about: Any) -> Any:
+    """Return what ``run.json`` says of a run."""
+    return {
+        **about, "recipe": recipe.given(), "link": dict(link or {}), "launch": options.model_dump(),
+        "seed": recipe.seed, "cwd": str(Path.cwd()),
+    }  # fmt: skip
 
 
 def evaluate(
@@ -243,7 +308,7 @@ def _recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None, keys: Mappin
     return build_recipe(recipe or {}, keys)
 
 
-def _without_objects(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+def without_objects(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Replace tables among the keywords by ``$names`` and return both."""
     plain, objects = dict(keys), {}
     data = plain.get("data")
@@ -312,18 +377,6 @@ def _same_run(root: Path, identity: str | None) -> Run | None:
     return None
 
 
-def _go_on(run: Run, options: LaunchOptions) -> Run:
-    """Attach to a live run, resume an unfinished one, show a finished one."""
-    if run.status == "finished":
-        display.show(run.card(_FOUND), run=run)
-        return run
-    note = _ATTACHED if run.is_live else _RESUMED
-    display.show(note_bundle(note))
-    if not run.is_live:
-        run.resume(options.executor)
-    return _show(run, options)
-
-
 def _show(run: Run, options: LaunchOptions) -> Run:
     if options.background:
         follow_in_background(run)
@@ -336,24 +389,16 @@ def _show(run: Run, options: LaunchOptions) -> Run:
         raise
 
 
-def _plan(
-    recipe: Recipe, options: LaunchOptions, content: dict[str, Any], tables: Mapping[str, tuple[str, bytes]]
-) -> Run:
-    """Do a dry run in a folder that is not kept."""
-    find_model(recipe.model)
-    scratch = Path(tempfile.mkdtemp(prefix="tune_magic-plan-"))
-    try:
-        job = Run(folder.create(scratch, "plan", content))
-        _write_tables(job.path, tables)
-        local.start(job.path, options.executor)
+def _show_plan(recipe: Recipe, options: LaunchOptions, objects: Mapping[str, Any], about: Mapping[str, Any]) -> Run:
+    """Do a dry run and show its plan."""
+    with plan_job(recipe, options, objects, **about) as job:
         live = display.Live(job)
-        follow_job(job, live)
+        try:
+            follow_job(job, live)
+        except RunFailed as error:
+            error.log = None  # it goes with the folder; cause and hint are in the error
+            raise
         live.update(job.card())
-    except RunFailed as error:
-        error.log = None  # it goes with the folder; cause and hint are in the error
-        raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return job
 
 

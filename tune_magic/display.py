@@ -7,7 +7,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-Bundle = dict[str, str]
+from tune_magic.view.html import Bundle
+
 _shown: dict[Path, int] = {}
 
 
@@ -62,11 +63,15 @@ def was_shown(path: Path) -> bool:
 
 
 class Live:
-    """One place in the output that can be updated: a display with an id in a kernel, new lines elsewhere."""
+    """One place in the output that can be updated: a display with an id in a kernel, new lines elsewhere.
 
-    def __init__(self, run: Any) -> None:
+    Args:
+        run: What the output is linked to; None for outputs that are about no run.
+    """
+
+    def __init__(self, run: Any = None) -> None:
         self._metadata = metadata(run)
-        self._path: Path = run.path
+        self._path: Path | None = None if run is None else run.path
         self._in_kernel = in_kernel()
         self._handle: Any = None
         self._last_text = ""
@@ -90,5 +95,10 @@ class Live:
             self._handle.display(bundle, raw=True, metadata=self._metadata)
         else:
             self._handle.update(bundle, raw=True, metadata=self._metadata)
-        if threading.current_thread() is threading.main_thread():  # else another cell may be the one that runs
+        on_main = threading.current_thread() is threading.main_thread()
+        if self._path is not None and on_main:  # on another thread, another cell may be the one that runs
             mark_shown(self._path)
+
+    def link(self, run: Any) -> None:
+        """Link the output to a run from the next update on."""
+        self._metadata = metadata(run)

@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from types import FrameType
 from typing import Any
 
-from tune_magic.display import Bundle, Live, in_kernel, show
+from tune_magic.display import Live, in_kernel, show
 from tune_magic.handles import Run
 from tune_magic.storage.folder import RunFolder
-from tune_magic.storage.state import TERMINAL
+from tune_magic.storage.state import TERMINAL, State
 from tune_magic.view import frame, words
-from tune_magic.view.html import BLUE, bar, box, bundle, clean, grey, heading, note_bundle
+from tune_magic.view.html import BLUE, Bundle, bar, box, bundle, clean, grey, heading, note_bundle
 
 _FRAME_S = 0.5
 _LINE_S = 5.0
@@ -53,47 +53,63 @@ class Interrupts:
         self.count += 1
 
 
-class Painter:
-    """Draws a job's frames within their budget: two a second, the curve no sooner than 50 times its drawing took.
+class FrameMaker:
+    """Makes a run's frames; the curve is drawn again no sooner than 50 times its last drawing took.
 
     Args:
-        run: The job.
-        live: Where to draw.
-        interruptible: Whether Interrupt would stop the job, so that the frame may say so.
+        run: The run.
+        interruptible: Whether Interrupt would stop it, so that the frame may say so.
     """
 
-    def __init__(self, run: RunFolder, live: Live, *, interruptible: bool = True) -> None:
+    def __init__(self, run: RunFolder, *, interruptible: bool = True) -> None:
         self._run = run
-        self._live = live
         self._interruptible = interruptible
         self._picture: Any = None
         self._picture_due = 0.0
-        self._frame_due = 0.0
         self._evaluations = -1
 
-    def paint(self, *, stopping: bool = False) -> None:
-        """Draw a frame when one is due."""
-        now = time.monotonic()
-        if now < self._frame_due:
-            return
-        self._frame_due = now + (_LINE_S if self._live.is_text else _FRAME_S)
-        state = self._run.status
-        if state in TERMINAL and not self._run.is_coming_up:
-            return
-        state = "starting" if state in TERMINAL else "stopping" if stopping else state
-        self._live.update(self._frame(state, now))
-
-    def _frame(self, state: Any, now: float) -> Bundle:
-        if self._run.kind != "finetune":
-            return progress_bundle(self._run)
-        if self._live.is_text:
-            return {"text/plain": clean(frame.line(self._run, state))}
-        summary = self._run.summary()
+    def frame(self, state: State) -> Bundle:
+        """Return the frame of this moment."""
+        summary, now = self._run.summary(), time.monotonic()
         if now >= self._picture_due or len(summary.evaluations) != self._evaluations:
             self._evaluations = len(summary.evaluations)
             self._picture = frame.curve(summary)
             self._picture_due = now + _DRAWING_SHARE * (time.monotonic() - now)
         return frame.frame(self._run, state, self._picture, interruptible=self._interruptible)
+
+
+class Painter:
+    """Draws a job's frames, at most two a second; in a terminal a line each few seconds.
+
+    Args:
+        run: The job.
+        live: Where to draw.
+        interruptible: Whether Interrupt would stop the job.
+    """
+
+    def __init__(self, run: RunFolder, live: Live, *, interruptible: bool = True) -> None:
+        self._run = run
+        self._live = live
+        self._frames = FrameMaker(run, interruptible=interruptible)
+        self._due = 0.0
+
+    def paint(self, *, stopping: bool = False) -> None:
+        """Draw a frame when one is due."""
+        now = time.monotonic()
+        if now < self._due:
+            return
+        self._due = now + (_LINE_S if self._live.is_text else _FRAME_S)
+        state = self._run.status
+        if state in TERMINAL and not self._run.is_coming_up:
+            return
+        self._live.update(self._frame("starting" if state in TERMINAL else "stopping" if stopping else state))
+
+    def _frame(self, state: State) -> Bundle:
+        if self._run.kind != "finetune":
+            return progress_bundle(self._run)
+        if self._live.is_text:
+            return {"text/plain": clean(frame.line(self._run, state))}
+        return self._frames.frame(state)
 
 
 def follow(run: Run, *, stops: bool = True) -> Run:

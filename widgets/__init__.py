@@ -1,5 +1,7 @@
-"""ipywidgets panels. Callbacks only leave requests in a run folder; every panel has a form without widgets."""
+"""ipywidgets panels. Callbacks only leave requests or set events; every panel has a form without widgets."""
 
+from tune_magic.widgets.finetune_panel import FinetunePanel
+from tune_magic.widgets.memory_gauge import MemoryGauge
 from tune_magic.widgets.run_panel import RunPanel
 
-__all__ = ["RunPanel"]
+__all__ = ["FinetunePanel", "MemoryGauge", "RunPanel"]

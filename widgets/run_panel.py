@@ -2,76 +2,74 @@
 
 from __future__ import annotations
 
-import threading
-from typing import Any
-
 import ipywidgets
+from tune_magic.widgets.panel import Panel, button
 
+from tune_magic.follow import FrameMaker
 from tune_magic.handles import Run
 from tune_magic.storage.state import RESUMABLE, TERMINAL
-from tune_magic.view import frame
+from tune_magic.view.html import Bundle
 
-_REFRESH_S = 1.0
+_PERIOD_S = 0.5
 
 
-class RunPanel:
-    """Shows a run that trains in the background, and acts on it.
+class RunPanel(Panel):
+    """Shows a run, live or ended, and acts on it.
 
-    A thread reads the run folder and sets the panel's own properties, so nothing lands in another cell. It ends with
-    the run, or with `close`.
+    The buttons leave requests in the run folder. When the run has finished they go, and the card stays.
 
     Args:
         run: The run.
+        banner: A line above its card.
 
     Example:
         >>> RunPanel(run)  # doctest: +SKIP
     """
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, banner: str | None = None) -> None:
         self.run = Run(run.path)  # its own reader: two threads must not share one
-        self.view = ipywidgets.HTML()
-        self.stop = self._button("Stop", "Save the last completed step and stop", run.stop)
-        self.checkpoint = self._button("Checkpoint now", "Save a checkpoint after this step", run.checkpoint)
-        self.resume = self._button("Resume", "Go on from the last checkpoint", self._resume)
-        self.box = ipywidgets.VBox([self.view, ipywidgets.HBox([self.stop, self.checkpoint, self.resume])])
-        self._closed = threading.Event()
-        self._follow()
+        self.run.expect_attempt(run.expected_attempt)
+        self._banner = banner
+        self._frames = FrameMaker(self.run, interruptible=False)
+        self.stop = button("Stop", "Save the last completed step and stop", lambda: Run(run.path).stop())
+        self.checkpoint = button("Checkpoint now", "Save a checkpoint after this step", self._checkpoint)
+        self.resume = button("Resume", "Go on from the last checkpoint", self._ask_to_resume)
+        self._resume_asked = False
+        super().__init__(ipywidgets.HBox([self.stop, self.checkpoint, self.resume]), _PERIOD_S)
 
-    def refresh(self) -> None:
-        """Show the run as it is now."""
+    def bundle(self) -> Bundle:
+        """Return the live frame, or the card when the run has ended."""
         state = self.run.status
-        is_over = state in TERMINAL and not self.run.is_coming_up
-        bundle = self.run.card() if is_over else frame.frame(self.run, state, frame.curve(self.run.summary()))
-        self.view.value = bundle["text/html"]
-        self.stop.disabled = self.checkpoint.disabled = is_over
-        self.resume.disabled = not (is_over and state in RESUMABLE)
+        if state in TERMINAL and not self.run.is_coming_up:
+            return self.run.card(self._banner)
+        return self._frames.frame("starting" if state in TERMINAL else state)
 
-    def close(self) -> None:
-        """Stop refreshing; the run goes on."""
-        self._closed.set()
-
-    def _resume(self) -> None:
-        self.run.resume()
-        self._follow()
-
-    def _follow(self) -> None:
-        """Refresh until the run is over, on a thread that never prints."""
+    def act(self) -> None:
+        """Resume when asked, and let the buttons say what is possible."""
+        if self._resume_asked:
+            self._resume_asked = False
+            if self._is_resumable:
+                self.run.resume()
         self.refresh()
 
-        def follow() -> None:
-            while not self._closed.wait(_REFRESH_S):
-                self.refresh()
-                if not (self.run.is_live or self.run.is_coming_up):
-                    return
+    def refresh(self) -> None:
+        """Enable the buttons that would do something now."""
+        is_live = self.run.is_live or self.run.is_coming_up
+        self.stop.disabled = self.checkpoint.disabled = not is_live
+        self.resume.disabled = not self._is_resumable
 
-        threading.Thread(target=follow, name=f"panel of {self.run.id}", daemon=True).start()
+    @property
+    def is_over(self) -> bool:
+        """Whether the run has finished: nothing of it can change."""
+        return self.run.status == "finished"
 
-    def _button(self, title: str, tooltip: str, act: Any) -> Any:
-        button = ipywidgets.Button(description=title, tooltip=tooltip)
-        button.on_click(lambda _: act())
-        return button
+    @property
+    def _is_resumable(self) -> bool:
+        return self.run.status in RESUMABLE and not self.run.is_coming_up
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        """The widgets, with the card as HTML and text for front ends that have none."""
-        bundle = self.box._repr_mimebundle_(include=include, exclude=exclude)
-        return {**(bundle[0] if isinstance(bundle, tuple) else bundle), **self.run.card()}
+    def _checkpoint(self) -> None:
+        Run(self.run.path).checkpoint()
+
+    def _ask_to_resume(self) -> None:
+        self._resume_asked = True
+        self.wake()

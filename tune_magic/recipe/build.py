@@ -155,6 +155,18 @@ def recipe_schema() -> dict[str, Any]:
     return schema
 
 
+def flat(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was written as dotted keys under their own names, unchecked.
+
+    Example:
+        >>> flat({"lr": 1e-3, "data": "rows.jsonl", "method": {"name": "lora", "rank": 8}})
+        {'learning_rate': 0.001, 'data.train': 'rows.jsonl', 'method.name': 'lora', 'method.r': 8}
+    """
+    body = _Canonical({})
+    body.take(raw)
+    return body.keys
+
+
 def keys() -> Iterator[tuple[str, type[BaseModel], str]]:
     """Yield ``(dotted key, owner, field)`` of every key a recipe may have, methods included."""
     parts: list[tuple[str, type[BaseModel]]] = [("", Recipe)]

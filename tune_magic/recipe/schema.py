@@ -167,6 +167,14 @@ class Recipe(Part):
         """Return every key with its value, defaults included: the part of the identity that the recipe decides."""
         return self.model_dump(mode="json")
 
+    def short(self) -> dict[str, Any]:
+        """Return the keys the user gave in the form people write: a path for data, a name for a method."""
+        content = self.given()
+        for part, only in (("data", "train"), ("method", "name")):
+            if set(content.get(part, {})) == {only}:
+                content[part] = content[part][only]
+        return content
+
     def given(self) -> dict[str, Any]:
         """Return the keys the user gave, normalised, without defaults."""
         return self.model_dump(mode="json", exclude_unset=True)

@@ -5,6 +5,8 @@ ruamel.yaml reads `1e-4` as a number and `no` as a word, refuses equal keys, and
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from typing import Any
 
 from ruamel.yaml import YAML
@@ -54,6 +56,31 @@ def read(text: str, *, first_line: int = 1) -> tuple[dict[str, Any], Lines]:
         raise RecipeError([Fault("", "A recipe is lines of `key: value`.", "For example `model: ...`.", first_line)])
     lines: Lines = {}
     return _plain(tree, "", lines, first_line), lines
+
+
+def write(content: Mapping[str, Any]) -> str:
+    r"""Return a mapping as YAML that `read` gives back: one line a key, mappings and lists in brackets.
+
+    Example:
+        >>> write({"model": "tiny", "method": {"name": "lora", "r": 8}})
+        'model: tiny\nmethod: {name: lora, r: 8}\n'
+    """
+    dumper = YAML(typ="rt", pure=True)  # 1.2 unless told otherwise
+    dumper.width = 10_000
+    tree = CommentedMap()
+    for key, value in content.items():
+        tree[key] = _flowing(value)
+    out = io.StringIO()
+    dumper.dump(tree, out)
+    return out.getvalue()
+
+
+def _flowing(value: Any) -> Any:
+    if not isinstance(value, Mapping | list):
+        return value
+    node: Any = CommentedMap(value) if isinstance(value, Mapping) else CommentedSeq(value)
+    node.fa.set_flow_style()
+    return node
 
 
 def _plain(node: Any, path: str, lines: Lines, first_line: int) -> Any:

@@ -35,8 +35,12 @@ def finetune(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
 
 
 def dry_run(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
-    """Prepare everything, try the longest step without touching the weights, and predict memory and time."""
+    """Prepare everything and, unless told not to, try the heaviest step without touching the weights.
+
+    The trial predicts memory and time.
+    """
     session = prepare(build_recipe(run.info["recipe"]), run.path, log, control)
     log.append("state", state="running", from_step=0)
-    log.append("result", **Loop(session, own_checkpoints=set()).measure())
+    if run.info.get("options", {}).get("measure", True):
+        log.append("result", **Loop(session, own_checkpoints=set()).measure())
     return {"state": "finished"}

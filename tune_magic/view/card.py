@@ -11,13 +11,14 @@ from tune_magic.storage.folder import RunFolder
 from tune_magic.storage.state import State
 from tune_magic.storage.summary import Summary
 from tune_magic.view import words
-from tune_magic.view.frame import COLOURS, Bundle, about, curve, warning
+from tune_magic.view.frame import COLOURS, about, curve, warning
 from tune_magic.view.html import (
     BLUE,
     GREEN,
     GREY,
     ORANGE,
     RED,
+    Bundle,
     Html,
     bar,
     box,

@@ -7,8 +7,22 @@ from typing import Any
 
 from tune_magic.storage.events import number
 from tune_magic.view import words
-from tune_magic.view.frame import Bundle
-from tune_magic.view.html import GREEN, ORANGE, RED, box, bundle, code, details, div, grey, heading, rule, span, table
+from tune_magic.view.html import (
+    GREEN,
+    ORANGE,
+    RED,
+    Bundle,
+    box,
+    bundle,
+    code,
+    details,
+    div,
+    grey,
+    heading,
+    rule,
+    span,
+    table,
+)
 
 _CLASS = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceClassification"}
 _USES = {

@@ -17,6 +17,7 @@ from tune_magic.view.html import (
     GREY,
     ORANGE,
     RED,
+    Bundle,
     Html,
     bar,
     box,
@@ -33,7 +34,6 @@ from tune_magic.view.html import (
     table,
 )  # fmt: skip
 
-Bundle = dict[str, str]
 COLOURS = {"finished": GREEN, "failed": RED, "lost": RED, "damaged": RED, "stopped": ORANGE, "paused": ORANGE}
 _TITLE_STATES = {"running": "training"}
 

@@ -25,6 +25,9 @@ _INVISIBLE = re.compile(
 )
 
 
+Bundle = dict[str, str]
+
+
 class Html(str):
     """A piece of HTML that is safe to put into a page."""
 
@@ -117,7 +120,7 @@ def details(summary: str, *children: object) -> Html:
 
 
 def box(*children: object) -> Html:
-    """Return the frame around everything we show."""
+    """Return the frame around everything we show; None is left out."""
     font = "font-family:-apple-system,Segoe UI,Roboto,Helvetica,Arial,sans-serif;font-size:13px;line-height:1.45"
     return div(*children, style=f"max-width:980px;border:1px solid {LINE};border-radius:8px;padding:12px 14px;{font}")
 
@@ -134,12 +137,12 @@ def heading(colour: str, title: str, detail: str, right: str) -> Html:
     return div(left, div(right, style=f"color:{GREY}"), style=wrap)
 
 
-def bundle(markup: Html, lines: Iterable[str]) -> dict[str, str]:
+def bundle(markup: Html, lines: Iterable[str]) -> Bundle:
     """Return HTML with its plain text, cleaned and cut as well: terminals obey codes as browsers obey tags."""
     kept = [clean(line, _MOST_LINE) for text in lines for line in text.split("\n")]
     return {"text/html": markup, "text/plain": clean("\n".join(kept), _MOST_TEXT)}
 
 
-def note_bundle(text: str) -> dict[str, str]:
+def note_bundle(text: str) -> Bundle:
     """Return one quiet line as HTML and as text."""
     return bundle(div(grey(text, size=13)), [text])

@@ -9,8 +9,8 @@ from tune_magic.errors import TuneError
 from tune_magic.storage.events import number
 from tune_magic.storage.folder import RunFolder
 from tune_magic.view import words
-from tune_magic.view.frame import COLOURS, Bundle
-from tune_magic.view.html import BLUE, Html, box, bundle, clean, code, grey, note_bundle, span, table
+from tune_magic.view.frame import COLOURS
+from tune_magic.view.html import BLUE, Bundle, Html, box, bundle, clean, code, grey, note_bundle, span, table
 
 COLUMNS = ("name", "state", "step", "held-out loss", "started", "size", "id")
 

@@ -7,8 +7,8 @@ from typing import Any
 from tune_magic.storage.events import number
 from tune_magic.storage.folder import RunFolder
 from tune_magic.view import words
-from tune_magic.view.frame import Bundle, about
-from tune_magic.view.html import BLUE, MARK, Html, box, bundle, div, grey, heading, rule, span, table
+from tune_magic.view.frame import about
+from tune_magic.view.html import BLUE, MARK, Bundle, Html, box, bundle, div, grey, heading, rule, span, table
 
 
 def plan_card(run: RunFolder) -> Bundle:

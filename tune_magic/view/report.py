@@ -9,10 +9,10 @@ from tune_magic.storage.events import number
 from tune_magic.view import words
 from tune_magic.view.card import comparison_line, scores_table
 from tune_magic.view.figure import confusion_figure, svg
-from tune_magic.view.frame import Bundle
 from tune_magic.view.html import (
     GREEN,
     GREY,
+    Bundle,
     Html,
     box,
     bundle,

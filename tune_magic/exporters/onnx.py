@@ -1,0 +1,287 @@
+"""ONNX: classifiers, and decoders with a cache of keys and values, run by onnxruntime without torch.
+
+Decoders go through ONNX Runtime GenAI's builder, whose files run in onnxruntime-genai and in plain onnxruntime; families
+it does not know are traced by torch.onnx and run in plain onnxruntime. Classifiers are always traced.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from tune_magic import files
+from tune_magic.errors import TuneError
+from tune_magic.exporters.base import Exporter
+from tune_magic.exporters.parity import Limits, Reader
+from tune_magic.models.generate import end_tokens
+from tune_magic.training.tuned import Tuned
+
+_MODEL = "model.onnx"
+_OPSET = 20
+_BLOCK = 32
+_HEAD_MULTIPLE = 16
+_ABOUT = "decoder.json"  # what a program needs to know to feed the cache and to stop
+
+
+class OnnxExporter(Exporter):
+    """A graph with its weights, and the tokenizer beside it."""
+
+    quantizations: ClassVar = {"int8": Limits(logit_share=0.2, changed_share=0.1, lost_share=0.02, spare_rows=1)}
+
+    def write(self, folder: Path, tuned: Tuned, quantize: str | None) -> None:
+        """Write graph, weights, configuration and tokenizer."""
+        model = tuned.method.merge(tuned.model).cpu().eval()
+        if tuned.objective.scores_rows:
+            _trace_classifier(model, folder / _MODEL)
+            model.config.save_pretrained(folder)
+            if quantize is not None:
+                _quantize_products(folder / _MODEL)
+        else:
+            about = {"end_tokens": end_tokens(model, tuned.tokenizer), **_cache_sizes(model)}
+            files.write_json(folder / _ABOUT, about)
+            _write_decoder(model, tuned.tokenizer, folder)
+            if quantize is not None:
+                _quantize_decoder(folder / _MODEL)
+        tuned.tokenizer.save_pretrained(folder)
+
+    def open(self, folder: Path, tuned: Tuned) -> Reader:
+        """Run the graph by onnxruntime."""
+        return OnnxClassifier(folder) if tuned.objective.scores_rows else OnnxDecoder(folder)
+
+
+class OnnxClassifier(Reader):
+    """A classifier in ONNX."""
+
+    def __init__(self, folder: Path) -> None:
+        self.session = _session(folder)
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """Return (classes,)."""
+        ids = tokens.astype(np.int64)[None]
+        found = self.session.run(["logits"], {"input_ids": ids, "attention_mask": np.ones_like(ids)})[0]
+        return np.asarray(found[0])
+
+
+class OnnxDecoder(Reader):
+    """A language model in ONNX with its cache: fed by ``past_key_values.N.key``, returned as ``present.N.key``."""
+
+    def __init__(self, folder: Path) -> None:
+        self.session = _session(folder)
+        self.about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        self._inputs = {node.name: node for node in self.session.get_inputs()}
+        self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
+        self._outputs = ["logits", *(name.replace("past_key_values", "present") for name in self._past)]
+
+    def logits(self, tokens: np.ndarray) -> np.ndarray:
+        """Return (length, vocabulary)."""
+        return self._run(tokens, self._empty(), 0)[0]
+
+    def generate(self, prompt: np.ndarray, max_new_tokens: int) -> list[int]:
+        """Answer greedily with the cache."""
+        past, done, tokens, answer = self._empty(), 0, prompt, list[int]()
+        while len(answer) < max_new_tokens:
+            logits, past = self._run(tokens, past, done)
+            done += len(tokens)
+            token = int(logits[-1].argmax())
+            if token in self.about["end_tokens"]:
+                break
+            answer.append(token)
+            tokens = np.array([token])
+        return answer
+
+    def _run(
+        self, tokens: np.ndarray, past: dict[str, np.ndarray], done: int
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        ids = tokens.astype(np.int64)[None]
+        feeds = {"input_ids": ids, "attention_mask": np.ones((1, done + len(tokens)), dtype=np.int64), **past}
+        if "position_ids" in self._inputs:
+            feeds["position_ids"] = np.arange(done, done + len(tokens), dtype=np.int64)[None]
+        logits, *present = self.session.run(self._outputs, feeds)
+        return logits[0], dict(zip(self._past, present, strict=True))
+
+    def _empty(self) -> dict[str, np.ndarray]:
+        shape = (1, self.about["num_key_value_heads"], 0, self.about["head_size"])
+        return {name: np.zeros(shape, dtype=np.float32) for name in self._past}
+
+
+class _Classifier(torch.nn.Module):
+    """What is traced: tokens and mask to logits."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).logits
+        return logits
+
+
+class _Decoder(torch.nn.Module):
+    """What is traced: tokens, mask, positions and cache to logits and the longer cache."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, past: Any) -> Any:
+        from transformers import DynamicCache
+
+        cache = DynamicCache(config=self.model.config)
+        for layer, (key, value) in enumerate(past):
+            cache.update(key, value, layer)
+        out = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache,
+            use_cache=True,
+        )  # fmt: skip
+        return out.logits, [(layer.keys, layer.values) for layer in out.past_key_values.layers]
+
+
+def _trace_classifier(model: Any, path: Path) -> None:
+    ids = torch.ones((2, 7), dtype=torch.long)  # no example size may be 0 or 1: the graph would keep it
+    _trace(
+        _Classifier(model), (ids, torch.ones_like(ids)), ({0: _any(), 1: _any()},) * 2, path,
+        input_names=["input_ids", "attention_mask"], output_names=["logits"],
+    )  # fmt: skip
+
+
+def _trace_decoder(model: Any, path: Path) -> None:
+    """Trace a decoder: 2 rows, 3 new tokens, 4 tokens in the cache."""
+    heads, size = _cache_sizes(model).values()
+    layers = range(model.config.num_hidden_layers)
+    example = (
+        torch.ones((2, 3), dtype=torch.long),
+        torch.ones((2, 7), dtype=torch.long),
+        torch.arange(4, 7)[None].repeat(2, 1),
+        [(torch.zeros(2, heads, 4, size), torch.zeros(2, heads, 4, size)) for _ in layers],
+    )
+    two = {0: _any(), 1: _any()}
+    cache = [({0: _any(), 2: _any()}, {0: _any(), 2: _any()}) for _ in layers]
+    members = [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
+    _trace(
+        _Decoder(model), example, (two, two, two, cache), path,
+        input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in members)],
+        output_names=["logits", *(f"present.{name}" for name in members)],
+    )  # fmt: skip
+
+
+def _trace(module: torch.nn.Module, example: Any, shapes: Any, path: Path, **names: Any) -> None:
+    with _quiet():
+        program = torch.onnx.export(
+            module.eval(), example, dynamo=True, opset_version=_OPSET, dynamic_shapes=shapes, verbose=False, **names
+        )
+        assert program is not None
+        program.save(str(path), external_data=True)
+
+
+def _cache_sizes(model: Any) -> dict[str, int]:
+    """Return the sizes of a layer's keys and values, as a run of the model makes them: configurations name them oddly."""
+    with torch.no_grad():
+        cache = model(input_ids=torch.ones((1, 1), dtype=torch.long), use_cache=True).past_key_values
+    _, heads, _, size = cache.layers[0].keys.shape
+    return {"num_key_value_heads": heads, "head_size": size}
+
+
+def _any() -> Any:
+    return torch.export.Dim.DYNAMIC
+
+
+def _write_decoder(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Let the builder write the graph from a merged copy, or trace the model where the builder does not know it.
+
+    The builder's attention wants head sizes that are multiples of 16, which it does not say until the graph runs.
+    """
+    if _cache_sizes(model)["head_size"] % _HEAD_MULTIPLE or not _build(model, tokenizer, folder):
+        _trace_decoder(model, folder / _MODEL)
+        model.config.save_pretrained(folder)
+
+
+def _build(model: Any, tokenizer: Any, folder: Path) -> bool:
+    """Run the builder and return whether it knows the family."""
+    with tempfile.TemporaryDirectory() as name:
+        merged, cache = Path(name) / "merged", Path(name) / "cache"
+        model.save_pretrained(merged)
+        tokenizer.save_pretrained(merged)
+        command = [sys.executable, "-P", "-m", "onnxruntime_genai.models.builder"]
+        options = ["-i", str(merged), "-o", str(folder), "-p", "fp32", "-e", "cpu", "-c", str(cache)]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
+    if done.returncode and "not currently supported" not in done.stderr:
+        raise TuneError(f"The ONNX builder failed: {done.stderr.strip().splitlines()[-1:]}")
+    return not done.returncode
+
+
+def _quantize_products(path: Path) -> None:
+    """Make weights and activations of matrix products int8, the scales of activations found as it runs."""
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory() as name, _quiet():
+        plain = Path(name) / _MODEL
+        graph = onnx.load(path)
+        del graph.graph.value_info[:]  # shapes of the traced example contradict those the quantiser infers
+        onnx.save(graph, plain, save_as_external_data=True, location="plain.data")
+        _remove(path)
+        quantize_dynamic(plain, path, weight_type=QuantType.QInt8)
+
+
+def _quantize_decoder(path: Path) -> None:
+    """Make weights int8 in blocks of 32 with one scale each; level 4 computes in int8, thirty times as fast as without.
+
+    Graphs whose products are not plain MatMul (GPT-2's are Gemm) have their products quantised as classifiers have.
+    """
+    import onnx
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    with _quiet():
+        quantizer = MatMulNBitsQuantizer(
+            onnx.load(path), bits=8, block_size=_BLOCK, is_symmetric=True, accuracy_level=4
+        )
+        quantizer.process()
+    if not any(node.op_type == "MatMulNBits" for node in quantizer.model.model.graph.node):
+        _quantize_products(path)
+        return
+    with _quiet():
+        _remove(path)
+        onnx.save(
+            quantizer.model.model, path, save_as_external_data=True, location=f"{_MODEL}.data", convert_attribute=True
+        )
+
+
+def _remove(path: Path) -> None:
+    """Take away a graph that a smaller one replaces; the folder is not an export yet."""
+    for member in (path, path.with_name(f"{path.name}.data")):
+        member.unlink(missing_ok=True)
+
+
+def _session(folder: Path) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(folder / _MODEL), options, providers=["CPUExecutionProvider"])
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """While inside, the exporters' advice to their own developers is dropped."""
+    names = ("torch.onnx", "onnxscript", "onnx_ir", "root", "onnxruntime")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
