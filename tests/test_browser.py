@@ -58,6 +58,8 @@ def lab(tmp_path, own_home):
         yield address
         process.terminate()
         process.wait(20)
+    for path in (tmp_path / "tune_runs").glob("2*"):  # a test that failed must not leave a worker behind
+        Run(path).kill()
 
 
 @pytest.fixture

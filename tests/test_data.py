@@ -97,7 +97,7 @@ def test_parquet_gives_the_rows_that_went_in(tmp_path):
         ("a.json", '{"a": 1}', ["a.json must be a list of objects.", '[{"prompt": "...", ...}, ...]']),
         ("a.json", '{"train": [], "test": []}', ["a.json must be a list of objects."]),
         # files that are none
-        ("a.csv", "a,b", ["a.csv is not a kind of file that can be read.", ".jsonl, .json, .parquet"]),
+        ("a.xlsx", "a,b", ["a.xlsx is not a kind of file that can be read.", ".jsonl, .json, .csv, .tsv, .parquet"]),
         ("a", "{}", ["a is not a kind of file that can be read."]),
         ("a.parquet", "nope", ["a.parquet is not a Parquet file"]),
         ("a.parquet", "", ["a.parquet is not a Parquet file"]),
@@ -126,7 +126,7 @@ def test_a_path_without_a_file_says_where_it_looked(tmp_path):
     with pytest.raises(DataError) as caught:
         read_rows(tmp_path / "gone.jsonl")
     assert str(caught.value) == f"There is no file {tmp_path / 'gone.jsonl'}. The working directory is {Path.cwd()}."
-    with pytest.raises(DataError, match=r"is a folder. Name a file in it: \.jsonl, \.json, \.parquet\."):
+    with pytest.raises(DataError, match=r"is a folder. Name a file in it: \.jsonl, \.json, \.csv, \.tsv, \.parquet\."):
         read_rows(tmp_path)
 
 

@@ -22,7 +22,9 @@ FRAME_LIMIT = 60_000
 def folder(tmp_path, data_file, own_home, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(own_home / "cache"))
     monkeypatch.setenv("IPYTHONDIR", str(own_home / "ipython"))
-    return tmp_path
+    yield tmp_path
+    for path in (tmp_path / "tune_runs").glob("2*"):  # a test that failed must not leave a worker behind
+        Run(path).kill()
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from tune_magic import display, files
-from tune_magic.data.locate import data_path, fingerprints, identity
+from tune_magic.data.hub import is_hub
+from tune_magic.data.locate import data_path, fingerprints, identity, references
 from tune_magic.data.read import SUFFIXES
 from tune_magic.errors import DataError, RunFailed, TuneError
 from tune_magic.executors import local
@@ -355,12 +356,14 @@ def _identity(recipe: Recipe, tables: Mapping[str, tuple[str, bytes]], scratch: 
     if source.path is None:
         return None
     for reference in (recipe.data.train, recipe.data.held_out, recipe.data.test):
-        if isinstance(reference, str):
+        if isinstance(reference, str) and not is_hub(reference):
             path = data_path(reference, scratch)
             if not path.is_file():
                 raise DataError(
                     f"There is no file {reference}.", hint=f"Looked in {Path.cwd()}. Kinds: {', '.join(SUFFIXES)}."
                 )
+    if not all(data_path(reference, scratch).is_file() for reference in references(recipe).values()):
+        return None  # still on the hub
     prints = fingerprints(recipe, source.path, lambda reference: data_path(reference, scratch))
     return identity(recipe, prints)
 
@@ -414,7 +417,9 @@ def _names(metrics: Sequence[str] | str | None) -> list[str] | None:
 
 
 def _absolute(data: str | Path) -> str:
-    return str(data) if str(data).startswith("$") else str(Path(data).expanduser().absolute())
+    """Return a reference that means the same in the run's folder: names and hub ids do anywhere."""
+    is_path = not str(data).startswith("$") and not is_hub(str(data))
+    return str(Path(data).expanduser().absolute()) if is_path else str(data)
 
 
 def _resolve(run: Run | str) -> Run:

@@ -33,7 +33,7 @@ _FIRST = (
     "num_train_epochs", "batch_size", "max_length",
 )  # fmt: skip
 _COLUMN = ipywidgets.Layout(width="385px")
-_STYLE = {"description_width": "150px"}
+_STYLE = {"description_width": "190px"}
 
 
 class FinetunePanel(Panel):
@@ -64,7 +64,7 @@ class FinetunePanel(Panel):
         self.run: Run | None = None
         self._recipe: Recipe | None = None
         self._problems: list[str] = []
-        self._planned: tuple[Any, bool] | None = None
+        self._planned: Any = None  # the content of the recipe that `_plan` is about
         self._plan: Bundle | None = None
         self._wanted: set[str] = set()
         self._run_panel: RunPanel | None = None
@@ -102,7 +102,7 @@ class FinetunePanel(Panel):
             return
         if "start" in wanted:
             self._begin(self._recipe)
-        elif "measure" in wanted or (self._planned is None or self._planned[0] != self._identity()):
+        elif "measure" in wanted or self._planned != self._identity():
             self._make_plan(self._recipe, measure="measure" in wanted)
 
     @property
@@ -134,10 +134,14 @@ class FinetunePanel(Panel):
         return typed
 
     def _read(self) -> None:
+        """Check what is typed; faults of a plan stay while the recipe is the same."""
         try:
-            self._recipe, self._problems = build_recipe(self._typed()), []
+            self._recipe = build_recipe(self._typed())
         except RecipeError as error:
             self._recipe, self._problems = None, [str(fault) for fault in error.faults]
+        if self._planned is None or self._planned != self._identity():
+            self._plan = None
+            self._problems = self._problems if self._recipe is None else []
 
     def _identity(self) -> Any:
         return self._recipe.normalised() if self._recipe else None
@@ -146,7 +150,7 @@ class FinetunePanel(Panel):
         """Do a dry run; it is broken off when something is typed."""
         if not measure and self._changed.wait(_QUIET_S):
             return
-        self._planned = (self._identity(), measure)
+        self._planned = self._identity()
         try:
             with api.plan_job(recipe, LaunchOptions(), self._objects, measure=measure, name=self.name.value) as job:
                 while job.status not in TERMINAL or job.is_coming_up:

@@ -1,27 +1,33 @@
 """Read rows from files, each with the place it came from.
 
-We read JSON ourselves: `datasets` and pandas report a bad line without file and line, and turn mixed types and missing
-fields silently into something else.
+We read JSON and CSV ourselves: `datasets` and pandas report a bad line without file and line, and turn mixed types,
+missing fields and words such as "NA" silently into something else.
 """
 
 from __future__ import annotations
 
+import contextlib
+import csv
+import io
 import json
-from collections.abc import Iterator
+import re
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tune_magic.errors import DataError
 
-SUFFIXES = (".jsonl", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}  # spreadsheets in Europe write semicolons
 _SHOWN_FAULTS = 5
 _SHOWN_CHARACTERS = 100
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row and where it stands: ``line 7`` of a JSONL file, ``row 7`` elsewhere, both counted from 1."""
+    """One row and where it stands: ``line 7`` of a JSONL or CSV file, ``row 7`` elsewhere, both counted from 1."""
 
     values: dict[str, Any]
     place: str
@@ -57,7 +63,7 @@ class RowFaults:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read every row of a .jsonl, .json or .parquet file.
+    """Read every row of a file of one of the kinds in `SUFFIXES`.
 
     Raises:
         DataError: Naming file, line, column and the offending text.
@@ -74,10 +80,9 @@ def read_rows(path: Path) -> list[Row]:
         raise DataError(
             f"{path.name} is not a kind of file that can be read.", hint=f"There are: {', '.join(SUFFIXES)}."
         )
+    readers = {".jsonl": _read_lines, ".json": _read_array, ".csv": _read_table, ".tsv": _read_table}
     try:
-        if path.suffix == ".parquet":
-            return _read_parquet(path)
-        return list(_read_lines(path) if path.suffix == ".jsonl" else _read_array(path))
+        return list(readers.get(path.suffix, _read_parquet)(path))
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
 
@@ -112,17 +117,13 @@ def _read_lines(path: Path) -> Iterator[Row]:
 
 def _read_array(path: Path) -> Iterator[Row]:
     try:
-        content = _decode(path.read_bytes().decode("utf-8-sig"))
+        content = _decode(_text(path))
     except json.JSONDecodeError as error:
         near = _excerpt(error.doc[max(0, error.pos - 30) : error.pos + 30])
         raise DataError(
             f"{path.name}, line {error.lineno}, column {error.colno}: not JSON ({error.msg}): `{near}`.",
             hint="One object per line? Then call the file .jsonl.",
         ) from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        near = _excerpt(error.object[max(0, error.start - 20) : error.start + 20])
-        raise DataError(f"{path.name}, line {line}: byte {error.start + 1} is not UTF-8: `{near}`.") from None
     except ValueError as error:
         raise DataError(f"{path.name}: {error}.") from None
     if isinstance(content, dict):  # {"data": [...]}: one list under one name
@@ -137,6 +138,16 @@ def _read_array(path: Path) -> Iterator[Row]:
         else:
             faults.add(f"row {number}", "must be an object with named columns", values)
     faults.raise_if_any()
+
+
+def _text(path: Path) -> str:
+    """Return the whole of a file, which is UTF-8 with or without a byte order mark."""
+    try:
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        near = _excerpt(error.object[max(0, error.start - 20) : error.start + 20])
+        raise DataError(f"{path.name}, line {line}: byte {error.start + 1} is not UTF-8: `{near}`.") from None
 
 
 def _decode(text: str) -> Any:
@@ -163,6 +174,80 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"the key `{next(name for name in names if names.count(name) > 1)}` is there twice")
     return content
+
+
+def _read_table(path: Path) -> Iterator[Row]:
+    """Read a table of texts: its first line names the columns, and an empty cell is a value that is missing."""
+    text, faults = _text(path), RowFaults(path.name)
+    delimiter = "\t" if path.suffix == ".tsv" else _delimiter(text)
+    with _cells_of_any_size():
+        lines = list(io.StringIO(text, newline=""))  # newline="": line breaks inside quotes stay as they are
+        records = list(_records(lines, delimiter, faults))
+    faults.raise_if_any('A quote in a quoted cell is written twice: "He said ""yes""".')
+    if not records:
+        raise DataError(f"{path.name} is empty.", hint="Its first line must name the columns.")
+    names = _column_names(path.name, *records[0])
+    if len(records) == 1:
+        raise DataError(f"{path.name} has no rows, only the names of columns: `{_excerpt(', '.join(names))}`.")
+    for place, cells in records[1:]:
+        if len(cells) == len(names):
+            yield Row({name: cell for name, cell in zip(names, cells, strict=True) if cell}, place)
+        else:
+            faults.add(
+                place, f"{_counted(len(cells), 'cell')} for {_counted(len(names), 'column')}", delimiter.join(cells)
+            )
+    faults.raise_if_any(f"Cells are separated by {_DELIMITERS[delimiter]}; a cell with one in it stands in quotes.")
+
+
+def _delimiter(text: str) -> str:
+    """Return what separates the columns: that which the first line has most of, outside quotes."""
+    first = re.match(r'\s*(?:"[^"]*"?|[^"\r\n]+)*', text)
+    assert first is not None
+    return max(_DELIMITERS, key=re.sub(r'"[^"]*"?', "", first[0]).count)
+
+
+def _records(lines: Sequence[str], delimiter: str, faults: RowFaults) -> Iterator[tuple[str, list[str]]]:
+    """Yield each record with the line it begins on, which is not its last where a cell holds line breaks."""
+    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    while True:
+        first = reader.line_num
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            problem = "a quote is not closed" if "end of data" in str(error) else "text after a closing quote"
+            faults.add(f"line {first + 1}", problem, lines[first])
+            continue
+        if len(cells) > 1 or any(cell.strip() for cell in cells):
+            yield f"line {first + 1}", cells
+
+
+def _column_names(source: str, place: str, cells: Sequence[str]) -> list[str]:
+    names = [cell.strip() for cell in cells]
+    for number, name in enumerate(names, start=1):
+        if not name:
+            raise DataError(
+                f"{source}, {place}: column {number} has no name: `{_excerpt(', '.join(cells))}`.",
+                hint="If pandas wrote it: `to_csv(..., index=False)`.",
+            )
+        if name in names[: number - 1]:
+            raise DataError(f"{source}, {place}: the column `{_excerpt(name)}` is there twice.")
+    return names
+
+
+@contextlib.contextmanager
+def _cells_of_any_size() -> Iterator[None]:
+    """While inside, csv takes cells of more than its 128 KiB, a limit that the whole process shares."""
+    before = csv.field_size_limit(sys.maxsize)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def _read_parquet(path: Path) -> list[Row]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tune_magic import files
 from tune_magic.data.example import Example
-from tune_magic.data.locate import data_path, references
+from tune_magic.data.locate import ensure, references, source_name
 from tune_magic.errors import DataError
 from tune_magic.evaluation.answers import AnswerScorer
 from tune_magic.evaluation.classes import ClassScorer
@@ -76,12 +76,15 @@ def rows_to_score(tuned: Tuned, folder: Path, named: str | None = None) -> tuple
     """
     data, run = tuned.recipe.data, tuned.run
     if named:
-        examples, split = tuned.rows(folder).examples(named), Path(named).name
+        examples, split = tuned.rows(folder).examples(named), source_name(named)
     elif data.test:
         examples, split = tuned.rows().examples(data.test), "test"
     else:
         for role, reference in references(tuned.recipe).items():
-            check_unchanged(run, role, fingerprint.of_file(data_path(reference, run.path)))
+            path = ensure(reference, run.path)
+            if not path.is_file():
+                raise DataError(f"The run's rows are gone: there is no file {path}.")
+            check_unchanged(run, role, fingerprint.of_file(path))
         examples, split = tuned.rows().dataset().held_out, "held-out"
     if not examples:
         raise DataError("There are no held-out rows to evaluate on.", hint="Name some: `%evaluate NAME --data FILE`.")

@@ -69,10 +69,13 @@ class ColumnTemplate(Part):
 class DataOptions(Part):
     """Where the rows come from and how they become text."""
 
-    train: str = Field(description="A .jsonl, .json or .parquet file, or `$name` of a DataFrame or list of dicts.")
+    train: str = Field(
+        description="A .jsonl, .json, .csv, .tsv or .parquet file, `$name` of a DataFrame or list of dicts, or a hub id: "
+        "`org/name`, `org/name@subset:split`."
+    )
     held_out: str | float | None = Field(
         None,
-        description="Rows to evaluate on: a file, `$name`, a share such as `10%` or 0.1, or 0 for none. "
+        description="Rows to evaluate on: a file, `$name`, hub id, a share such as `10%` or 0.1, or 0 for none. "
         "Default: 10%, at least 16 and at most 500 rows, never more than a third.",
     )
     test: str | None = Field(None, description="Rows for `%evaluate` that no choice was made on.")
@@ -133,7 +136,7 @@ class Recipe(Part):
     """What is trained. Its normalised content, with the fingerprints of data and model, is the run's identity."""
 
     model: str = Field(description="A folder, a model in the cache, an installed wheel, or a hub id.")
-    data: DataOptions = Field(description="A path, `$name`, or a mapping with `train` and more.")
+    data: DataOptions = Field(description="A path, `$name`, hub id, or a mapping with `train` and more.")
     objective: str | None = Field(
         None, description="What is minimised. Default: classify for rows with a label, else sft."
     )

@@ -15,7 +15,7 @@ import torch
 from tune_magic import plugins
 from tune_magic.data import formats, read
 from tune_magic.data.example import Example
-from tune_magic.data.locate import data_path, fingerprints, identity
+from tune_magic.data.locate import data_path, ensure, fingerprints, identity, references, source_name
 from tune_magic.data.render import Renderer
 from tune_magic.data.split import split
 from tune_magic.errors import DataError, TuneError
@@ -97,9 +97,8 @@ class Rows:
         Raises:
             DataError: Naming file, line, column and text of what is wrong.
         """
-        path = data_path(reference, self.folder)
-        source = reference if reference.startswith("$") else path.name
-        rows = read.read_rows(path)
+        rows = read.read_rows(ensure(reference, self.folder))
+        source = source_name(reference)
         learns = self._objective is None
         if self._objective is None:
             self.objective_name = _objective_name(self.recipe, rows)
@@ -249,10 +248,12 @@ def total_steps(recipe: Recipe, order: Order) -> int:
 def _facts_of_inputs(session: Session, source: ModelSource, model_folder: Path) -> dict[str, Any]:
     """What goes in: recipe, fingerprints, versions, model."""
     recipe, parameters = session.recipe, list(session.model.parameters())
-    prints = fingerprints(recipe, source.path or model_folder, lambda reference: data_path(reference, session.folder))
+    paths = {reference: data_path(reference, session.folder) for reference in references(recipe).values()}
+    prints = fingerprints(recipe, source.path or model_folder, paths.__getitem__)
     return {
         "recipe": recipe.normalised(),
         "fingerprints": prints,
+        "data_files": {reference: str(path) for reference, path in paths.items()},
         "identity": identity(recipe, prints),
         "versions": fingerprint.versions(),
         "model": {"name": source.name, "origin": source.origin, "note": source.note, "folder": str(model_folder)},

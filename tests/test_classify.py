@@ -1,0 +1,269 @@
+"""Classification: class names, stratified splits, encoders and decoders, scores, probabilities."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_tokenizer
+from sklearn.metrics import accuracy_score, f1_score
+
+import tune_magic
+from tune_magic.data.split import split
+from tune_magic.errors import RunFailed, TuneError
+from tune_magic.evaluation.metrics import Accuracy, MacroF1
+from tune_magic.executors import local
+
+COLOURS = ["blue", "green", "red"]
+
+
+def make_encoder(folder, family="bert", **changes):
+    """Save a two-layer encoder or decoder without a head, with its tokenizer, and return the folder."""
+    import torch
+    from tokenizers.processors import TemplateProcessing
+    from transformers import AutoConfig, AutoModel
+
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = None
+    tokenizer._tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=[("<|im_start|>", 1), ("<|im_end|>", 2)]
+    )
+    sizes = {
+        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0,
+        "initializer_range": 0.2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
+    }  # fmt: skip
+    torch.manual_seed(0)
+    AutoModel.from_config(AutoConfig.for_model(family, **(sizes | changes))).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def encoder(tmp_path_factory):
+    return make_encoder(tmp_path_factory.mktemp("models") / "encoder")
+
+
+def labelled(count=48, names=COLOURS):
+    return [{"text": f"{names[i % len(names)]} thing {i}", "label": names[i % len(names)]} for i in range(count)]
+
+
+@pytest.fixture
+def intents(tmp_path):
+    path = tmp_path / "intents.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in labelled()))
+    return path
+
+
+@pytest.fixture
+def recipe(encoder, intents):
+    return {
+        "model": str(encoder), "data": {"train": str(intents), "held_out": 0.25}, "learning_rate": 5e-3,
+        "method": {"name": "full"}, "batch_size": 8, "max_steps": 30, "max_length": 128, "eval": {"steps": 10},
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "freeze"])
+def test_each_method_trains_a_head_on_an_encoder(train, method):
+    rate = 5e-3 if method == "full" else 2e-2
+    run = train(method={"name": method}, objective="classify", learning_rate=rate)
+    run.raise_for_state()
+    plan = run.summary().plan
+    assert plan["objective"] == {"name": "classify", "classes": COLOURS}
+    first, last = run.summary().evaluations[0], run.summary().best
+    assert last["loss"] < first["loss"]
+    assert last["accuracy"] >= (0.9 if method != "freeze" else first["accuracy"])
+    assert run.summary().samples[30]["items"][0]["answer"].split(" (")[0] in COLOURS
+    trained = plan["trainable_parameters"] / plan["parameters"]
+    assert {"full": trained == 1, "lora": 0 < trained < 0.5, "freeze": 0 < trained < 0.15}[method]
+
+
+@pytest.mark.parametrize("family", ["distilbert", "roberta", "llama", "qwen2", "gpt2"])
+def test_other_encoders_and_decoders_learn_too(family, tmp_path, train):
+    changes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64} if family == "distilbert" else {}
+    run = train(model=str(make_encoder(tmp_path / family, family, **changes)), max_steps=40)
+    run.raise_for_state()
+    assert run.summary().best["accuracy"] >= 0.9
+
+
+def test_rows_with_a_label_are_classified_unless_told_otherwise(train, tiny, intents):
+    assert train().summary().plan["objective"]["name"] == "classify"
+    told = train(model=str(tiny), objective="sft", max_steps=1)
+    told.raise_for_state()
+    assert told.summary().plan["objective"] == {"name": "sft"}
+
+
+def test_the_padding_of_a_batch_changes_nothing(encoder, train):
+    from tune_magic.training.rows import row_logits
+    from tune_magic.training.tuned import load_tuned
+
+    run = train()
+    tuned = load_tuned(run)
+    held_out = tuned.rows().dataset().held_out
+    together = row_logits(tuned.engine(), held_out)
+    alone = np.stack([row_logits(tuned.engine(), [example])[0].numpy() for example in held_out])
+    assert np.abs(together.numpy() - alone).max() < 1e-5
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_a_stopped_run_goes_on_to_the_same_bits(method, make_run, monkeypatch, tmp_path):
+    from tune_magic.training.loop import Loop
+
+    changes = {"method": {"name": method}, "model": str(make_encoder(tmp_path / "drops", hidden_dropout_prob=0.1))}
+    whole = make_run(**changes)
+    local.start(whole.path, "inline")
+    parts = make_run(**changes)
+    step = Loop._step
+
+    def stop_at_7(self, number):
+        step(self, number)
+        if number == 7 and self.session.folder == parts.path:
+            parts.stop()
+
+    monkeypatch.setattr(Loop, "_step", stop_at_7)
+    local.start(parts.path, "inline")
+    assert parts.status == "stopped"
+    parts.resume("inline")
+    assert parts.status == "finished"
+    for run in (whole, parts):
+        assert set(run.summary().evaluations) == {0, 10, 20, 30}
+    assert whole.history["loss"].tolist() == parts.history["loss"].tolist()
+    ours, theirs = whole.summary().evaluations, parts.summary().evaluations
+    assert [ours[s]["loss"] for s in ours] == [theirs[s]["loss"] for s in ours]
+
+
+def test_the_report_agrees_with_scikit_learn(train):
+    run = train(max_steps=6)
+    report = run.evaluate()
+    given, chosen = report.frame()["reference"], report.frame()["tuned"]
+    assert report.metrics["accuracy"] == pytest.approx(accuracy_score(given, chosen))
+    assert report.metrics["macro_f1"] == pytest.approx(f1_score(given, chosen, average="macro"))
+    assert list(report.confusion.index) == report.classes == COLOURS
+    assert report.confusion.to_numpy().sum() == len(given)
+    assert report.per_class["rows"].tolist() == [sum(given == name) for name in COLOURS]
+    guess = report.about["most_frequent"]
+    assert guess["accuracy"] == pytest.approx((given == guess["class"]).mean())
+    card = report.card()
+    assert "confusion matrix" in card["text/html"]
+    assert "untrained head" in card["text/html"]
+    assert "macro F1: base" in card["text/plain"]
+
+
+def test_probabilities_name_the_classes(train):
+    run = train()
+    found = run.predict(["red thing 7", "blue thing 3 and more of it", "green"])
+    assert isinstance(found, pd.DataFrame)
+    assert list(found.columns) == COLOURS
+    assert found.to_numpy().sum(1) == pytest.approx(np.ones(3), abs=1e-5)
+    assert found.idxmax(axis=1).tolist() == ["red", "blue", "green"]
+    assert run.predict("red thing 7").to_numpy() == pytest.approx(found.iloc[:1].to_numpy(), abs=1e-5)
+    with pytest.raises(TuneError, match=r"predict"):
+        run.generate("red thing 7")
+
+
+def test_a_language_model_has_no_probabilities_of_classes(train, tiny, data_file):
+    run = train(model=str(tiny), data=str(data_file), max_steps=1)
+    with pytest.raises(TuneError, match=r"generate"):
+        run.predict("red")
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([{"text": "a", "label": "x"}] * 9, "one class only"),
+        ([{"text": f"t {i}", "label": f"l{i}"} for i in range(9)], "9 classes in 9 rows"),
+        ([{"text": f"t {i}", "label": 0.5 + i % 2} for i in range(9)], "must be a class"),
+        (
+            [{"text": f"t {i}", "label": None if i == 3 else i % 2} for i in range(9)],
+            r"line 4: column `label` is missing",
+        ),
+        ([{"text": "" if i == 3 else "t", "label": i % 2} for i in range(9)], r"line 4: column `text` is empty"),
+    ],
+)
+def test_rows_that_are_no_classes_are_refused(rows, message, train, intents):
+    intents.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(RunFailed, match=message):
+        train().raise_for_state()
+
+
+def test_a_class_that_training_never_saw_is_refused(train, intents, tmp_path):
+    other = tmp_path / "other.jsonl"
+    other.write_text('{"text": "a", "label": "red"}\n{"text": "b", "label": "purple"}\n')
+    with pytest.raises(RunFailed, match=r"(?s)other.jsonl: 1 bad row.*line 2: no training row has this class: `purple`"):
+        train(data={"train": str(intents), "held_out": str(other)}).raise_for_state()
+
+
+def test_numbers_and_booleans_are_classes_in_their_order(train, intents):
+    intents.write_text("".join(json.dumps({"text": f"t {i}", "label": i % 11}) + "\n" for i in range(66)))
+    assert train(max_steps=1).summary().plan["objective"]["classes"] == [str(n) for n in range(11)]
+    intents.write_text("".join(json.dumps({"text": f"t {i}", "label": i % 2 == 0}) + "\n" for i in range(30)))
+    assert train(max_steps=1).summary().plan["objective"]["classes"] == ["false", "true"]
+
+
+def test_other_columns_and_a_template_serve_as_well(train, intents):
+    intents.write_text("".join(json.dumps({"a": r["text"], "b": "x", "kind": r["label"]}) + "\n" for r in labelled()))
+    train(data={"train": str(intents), "columns": {"text": "a", "label": "kind"}}, max_steps=1).raise_for_state()
+    run = train(data={"train": str(intents), "template": "{b}: {a}", "columns": {"label": "kind"}}, max_steps=1)
+    run.raise_for_state()
+    assert run.summary().plan["objective"]["classes"] == COLOURS
+    assert run.summary().plan["lens"][0]["spans"][0][0].count("x: ") == 1
+
+
+def test_a_long_text_is_cut_to_the_model_and_keeps_its_end_token(train, intents):
+    rows = [{**row, "text": row["text"] + " and" * 50} for row in labelled()]
+    intents.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = train(max_steps=1, max_length=1024).summary().plan
+    assert plan["max_length"] == 64  # the model has no more positions
+    assert plan["longest_row_tokens"] == 64
+    assert plan["cut_rows"] == plan["train_rows"]
+
+
+def test_a_frozen_language_model_needs_layers(train, tiny, data_file):
+    with pytest.raises(RunFailed, match=r"no head of its own.*trainable_layers"):
+        train(model=str(tiny), data=str(data_file), method={"name": "freeze"}).raise_for_state()
+    run = train(model=str(tiny), data=str(data_file), method={"name": "freeze", "trainable_layers": 1}, max_steps=2)
+    run.raise_for_state()
+    with pytest.raises(RunFailed, match=r"at most 2"):
+        train(model=str(tiny), data=str(data_file), method={"name": "freeze", "trainable_layers": 3}).raise_for_state()
+
+
+@pytest.mark.parametrize("sizes", [(40, 40, 20), (97, 2, 1), (30, 30, 30), (5, 5, 90)])
+def test_a_split_gives_each_class_its_share(sizes):
+    labels = [name for name, size in enumerate(sizes) for _ in range(size)]
+    train_rows, held_out = split(len(labels), 0.2, seed=3, labels=labels)
+    assert sorted(train_rows + held_out) == list(range(len(labels)))
+    assert len(held_out) == round(0.2 * len(labels))
+    for name, size in enumerate(sizes):
+        count = sum(labels[row] == name for row in held_out)
+        assert abs(count - 0.2 * size) < 1
+        assert count < size  # no class is lost to training
+    assert split(len(labels), 0.2, seed=3, labels=labels) == (train_rows, held_out)
+    assert split(len(labels), 0.2, seed=4, labels=labels)[1] != held_out
+
+
+def test_metrics_over_resamples_are_those_of_scikit_learn():
+    generator = np.random.default_rng(0)
+    given, chosen = generator.integers(0, 5, (2, 40))
+    rows = generator.integers(0, 40, (20, 40))
+    for metric, reference in (
+        (Accuracy(), accuracy_score),
+        (MacroF1(), lambda a, b: f1_score(a, b, average="macro")),
+    ):
+        expected = [reference(given[r], chosen[r]) for r in rows]
+        assert metric.statistic(chosen[rows], given[rows]) == pytest.approx(expected)
+
+
+def test_a_text_metric_is_refused_for_classes_and_the_reverse(train, tiny, data_file):
+    with pytest.raises(RunFailed, match=r"compares answers"):
+        train(max_steps=1).evaluate(metrics="exact_match")
+    with pytest.raises(RunFailed, match=r"compares classes"):
+        train(model=str(tiny), data=str(data_file), max_steps=1).evaluate(metrics="accuracy")
+
+
+def test_the_python_twin_classifies_a_table(encoder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tune_magic.finetune(
+        model=str(encoder), data=pd.DataFrame(labelled()), method="full", learning_rate=5e-3, max_steps=30,
+        max_length=48, executor="inline",
+    )  # fmt: skip
+    assert run.predict(["red thing 1"]).idxmax(axis=1).item() == "red"
