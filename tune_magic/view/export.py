@@ -46,6 +46,8 @@ def export_card(receipt: dict[str, Any], name: str) -> Bundle:
     """Return the card of an export."""
     parity = receipt.get("parity", {"ok": None, "complaints": []})
     colour, verdict = _VERDICTS[parity["ok"]]
+    if parity["ok"] and receipt.get("quantize"):
+        verdict = f"close to the trained model, within the limits of {receipt['quantize']}"
     kind = f"{receipt['to']} {receipt['quantize']}" if receipt.get("quantize") else receipt["to"]
     size = words.size(receipt["size_bytes"])
     title = f"exported as {kind} · {size} · checkpoint of step {receipt['step']}"
