@@ -28,8 +28,8 @@ demo: $(READY)
 
 lab: $(READY)
 	@mkdir -p $(DEMO)
-	@cp example_notebooks/make_tickets.py $(DEMO)/
-	@test -e $(DEMO)/01_quickstart.ipynb || cp example_notebooks/01_quickstart.ipynb $(DEMO)/
+	@cp example_notebooks/make_*.py $(DEMO)/
+	@cp --no-clobber example_notebooks/*.ipynb $(DEMO)/ || true
 	$(BIN)/jupyter lab --notebook-dir $(DEMO) 01_quickstart.ipynb
 
 test: $(READY)

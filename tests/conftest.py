@@ -4,6 +4,7 @@ import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TUNE_MAGIC_STANDBY"] = "off"
 
 import pytest
 

@@ -128,9 +128,15 @@ def test_no_flag_is_the_beginning_of_a_mistake():
     """Every flag can be written and is told apart from the others."""
     for command in COMMANDS.values():
         for flag in command.flags:
-            value = {int: "3"}.get(flag.kind, flag.choices[0] if flag.choices else "x")
+            value = {int: "3", float: "0.5"}.get(flag.kind, flag.choices[0] if flag.choices else "x")
             words = [f"--{flag.name}"] + ([value] if flag.value else [])
             assert set(parse(command, words).flags) == {flag.key}
+
+
+@pytest.mark.parametrize("value", ["x", "-1", "nan", "inf", "1e999"])
+def test_a_share_is_a_number_of_at_least_0(value):
+    with pytest.raises(BadUsage, match=rf"--tolerance must be a number of at least 0, got '{value}'"):
+        parse(COMMANDS["export"], ["--tolerance", value])
 
 
 def test_the_formats_told_in_help_are_the_ones_installed():
@@ -192,7 +198,7 @@ FLAGS = ["--background", "--fresh", "--dry-run", "--executor", "--traceback", "-
         ("%tune runs ", "", []),
         ("%tune runs --", "--", ["--all"]),
         ("%tune zzz ", "", []),
-        ("%export bot --t", "--t", ["--to"]),
+        ("%export bot --t", "--t", ["--to", "--tolerance"]),
         ("%export bot --to ", "", plugins.names("exporter")),
         ("%export bot --to m", "m", ["merged"]),
         ("%evaluate bot --limit ", "", []),

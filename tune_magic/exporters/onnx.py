@@ -7,6 +7,7 @@ it does not know are traced by torch.onnx and run in plain onnxruntime. Classifi
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import json
 import logging
 import subprocess
@@ -207,7 +208,9 @@ def _write_decoder(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def _build(model: Any, tokenizer: Any, folder: Path) -> bool:
-    """Run the builder and return whether it knows the family."""
+    """Run the builder and return whether it knows the family; not every machine has a wheel of it."""
+    if importlib.util.find_spec("onnxruntime_genai") is None:
+        return False
     with tempfile.TemporaryDirectory() as name:
         merged, cache = Path(name) / "merged", Path(name) / "cache"
         model.save_pretrained(merged)

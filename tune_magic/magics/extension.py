@@ -25,6 +25,20 @@ def load(shell: Any) -> None:
         matcher = make_matcher(shell)
         setattr(shell, _MATCHER, matcher)
         matchers.append(matcher)
+    if hasattr(shell, "kernel"):
+        _tell_of_live_run(shell)
+        from tune_magic.executors import standby
+
+        standby.warm_up()
+
+
+def _tell_of_live_run(shell: Any) -> None:
+    """Say in one line when a run of this notebook has outlived its kernel; silent otherwise."""
+    from tune_magic.magics.link import live_run
+
+    name = live_run(shell)
+    if name is not None:
+        print(f"{name} of this notebook is still training: %tune watch {name} shows it.")  # noqa: T201
 
 
 def unload(shell: Any) -> None:
@@ -35,6 +49,10 @@ def unload(shell: Any) -> None:
     matcher = shell.__dict__.pop(_MATCHER, None)
     if matcher is not None and matcher in shell.Completer.custom_matchers:
         shell.Completer.custom_matchers.remove(matcher)
+    if hasattr(shell, "kernel"):
+        from tune_magic.executors import standby
+
+        standby.dismiss()
 
 
 def _magic(shell: Any, name: str, *, cell: bool) -> Any:

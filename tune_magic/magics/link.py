@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 from pathlib import Path
 from typing import Any
 
 from tune_magic.storage.fingerprint import of_text
+
+_NEWEST_RUNS = 20
 
 
 def notebook_link(shell: Any, source: str | None) -> dict[str, Any]:
@@ -17,6 +21,21 @@ def notebook_link(shell: Any, source: str | None) -> dict[str, Any]:
         "source": source,
         "source_sha256": of_text(source) if source is not None else None,
     }
+
+
+def live_run(shell: Any) -> str | None:
+    """Return the name of a run of this notebook that is still training, if there is one; only the newest are looked at."""
+    from tune_magic.errors import TuneError
+    from tune_magic.storage import places
+    from tune_magic.storage.folder import RunFolder
+
+    notebook = _notebook_path(shell)
+    for path in itertools.islice(places.folders([places.default_root(notebook)]), _NEWEST_RUNS):
+        run = RunFolder(path)
+        with contextlib.suppress(TuneError):  # a damaged neighbour
+            if run.holder() is not None and run.link.get("notebook") == notebook:
+                return run.name or run.id
+    return None
 
 
 def _notebook_path(shell: Any) -> str | None:

@@ -22,6 +22,7 @@ _MOST_MARKS = 20
 _MOST_NUMBERS = 25  # classes whose cells carry their counts
 _MOST_NAMES = 40
 _LONGEST_NAME = 24
+_STRONG = 0.7  # white numbers are read from here on
 _SMOOTH_SHARE = 0.04
 _EARLY = 12  # before a twelfth of the steps the curve would be a blot on the left
 Points = list[tuple[float, float]]
@@ -142,7 +143,7 @@ def _cells(axes: Any, counts: np.ndarray, shares: np.ndarray) -> None:
         axes.add_patch(Rectangle((chosen - 0.47, given - 0.47), 0.94, 0.94, facecolor=colour, alpha=strength))
         if len(counts) <= _MOST_NUMBERS:
             text = str(counts[given, chosen])
-            axes.text(chosen, given, text, ha="center", va="center", color=GREY if strength < 0.5 else "white")
+            axes.text(chosen, given, text, ha="center", va="center", color=GREY if strength < _STRONG else "white")
 
 
 def _literal(name: str) -> str:

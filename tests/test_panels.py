@@ -1,0 +1,194 @@
+"""Panels without a browser: the form is the schema, callbacks only leave requests, views are plain HTML."""
+
+import json
+import threading
+
+import pandas as pd
+import pytest
+from tune_magic.widgets import FinetunePanel, MemoryGauge, RunPanel
+from tune_magic.widgets.memory_gauge import gauges
+
+import tune_magic
+from tune_magic.errors import TuneError
+from tune_magic.recipe import build_recipe
+from tune_magic.recipe.build import keys
+from tune_magic.view.form import form_bundle
+from tune_magic.view.memory import Gauge, gauges_bundle
+
+
+def set_all(panel, **values):
+    for key, value in values.items():
+        panel.fields[key.replace("__", ".")].value = value
+
+
+def test_the_form_has_a_field_with_help_for_every_key():
+    panel = FinetunePanel()
+    every = {key for key, _, _ in keys()}
+    parts = {key.rpartition(".")[0] for key in every}
+    assert set(panel.fields) == every - parts
+    shown = {field for box in panel.controls.children for field in walk(box)}
+    method_keys = {
+        key for key in panel.fields if key.startswith("method.") and key not in ("method.name", *panel._method_keys())
+    }
+    assert {key for key, field in panel.fields.items() if field not in shown} == method_keys
+    for key, field in panel.fields.items():
+        assert field.tooltip, key
+
+
+def walk(widget):
+    yield widget
+    for child in getattr(widget, "children", ()):
+        yield from walk(child)
+
+
+def test_what_is_typed_is_the_recipe_a_cell_would_give():
+    panel = FinetunePanel("bot", model="tiny", data="rows.jsonl", method={"name": "lora", "rank": 8}, lr=1e-3)
+    set_all(
+        panel,
+        batch_size="4",
+        eval__steps="10",
+        data__held_out="20%",
+        data__columns="{prompt: q, completion: a}",
+        lr_scheduler_type="cosine",
+    )
+    expected = build_recipe(
+        {"model": "tiny", "data": {"train": "rows.jsonl", "held_out": "20%", "columns": {"prompt": "q", "completion": "a"}},
+         "method": {"name": "lora", "r": 8}, "learning_rate": 1e-3, "batch_size": 4, "eval": {"steps": 10}, "lr_scheduler_type": "cosine"}
+    )  # fmt: skip
+    assert panel.recipe == expected
+    text = panel.bundle()["text/plain"]
+    assert text.startswith("%%finetune bot\nmodel: tiny\n")
+    from tune_magic.recipe.build import load_recipe
+
+    assert load_recipe(text.partition("\n")[2]) == expected  # pasted into a cell, it is the same recipe
+
+
+def test_faults_are_told_while_they_are_typed_and_go_with_their_cause():
+    panel = FinetunePanel(model="tiny", data="rows.jsonl")
+    set_all(panel, batch_size="none", learning_rate="-1", data__template="{a")
+    assert panel.recipe is None
+    text = panel.bundle()["text/plain"]
+    for part in (
+        "`batch_size`: must be a whole number, got 'none'.",
+        "`learning_rate`: must be greater than 0",
+        "brace",
+    ):
+        assert part in text
+    panel.act()
+    assert panel.start.disabled
+    set_all(panel, batch_size="", learning_rate="", data__template="")
+    assert panel.recipe is not None
+    assert "!" not in panel.bundle()["text/plain"]
+
+
+def test_another_method_brings_its_own_fields_and_forgets_the_others():
+    panel = FinetunePanel(model="tiny", data="rows.jsonl", method={"name": "lora", "r": 8})
+    panel.fields["method.name"].value = "freeze"
+    assert panel.recipe.given()["method"] == {"name": "freeze"}
+    assert [field.description for field in panel._method_box.children] == ["trainable_layers"]
+    panel.fields["method.name"].value = "lora"
+    assert panel.recipe.method.r == 8
+
+
+def test_a_start_is_done_by_the_panels_thread_not_by_the_callback(tiny, data_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    where = []
+    begin = tune_magic.api.begin
+    monkeypatch.setattr(
+        "tune_magic.api.begin", lambda *a, **k: where.append(threading.current_thread()) or begin(*a, **k)
+    )
+    panel = FinetunePanel("bot", model=str(tiny), data=data_file.name, max_steps=3)
+    panel.start.click()
+    assert where == []
+    assert panel.run is None
+    thread = threading.Thread(target=panel.act)
+    thread.start()
+    thread.join()
+    assert where == [thread]
+    panel.run.wait(timeout_s=120)
+    assert panel.run.status == "finished"
+    assert panel.is_over
+    assert "finished · 3 steps" in panel.bundle()["text/plain"]
+
+    again = FinetunePanel("bot", model=str(tiny), data=data_file.name, max_steps=3)
+    again.start.click()
+    again.act()
+    assert again.run.id == panel.run.id
+    assert "were trained before" in again.bundle()["text/plain"]
+
+
+def test_a_table_can_be_given_to_the_form(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    table = pd.DataFrame({"prompt": [f"q {i}" for i in range(12)], "completion": ["a"] * 12})
+    panel = FinetunePanel("bot", model=str(tiny), data=table, max_steps=1)
+    panel.start.click()
+    panel.act()
+    panel.run.wait(timeout_s=120)
+    assert panel.run.status == "finished"
+    assert panel.run.summary().plan["train_rows"] == 8
+
+
+def test_a_plan_that_fails_is_a_fault_of_the_form(tiny, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tune_magic.widgets.finetune_panel._QUIET_S", 0.01)
+    panel = FinetunePanel(model=str(tiny), data="gone.jsonl")
+    panel.act()
+    assert "There is no file gone.jsonl" in panel.bundle()["text/plain"]
+    panel.start.click()
+    panel.act()
+    assert panel.run is None
+    assert "There is no file gone.jsonl" in panel.bundle()["text/plain"]
+
+
+def test_the_buttons_of_a_run_leave_requests(make_run):
+    run = make_run()
+    panel = RunPanel(run)
+    panel.stop.click()
+    panel.checkpoint.click()
+    requests = [json.loads(path.read_text())["request"] for path in sorted((run.path / "control").glob("*.json"))]
+    assert requests == ["stop", "checkpoint"]
+    panel.refresh()
+    assert panel.resume.disabled
+    assert not panel.stop.disabled
+    assert not panel.is_over
+
+
+def test_a_panel_on_an_ended_run_shows_its_card(train):
+    run = train(max_steps=2)
+    panel = RunPanel(run)
+    panel.act()
+    assert panel.is_over
+    assert panel.stop.disabled and panel.checkpoint.disabled and panel.resume.disabled
+    assert panel.bundle() == run.card()
+
+
+def test_a_resume_that_makes_no_sense_is_not_tried(train):
+    run = train(max_steps=2)
+    panel = RunPanel(run)
+    panel.resume.click()
+    panel.act()
+    assert run.status == "finished"
+    with pytest.raises(TuneError, match=r"nothing to resume"):
+        run.resume()
+
+
+def test_the_gauge_knows_machine_and_kernel_and_lasts_its_time():
+    found = {gauge.name: gauge for gauge in gauges()}
+    assert 0 < found["this kernel"].used < found["machine"].used < found["machine"].total
+    panel = MemoryGauge(minutes=0)
+    assert panel.is_over
+    text = panel.bundle()["text/plain"]
+    assert "machine:" in text and "this kernel:" in text
+    first = panel.bundle()
+    assert panel.bundle() == first  # a quiet machine leaves the notebook alone
+
+
+def test_hostile_names_are_harmless_in_every_view():
+    evil = "<script>alert(1)</script>\x1b[31m"
+    shown = [
+        form_bundle(evil, f"model: {evil}\n", [evil], None),
+        gauges_bundle([Gauge(evil, 1, 2)], "now"),
+    ]
+    for bundle in shown:
+        assert "<script" not in bundle["text/html"]
+        assert "\x1b" not in bundle["text/html"] + bundle["text/plain"]
