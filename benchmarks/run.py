@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import first_step
 import load_ext
 import sft_step
 
 if __name__ == "__main__":
-    for benchmark in (load_ext, sft_step):
+    for benchmark in (load_ext, first_step, sft_step):
         print(f"\n## {benchmark.__doc__.splitlines()[0]}\n")
         benchmark.main()

@@ -1,12 +1,21 @@
-"""The process that works: ``python -m tune_magic.worker JOB_DIR``.
+"""The process that works: ``python -m tune_magic.worker JOB_DIR``, or ``--standby`` to wait for a job.
 
 It takes the folder's lock, opens the log, obeys requests and signals, does one job, writes the last state, and exits.
+A standby first imports what jobs need, and reads which job it is from standard input; `executors.standby` is the other
+end of that pipe.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import json
 import os
+import select
+import signal
+import subprocess
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +23,49 @@ from typing import Any
 
 from tune_magic import files
 from tune_magic.errors import LockedError, TuneError
+from tune_magic.storage import places
 from tune_magic.storage.control import Control, StopRequested
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
 from tune_magic.storage.lock import Lock
 
 Job = Callable[[RunFolder, EventLog, Control], dict[str, Any]]
+
+STANDBY = "--standby"
+HELD, READY = b"held\n", b"ready\n"  # what a standby says: it is the one of its user; its imports are done
+_IDLE_S = 15 * 60.0
+_LOCK_WAIT_S = 30.0  # the standby of a kernel that was just restarted notices its end only after its imports
+_LOCK_POLL_S = 0.2
+_IMPORTS = (
+    "torch", "transformers", "peft", "accelerate", "safetensors.torch",
+    "tune_magic.training.job", "tune_magic.evaluation.job", "tune_magic.exporters.job",
+    # what a first step would still import, found by comparing sys.modules after a real run
+    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
+    "transformers.models.llama.modeling_llama", "transformers.models.bert.modeling_bert",
+    "peft.utils.transformers_weight_conversion", "torch.profiler",
+    "tune_magic.methods.lora", "tune_magic.objectives.sft", "tune_magic.objectives.classify",
+)  # fmt: skip
+
+
+def spawn(argument: str, **streams: Any) -> subprocess.Popen[bytes]:
+    """Start ``python -m tune_magic.worker ARGUMENT`` in a session of its own.
+
+    Interrupts and shutdowns of the kernel never reach it, and the whole group can be killed by the process's number.
+
+    Args:
+        argument: A job folder, or `STANDBY`.
+        **streams: As for `subprocess.Popen`.
+    """
+    return subprocess.Popen(
+        _command(argument),
+        start_new_session=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"},
+        **streams,
+    )
+
+
+def _command(argument: str) -> list[str]:
+    return [sys.executable, "-P", "-m", "tune_magic.worker", argument]  # -P: no code from the working folder
 
 
 def work(path: Path, *, is_worker: bool = False) -> int:
@@ -95,6 +141,98 @@ def quiet_libraries() -> None:
         os.environ.setdefault(name, value)
 
 
+def idle_limit_s() -> float:
+    """Return after how many seconds without a job a standby ends; a test sets fewer."""
+    return float(os.environ.get("TUNE_MAGIC_STANDBY_IDLE_S", _IDLE_S))
+
+
+def stand_by() -> int:
+    """Import what jobs need, wait for one on standard input, and do it.
+
+    Nothing is computed and no GPU is touched before there is a job. The end of the pipe means that nobody will send
+    one: the kernel is gone.
+
+    Returns:
+        The exit code of the job; 0 when none came, or another standby of this user is there.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    deadline = time.monotonic() + idle_limit_s()
+    answers = _divert_output()
+    lock = _only_standby()
+    if lock is None:
+        return 0
+    with lock:  # given up as soon as there is a job: a worker is no standby, and the next may come
+        _say(answers, HELD)
+        has_imports = _import_libraries()
+        _say(answers, READY)
+        job = _next_job(deadline)
+    os.close(answers)
+    if job is None:
+        return 0
+    _become_worker(Path(job["folder"]), job["cwd"])
+    if not has_imports:  # half-imported libraries fail in misleading ways: begin anew, with the same process id
+        os.execv(sys.executable, _command(job["folder"]))  # noqa: S606
+    return work(Path(job["folder"]), is_worker=True)
+
+
+def _divert_output() -> int:
+    """Return a descriptor for answers, and let what libraries print go nowhere."""
+    answers, nowhere = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.close(nowhere)
+    return answers
+
+
+def _say(answers: int, word: bytes) -> None:
+    with contextlib.suppress(BrokenPipeError):  # handed a job already, or the kernel is gone: `_next_job` will know
+        os.write(answers, word)
+
+
+def _only_standby() -> Lock | None:
+    """Return the lock that one standby of this user holds; None when another keeps it or the kernel is gone."""
+    files.make_folder(places.cache_folder())
+    deadline = time.monotonic() + _LOCK_WAIT_S
+    while time.monotonic() < deadline:
+        try:
+            return Lock(places.cache_folder() / "standby.lock")
+        except LockedError:
+            if select.select([0], [], [], _LOCK_POLL_S)[0]:  # no job is sent before `HELD`, so this is the pipe's end
+                return None
+    return None
+
+
+def _import_libraries() -> bool:
+    """Import what jobs need and return whether all of it could be."""
+    try:
+        for name in _IMPORTS:
+            importlib.import_module(name)
+    except Exception:  # noqa: BLE001 - whatever it is, the job meets it again, with its own log to tell
+        return False
+    return True
+
+
+def _next_job(deadline: float) -> dict[str, Any] | None:
+    """Return the job on standard input; None at its end, or when none has come by `deadline`."""
+    line = b""
+    while not line.endswith(b"\n"):
+        remaining_s = max(0.0, deadline - time.monotonic())
+        piece = os.read(0, 1 << 16) if select.select([0], [], [], remaining_s)[0] else b""
+        if not piece:
+            return None
+        line += piece
+    return dict(json.loads(line))
+
+
+def _become_worker(folder: Path, cwd: str) -> None:
+    """Take the working folder and the streams that a worker of this job is started with."""
+    os.chdir(cwd)
+    log, nothing = files.open_append(folder / "worker.log"), os.open(os.devnull, os.O_RDONLY)
+    for source, targets in ((nothing, (0,)), (log, (1, 2))):
+        for target in targets:
+            os.dup2(source, target)
+        os.close(source)
+
+
 if __name__ == "__main__":
     quiet_libraries()
-    sys.exit(work(Path(sys.argv[1]), is_worker=True))
+    sys.exit(stand_by() if sys.argv[1] == STANDBY else work(Path(sys.argv[1]), is_worker=True))

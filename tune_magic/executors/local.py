@@ -5,45 +5,39 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
-from tune_magic import files
+from tune_magic import files, worker
+from tune_magic.executors import standby
 from tune_magic.storage.folder import RunFolder
 
 _started: dict[Path, subprocess.Popen[bytes]] = {}
 
 
 def start(folder: Path, executor: str = "worker") -> None:
-    """Start the job in `folder`.
+    """Start the job in `folder`: by the standby where one fits, else in a fresh interpreter.
 
-    A worker is a fresh interpreter in a session of its own: interrupts and shutdowns of the kernel never reach it.
+    Either leads a session of its own: interrupts and shutdowns of the kernel never reach it.
     """
     if executor == "inline":
-        from tune_magic import worker
-
         worker.work(folder)
         return
     reap()
-    descriptor = files.open_append(folder / "worker.log")
+    folder = folder.resolve()
+    cwd = _working_folder(folder)
+    log = files.open_append(folder / "worker.log")
     try:
-        _started[folder.resolve()] = subprocess.Popen(
-            [sys.executable, "-P", "-m", "tune_magic.worker", str(folder)],  # -P: no code from the working folder
-            stdin=subprocess.DEVNULL,
-            stdout=descriptor,
-            stderr=descriptor,
-            start_new_session=True,
-            cwd=_working_folder(folder),
-            env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"},
+        _started[folder] = standby.adopt(folder, cwd) or worker.spawn(
+            str(folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=cwd
         )
     finally:
-        os.close(descriptor)
+        os.close(log)
 
 
-def _working_folder(folder: Path) -> str | None:
+def _working_folder(folder: Path) -> str:
     """Return the folder that a job's relative paths mean: where it was first started, while that is there."""
     first = RunFolder(folder).info.get("cwd")
-    return first if first and Path(first).is_dir() else None
+    return str(first) if first and Path(first).is_dir() else str(Path.cwd())
 
 
 def exit_code(folder: Path) -> int | None:
@@ -77,5 +71,15 @@ def kill(folder: Path) -> bool:
 
 def reap() -> None:
     """Collect workers that have ended, so that none stays a zombie of this process."""
-    for process in _started.values():
+    for process in list(_started.values()):  # a background view may see its job end meanwhile
         process.poll()
+
+
+def job_ended() -> None:
+    """Collect workers that have ended; with the last of them gone, make ready for the next job.
+
+    Call when a job is seen to end, not before: two interpreters at once would share its memory and its cores.
+    """
+    reap()
+    if all(process.returncode is not None for process in list(_started.values())):
+        standby.warm_up_again()
