@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -47,7 +48,7 @@ def serve(side: str, folder: Path, steps: int) -> None:
     rows = Renderer(load_tokenizer(path), chat_template=True, max_length=1024).examples(contents, "train")
     torch.manual_seed(0)
     method = Lora(LoraOptions(r=16))
-    model = method.apply(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)).train()
+    model = method.apply(AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32), "CAUSAL_LM").train()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-4, fused=True)
     engine = TokenEngine(model, method, dtype=torch.float32, share_prefixes=True, max_tokens=4096)
     engine.packed = side == "shared"
@@ -77,7 +78,7 @@ def main(steps: int = 6) -> None:
         processes = {
             side: subprocess.Popen(
                 [sys.executable, __file__, "--serve", side, "--folder", name, "--steps", str(steps)],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE"},
             )
             for side in SIDES
         }  # fmt: skip

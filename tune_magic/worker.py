@@ -33,6 +33,9 @@ Job = Callable[[RunFolder, EventLog, Control], dict[str, Any]]
 
 STANDBY = "--standby"
 HELD, READY = b"held\n", b"ready\n"  # what a standby says: it is the one of its user; its imports are done
+# Threads that wait for each other sleep. By default they spin, and where anything else wants a core (the kernel, a
+# browser) a product of matrices then takes ten times as long or more; on a quiet machine there is no difference.
+_SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE"}
 _IDLE_S = 15 * 60.0
 _LOCK_WAIT_S = 30.0  # the standby of a kernel that was just restarted notices its end only after its imports
 _LOCK_POLL_S = 0.2
@@ -59,7 +62,7 @@ def spawn(argument: str, **streams: Any) -> subprocess.Popen[bytes]:
     return subprocess.Popen(
         _command(argument),
         start_new_session=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"},
+        env={**_SETTINGS, **os.environ, "PYTHONUNBUFFERED": "1", "PYTHONFAULTHANDLER": "1"},
         **streams,
     )
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import sysconfig
@@ -49,8 +48,7 @@ class Standby:
     def says(self, word: bytes) -> bool:
         """Return whether it has said `word` by now."""
         assert self.process.stdout is not None
-        if not self.process.stdout.closed:
-            self.said += self.process.stdout.read(64) or b""
+        self.said += self.process.stdout.read(64) or b""  # None when it has said nothing new
         return word in self.said
 
     def is_current(self) -> bool:
@@ -71,9 +69,8 @@ class Standby:
 
     def end(self) -> None:
         """Kill it: it has nothing to save, and during its imports it would not hear the pipe's end."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+        self.process.kill()
+        self.process.wait()
         self._hang_up()
 
     def _hang_up(self) -> None:
