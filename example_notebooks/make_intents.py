@@ -79,7 +79,14 @@ PHRASINGS = {
     ],
 }  # fmt: skip
 PARTICULARS = {
-    "where": ["at the station", "in the supermarket", "on the bus", "at the petrol station", "in a restaurant", "abroad"],
+    "where": [
+        "at the station",
+        "in the supermarket",
+        "on the bus",
+        "at the petrol station",
+        "in a restaurant",
+        "abroad",
+    ],
     "when": ["yesterday", "this morning", "last night", "two days ago", "on monday", "an hour ago", "last week"],
     "amount": ["20 euros", "350", "1200 euros", "75.50", "5000", "99 euros", "12.40"],
 }

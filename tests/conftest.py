@@ -5,6 +5,7 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TUNE_MAGIC_STANDBY"] = "off"
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as workers have it
 
 import pytest
 

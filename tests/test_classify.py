@@ -189,7 +189,9 @@ def test_rows_that_are_no_classes_are_refused(rows, message, train, intents):
 def test_a_class_that_training_never_saw_is_refused(train, intents, tmp_path):
     other = tmp_path / "other.jsonl"
     other.write_text('{"text": "a", "label": "red"}\n{"text": "b", "label": "purple"}\n')
-    with pytest.raises(RunFailed, match=r"(?s)other.jsonl: 1 bad row.*line 2: no training row has this class: `purple`"):
+    with pytest.raises(
+        RunFailed, match=r"(?s)other.jsonl: 1 bad row.*line 2: no training row has this class: `purple`"
+    ):
         train(data={"train": str(intents), "held_out": str(other)}).raise_for_state()
 
 

@@ -101,7 +101,9 @@ class ClassScorer(Scorer):
         from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
         numbers = list(range(len(self.classes)))
-        table: np.ndarray = np.stack(precision_recall_fscore_support(self.given, tuned.chosen, labels=numbers, zero_division=0.0))
+        table: np.ndarray = np.stack(
+            precision_recall_fscore_support(self.given, tuned.chosen, labels=numbers, zero_division=0.0)
+        )
         per_class = [
             {"class": name, **dict(zip(PER_CLASS, scores, strict=True))}
             for name, scores in zip(self.classes, table.T.tolist(), strict=True)
