@@ -269,3 +269,26 @@ def test_the_python_twin_classifies_a_table(encoder, tmp_path, monkeypatch):
         max_length=48, executor="inline",
     )  # fmt: skip
     assert run.predict(["red thing 1"]).idxmax(axis=1).item() == "red"
+
+
+@pytest.mark.parametrize("count", [2, 12, 25, 150])
+def test_a_card_keeps_its_budget_however_many_classes_there_are(count, tmp_path):
+    from tune_magic.evaluation.report import PER_CLASS, Scores
+    from tune_magic.view.report import report_card
+
+    generator = np.random.default_rng(0)
+    names = [f"class ${i} <b>&amp" for i in range(count)]
+    rows = [
+        {"row": i, "question": "text " * 100, "reference": names[i % count], "tuned": names[0], "accuracy_tuned": 0.0,
+         "probability_tuned": 0.5, "loss_base": 1.0, "loss_tuned": 1.0}
+        for i in range(20)
+    ]  # fmt: skip
+    per_class = [{"class": name, **dict.fromkeys(PER_CLASS, 0.5)} for name in names]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    about = {"rows": 20, "split": "test", "step": 1, "chose_checkpoint": False}
+    matrix = generator.integers(0, 30, (count, count)).tolist()  # every cell is filled: the worst case
+    content = {"about": about, "metrics": {}, "classes": names, "per_class": per_class, "confusion": matrix}
+    (tmp_path / "report.json").write_text(json.dumps(content))
+    card = report_card(Scores(tmp_path), "bot")
+    assert len(card["text/html"]) < 60_000
+    assert "<b>&amp" not in card["text/html"]

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import inspect
 import json
 import logging
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,7 +24,6 @@ import numpy as np
 import torch
 
 from tune_magic import files
-from tune_magic.errors import TuneError
 from tune_magic.exporters.base import Exporter
 from tune_magic.exporters.parity import Limits, Reader
 from tune_magic.models.generate import end_tokens
@@ -31,7 +32,7 @@ from tune_magic.training.tuned import Tuned
 _MODEL = "model.onnx"
 _OPSET = 20
 _BLOCK = 32
-_HEAD_MULTIPLE = 16
+_TRIED_TOKENS = 24
 _ABOUT = "decoder.json"  # what a program needs to know to feed the cache and to stop
 
 
@@ -49,8 +50,6 @@ class OnnxExporter(Exporter):
             if quantize is not None:
                 _quantize_products(folder / _MODEL)
         else:
-            about = {"end_tokens": end_tokens(model, tuned.tokenizer), **_cache_sizes(model)}
-            files.write_json(folder / _ABOUT, about)
             _write_decoder(model, tuned.tokenizer, folder)
             if quantize is not None:
                 _quantize_decoder(folder / _MODEL)
@@ -129,22 +128,22 @@ class _Classifier(torch.nn.Module):
 
 
 class _Decoder(torch.nn.Module):
-    """What is traced: tokens, mask, positions and cache to logits and the longer cache."""
+    """What is traced: tokens, mask, positions (a list of one, or of none) and cache to logits and the longer cache."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, past: Any) -> Any:
+    def forward(self, input_ids: Any, attention_mask: Any, positions: Any, past: Any) -> Any:
         from transformers import DynamicCache
 
         cache = DynamicCache(config=self.model.config)
         for layer, (key, value) in enumerate(past):
             cache.update(key, value, layer)
+        known = {"position_ids": positions[0]} if positions else {}
         out = self.model(
-            input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids, past_key_values=cache,
-            use_cache=True,
-        )  # fmt: skip
+            input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True, **known
+        )
         return out.logits, [(layer.keys, layer.values) for layer in out.past_key_values.layers]
 
 
@@ -160,28 +159,36 @@ def _trace_decoder(model: Any, path: Path) -> None:
     """Trace a decoder: 2 rows, 3 new tokens, 4 tokens in the cache."""
     heads, size = _cache_sizes(model).values()
     layers = range(model.config.num_hidden_layers)
+    counts = "position_ids" not in inspect.signature(model.forward).parameters  # Bloom counts by the mask
+    positions = [] if counts else [torch.arange(4, 7)[None].repeat(2, 1)]
     example = (
         torch.ones((2, 3), dtype=torch.long),
         torch.ones((2, 7), dtype=torch.long),
-        torch.arange(4, 7)[None].repeat(2, 1),
+        positions,
         [(torch.zeros(2, heads, 4, size), torch.zeros(2, heads, 4, size)) for _ in layers],
     )
     two = {0: _any(), 1: _any()}
     cache = [({0: _any(), 2: _any()}, {0: _any(), 2: _any()}) for _ in layers]
     members = [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
     _trace(
-        _Decoder(model), example, (two, two, two, cache), path,
-        input_names=["input_ids", "attention_mask", "position_ids", *(f"past_key_values.{name}" for name in members)],
+        _Decoder(model), example, (two, two, [two] * len(positions), cache), path,
+        input_names=[
+            "input_ids", "attention_mask", *["position_ids"] * len(positions),
+            *(f"past_key_values.{name}" for name in members),
+        ],
         output_names=["logits", *(f"present.{name}" for name in members)],
     )  # fmt: skip
 
 
 def _trace(module: torch.nn.Module, example: Any, shapes: Any, path: Path, **names: Any) -> None:
+    from onnx_ir.passes.common import ClearMetadataAndDocStringPass
+
     with _quiet():
         program = torch.onnx.export(
             module.eval(), example, dynamo=True, opset_version=_OPSET, dynamic_shapes=shapes, verbose=False, **names
         )
         assert program is not None
+        ClearMetadataAndDocStringPass()(program.model)  # it would tell where each line of code lies on this machine
         program.save(str(path), external_data=True)
 
 
@@ -198,18 +205,25 @@ def _any() -> Any:
 
 
 def _write_decoder(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Let the builder write the graph from a merged copy, or trace the model where the builder does not know it.
+    """Let the builder write the graph, or trace the model where that cannot be, or is not the same model.
 
-    The builder's attention wants head sizes that are multiples of 16, which it does not say until the graph runs.
+    The builder does not know every family, fails for some shapes only when the graph runs (heads whose size is no
+    multiple of 16, sliding windows), and writes some wrongly without a word (OLMo).
     """
-    if _cache_sizes(model)["head_size"] % _HEAD_MULTIPLE or not _build(model, tokenizer, folder):
-        _trace_decoder(model, folder / _MODEL)
-        model.config.save_pretrained(folder)
+    about = {"end_tokens": end_tokens(model, tokenizer), **_cache_sizes(model)}
+    files.write_json(folder / _ABOUT, about)
+    if _build(model, tokenizer, folder):
+        return
+    for left in folder.glob("[!.]*"):
+        if left.name != _ABOUT:
+            left.unlink()
+    _trace_decoder(model, folder / _MODEL)
+    model.config.save_pretrained(folder)
 
 
 def _build(model: Any, tokenizer: Any, folder: Path) -> bool:
-    """Run the builder and return whether it knows the family; not every machine has a wheel of it."""
-    if importlib.util.find_spec("onnxruntime_genai") is None:
+    """Run the builder on a merged copy and return whether its graph computes what the model does."""
+    if importlib.util.find_spec("onnxruntime_genai") is None:  # not every machine has a wheel of it
         return False
     with tempfile.TemporaryDirectory() as name:
         merged, cache = Path(name) / "merged", Path(name) / "cache"
@@ -217,10 +231,21 @@ def _build(model: Any, tokenizer: Any, folder: Path) -> bool:
         tokenizer.save_pretrained(merged)
         command = [sys.executable, "-P", "-m", "onnxruntime_genai.models.builder"]
         options = ["-i", str(merged), "-o", str(folder), "-p", "fp32", "-e", "cpu", "-c", str(cache)]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-    if done.returncode and "not currently supported" not in done.stderr:
-        raise TuneError(f"The ONNX builder failed: {done.stderr.strip().splitlines()[-1:]}")
-    return not done.returncode
+        environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+        done = subprocess.run([*command, *options], capture_output=True, check=False, env=environment)
+    return done.returncode == 0 and _agrees(model, folder)
+
+
+def _agrees(model: Any, folder: Path) -> bool:
+    """Return whether a graph gives the model's logits for a few tokens."""
+    tokens = (7 * np.arange(_TRIED_TOKENS) + 3) % model.config.vocab_size
+    with torch.no_grad():
+        wanted = model(input_ids=torch.from_numpy(tokens)[None]).logits[0].float().numpy()
+    try:
+        found = OnnxDecoder(folder).logits(tokens)
+    except Exception:  # noqa: BLE001 - onnxruntime has an exception for each code
+        return False
+    return bool(np.abs(found - wanted).max() <= OnnxExporter.limits.logit_share * np.abs(wanted).max())
 
 
 def _quantize_products(path: Path) -> None:

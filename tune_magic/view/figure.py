@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _MOST_POINTS = 160
 _MOST_MARKERS = 40
 _MOST_MARKS = 20
-_MOST_NUMBERS = 25  # classes whose cells carry their counts
+_MOST_NUMBERS = 80  # cells that carry their counts
 _MOST_NAMES = 40
 _LONGEST_NAME = 24
 _STRONG = 0.7  # white numbers are read from here on
@@ -134,16 +134,21 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str]) -> Figure:
 
 
 def _cells(axes: Any, counts: np.ndarray, shares: np.ndarray) -> None:
-    """Fill the cells that are not empty: blue where given and chosen agree, orange where they do not."""
-    from matplotlib.patches import Rectangle
+    """Fill the cells that are not empty: blue where given and chosen agree, orange where they do not.
 
-    for given, chosen in zip(*np.nonzero(counts), strict=True):
-        colour = BLUE if given == chosen else ORANGE
-        strength = 0.15 + 0.75 * float(shares[given, chosen])
-        axes.add_patch(Rectangle((chosen - 0.47, given - 0.47), 0.94, 0.94, facecolor=colour, alpha=strength))
-        if len(counts) <= _MOST_NUMBERS:
-            text = str(counts[given, chosen])
-            axes.text(chosen, given, text, ha="center", va="center", color=GREY if strength < _STRONG else "white")
+    One small picture for all cells, since a rectangle each would not fit a card's budget; numbers while there are few.
+    """
+    from matplotlib.colors import to_rgb
+
+    cells = np.zeros((*counts.shape, 4))
+    cells[..., :3] = to_rgb(ORANGE)
+    cells[np.arange(len(counts)), np.arange(len(counts)), :3] = to_rgb(BLUE)
+    cells[..., 3] = np.where(counts > 0, 0.15 + 0.75 * shares, 0.0)
+    axes.imshow(cells, interpolation="none", aspect="auto")
+    filled = list(zip(*np.nonzero(counts), strict=True))
+    for given, chosen in filled if len(filled) <= _MOST_NUMBERS else []:
+        text, strong = str(counts[given, chosen]), cells[given, chosen, 3] >= _STRONG
+        axes.text(chosen, given, text, ha="center", va="center", color="white" if strong else GREY)
 
 
 def _literal(name: str) -> str:

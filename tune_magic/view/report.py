@@ -31,7 +31,7 @@ from tune_magic.view.html import (
 
 _TITLES = {"best": "gained most", "worst": "scored lowest", "regressed": "got worse"}
 _CHARACTERS = 240
-_MOST_CLASSES = 60
+_MOST_CLASSES = 25
 
 
 def report_card(report: Scores, name: str) -> Bundle:
@@ -73,7 +73,10 @@ def _classes(report: Scores) -> list[Html]:
     width = min(640, 200 + 36 * len(report.classes))
     return [
         div(picture, style=f"max-width:{width}px;margin-top:8px"),
-        details("each class, the weakest first", table(rows[:_MOST_CLASSES], align="lrrrr")),
+        details(
+            f"{'each class' if len(rows) <= _MOST_CLASSES + 1 else f'{_MOST_CLASSES} classes'}, the weakest first",
+            table(rows[: _MOST_CLASSES + 1], align="lrrrr"),
+        ),
     ]
 
 
