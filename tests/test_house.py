@@ -14,7 +14,7 @@ PACKAGE = ROOT / "tune_magic"
 # Lower layers first; a module imports its own layer and those before it.
 LAYERS = [
     {"errors", "files", "commands"}, {"plugins"}, {"storage"}, {"recipe"}, {"data"}, {"models"}, {"methods"}, {"objectives"},
-    {"training"}, {"evaluation"}, {"exporters"}, {"worker"}, {"executors"}, {"view"}, {"display", "handles"}, {"follow"},
+    {"training"}, {"evaluation"}, {"exporters"}, {"worker"}, {"executors"}, {"view"}, {"display", "handles"}, {"follow", "tables"},
     {"api"}, {"magics", "widgets"}, {"cli"},
 ]  # fmt: skip
 CORE = set().union(*LAYERS[: LAYERS.index({"view"})])

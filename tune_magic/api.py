@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tune_magic import display, files
+from tune_magic import display, tables
 from tune_magic.data.hub import is_hub
 from tune_magic.data.locate import data_path, fingerprints, identity, references
 from tune_magic.data.read import SUFFIXES
@@ -27,7 +25,6 @@ from tune_magic.storage import folder, places
 from tune_magic.view.html import note_bundle
 
 _JOB_FOLDERS = {"evaluate": "evals", "export": "exports"}
-_OBJECT_KEYS = ("train", "held_out", "test")
 ATTACHED = "The same recipe is training already; this is its live view."
 RESUMED = "The same recipe was stopped before its end; it goes on from its last checkpoint."
 FOUND = "The same recipe, data and model were trained before; this is that run. `--fresh` trains again."
@@ -75,7 +72,7 @@ def finetune(
         "background": background, "fresh": fresh, "dry_run": dry_run, "executor": executor, "traceback": traceback,
         "output": output,
     }  # fmt: skip
-    plain, objects = without_objects(keys)
+    plain, objects = tables.take_out(keys)
     return launch(_recipe(recipe, plain), build_launch(options), name=name, objects=objects)
 
 
@@ -125,11 +122,11 @@ def begin(
         The run, and why it is not a new one: `ATTACHED`, `RESUMED`, `FOUND`, else None.
     """
     global last  # noqa: PLW0603 - `tune_magic.last` is part of the interface
-    tables = _serialised(objects)
+    given = tables.serialise(objects)
     content = _content(recipe, options, name=name, link=link, recipe_text=recipe_text)
     root = Path(options.output) if options.output else places.default_root(content["link"].get("notebook"))
     with tempfile.TemporaryDirectory() as scratch:
-        content["identity"] = _identity(recipe, tables, Path(scratch))
+        content["identity"] = _identity(recipe, given, Path(scratch))
     found = None if options.fresh else _same_run(root, content["identity"])
     if found is not None:
         last = found
@@ -139,7 +136,7 @@ def begin(
             return found, ATTACHED
         return found.resume(options.executor), RESUMED
     run = Run(folder.create(root, "finetune", content))
-    _write_tables(run.path, tables)
+    tables.write(run.path, given)
     places.remember_root(root)
     last = run
     local.start(run.path, options.executor)
@@ -160,13 +157,13 @@ def plan_job(
         **about: As in `launch`.
     """
     find_model(recipe.model)
-    tables = _serialised(objects)
+    given = tables.serialise(objects)
     scratch = Path(tempfile.mkdtemp(prefix="tune_magic-plan-"))
     job = None
     try:
         content = _content(recipe, options, **about) | {"options": {"measure": measure}}
         job = Run(folder.create(scratch, "plan", content))
-        _write_tables(job.path, tables)
+        tables.write(job.path, given)
         local.start(job.path, options.executor)
         yield job
     finally:
@@ -174,10 +171,6 @@ def plan_job(
             job.kill()
             local.job_ended()
         shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _serialised(objects: Mapping[str, Any] | None) -> dict[str, tuple[str, bytes]]:
-    return {key: _serialise(key, value) for key, value in (objects or {}).items()}
 
 
 def _content(recipe: Recipe, options: LaunchOptions, *, link: Mapping[str, Any] | None = None, **about: Any) -> Any:
@@ -214,16 +207,15 @@ def evaluate(
     if against != "base":
         raise TuneError(f"A run is compared with its base, not with {against!r}.", hint='`against="base"`')
     run.best_checkpoint  # noqa: B018 - without one, say so before a worker is started
-    tables = {}
+    given = {}
     if data is not None and not isinstance(data, str | Path):
-        tables["data"] = _serialise("data", data)
-        data = "$data"
+        given, data = tables.serialise({"data": data}), "$data"
     options = {
         "data": None if data is None else _absolute(data), "metrics": _names(metrics),
         "max_new_tokens": max_new_tokens, "limit": limit,
     }  # fmt: skip
     job = _new_job(run, "evaluate", options)
-    _write_tables(job.path, tables)
+    tables.write(job.path, given)
     local.start(job.path)
     live = display.Live(run)
     follow_job(job, live)
@@ -310,49 +302,9 @@ def _recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None, keys: Mappin
     return build_recipe(recipe or {}, keys)
 
 
-def without_objects(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Replace tables among the keywords by ``$names`` and return both."""
-    plain, objects = dict(keys), {}
-    data = plain.get("data")
-    if isinstance(data, Mapping):
-        data = plain["data"] = dict(data)
-        for key in _OBJECT_KEYS:
-            if _is_table(data.get(key)):
-                objects[key], data[key] = data[key], f"${key}"
-    elif _is_table(data):
-        objects["data"], plain["data"] = data, "$data"
-    return plain, objects
-
-
-def _is_table(value: Any) -> bool:
-    return isinstance(value, list) or hasattr(value, "to_parquet")
-
-
-def _serialise(name: str, value: Any) -> tuple[str, bytes]:
-    """Return (suffix, bytes) of a table as data: Parquet for a DataFrame, JSON lines for a list of dicts."""
-    if hasattr(value, "to_parquet"):
-        content: bytes = value.to_parquet(index=False)
-        return ".parquet", content
-    if isinstance(value, list) and all(isinstance(row, dict) for row in value):
-        try:
-            # a missing value stays a bare NaN, which the reader names; as a word it would be learned
-            return ".jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in value).encode()
-        except TypeError as error:
-            raise DataError(f"`${name}` holds something that is not text, number, list or dict: {error}.") from None
-    raise DataError(f"`${name}` must be a DataFrame or a list of dicts, got {type(value).__name__}.")
-
-
-def _write_tables(path: Path, tables: Mapping[str, tuple[str, bytes]]) -> None:
-    for name, (suffix, content) in tables.items():
-        if not re.fullmatch(r"\w+", name):
-            raise DataError(f"`${name}` is not a plain name.")
-        files.make_folder(path / "inputs")
-        files.write_bytes(path / "inputs" / f"{name}{suffix}", content)
-
-
-def _identity(recipe: Recipe, tables: Mapping[str, tuple[str, bytes]], scratch: Path) -> str | None:
+def _identity(recipe: Recipe, given: Mapping[str, tables.Content], scratch: Path) -> str | None:
     """Return the run's identity as the worker will compute it, or None when something it reads is not here yet."""
-    _write_tables(scratch, tables)
+    tables.write(scratch, given)
     source = find_model(recipe.model)
     if source.path is None:
         return None

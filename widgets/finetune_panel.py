@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -11,7 +12,7 @@ from pydantic_core import PydanticUndefined
 from tune_magic.widgets.panel import Panel, button
 from tune_magic.widgets.run_panel import RunPanel
 
-from tune_magic import api, plugins
+from tune_magic import api, plugins, tables
 from tune_magic.data.read import SUFFIXES
 from tune_magic.display import shell
 from tune_magic.errors import RecipeError, TuneError
@@ -51,7 +52,7 @@ class FinetunePanel(Panel):
     """
 
     def __init__(self, name: str = "run", **prefilled: Any) -> None:
-        plain, self._objects = api.without_objects(prefilled)
+        plain, self._objects = tables.take_out(prefilled)
         self.name = ipywidgets.Text(name, description="name", tooltip="Name of the run", layout=_COLUMN, style=_STYLE)
         every = list(keys())
         parts = {key.rpartition(".")[0] for key, _, _ in every}
@@ -59,14 +60,14 @@ class FinetunePanel(Panel):
         for key, value in flat(plain).items():
             if key in self.fields:
                 self.fields[key].value = value if isinstance(value, str) else _text(value)
-        self.start = button("Start", "Train by this recipe", self._ask_to_start, button_style="primary")
-        self.measure = button("Measure time and memory", "Try the heaviest step once", self._ask_to_measure)
+        self.start = button("Start", "Train by this recipe", lambda: self._ask("start"), button_style="primary")
+        self.measure = button("Measure time and memory", "Try the heaviest step once", lambda: self._ask("measure"))
         self.run: Run | None = None
         self._recipe: Recipe | None = None
         self._problems: list[str] = []
         self._planned: Any = None  # the content of the recipe that `_plan` is about
         self._plan: Bundle | None = None
-        self._wanted: set[str] = set()
+        self._asked: queue.SimpleQueue[str] = queue.SimpleQueue()  # buttons that were pressed
         self._run_panel: RunPanel | None = None
         self._link: dict[str, Any] = {}
         self._method_box = ipywidgets.HBox(layout=ipywidgets.Layout(flex_flow="row wrap"))
@@ -97,13 +98,13 @@ class FinetunePanel(Panel):
             return
         self._read()
         self.start.disabled = self.measure.disabled = self._recipe is None
-        wanted, self._wanted = self._wanted, set()
+        asked = {self._asked.get() for _ in range(self._asked.qsize())}
         if self._recipe is None:
             return
-        if "start" in wanted:
+        if "start" in asked:
             self._begin(self._recipe)
-        elif "measure" in wanted or self._planned != self._identity():
-            self._make_plan(self._recipe, measure="measure" in wanted)
+        elif "measure" in asked or self._planned != self._identity():
+            self._make_plan(self._recipe, measure="measure" in asked)
 
     @property
     def is_over(self) -> bool:
@@ -115,12 +116,8 @@ class FinetunePanel(Panel):
         self._link = notebook_link(current, None) if current is not None else {}
         super()._ipython_display_()
 
-    def _ask_to_start(self) -> None:
-        self._wanted.add("start")
-        self.wake()
-
-    def _ask_to_measure(self) -> None:
-        self._wanted.add("measure")
+    def _ask(self, wish: str) -> None:
+        self._asked.put(wish)
         self.wake()
 
     def _typed(self) -> dict[str, Any]:

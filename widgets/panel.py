@@ -16,7 +16,7 @@ from typing import Any
 import ipywidgets
 
 from tune_magic.display import Live
-from tune_magic.view.html import Bundle
+from tune_magic.view.html import Bundle, note_bundle
 
 _NOTHING: Bundle = {"text/html": "", "text/plain": ""}
 
@@ -71,15 +71,20 @@ class Panel(abc.ABC):
             threading.Thread(target=self._live, name=type(self).__name__, daemon=True).start()
 
     def _live(self) -> None:
-        while not self._closed.is_set():
-            self._changed.wait(self._period_s)
-            self._changed.clear()
-            self.act()
-            self._draw()
-            if self.is_over:
-                break
+        try:
+            while not (self._closed.is_set() or self.is_over):
+                self._changed.wait(self._period_s)
+                self._changed.clear()
+                self.act()
+                self._draw()
+        except Exception as error:  # noqa: BLE001 - a thread's error is seen by nobody, unless it is shown
+            self._show_error(error)
         if self._buttons is not None:
             self._buttons.update(_NOTHING)
+
+    def _show_error(self, error: Exception) -> None:
+        assert self._view is not None
+        self._view.update(note_bundle(f"{type(self).__name__} stopped: {type(error).__name__}: {error}"))
 
     def _draw(self) -> None:
         bundle = self.bundle()
