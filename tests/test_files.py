@@ -105,6 +105,17 @@ def test_sweep_removes_what_crashes_left_and_nothing_else(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["step-2"]
 
 
+def test_a_file_a_folder_or_nothing_is_discarded_and_what_a_link_leads_to_stays(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "weights").touch()
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    (tmp_path / "kept").mkdir()
+    for name in ("folder", "file", "link", "nothing"):
+        files.discard(tmp_path / name)
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+
+
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "a/../../outside", "link/secret", ".", ""])
 def test_f29_no_name_leads_out_of_a_folder(tmp_path, name):
     folder = tmp_path / "run"

@@ -365,7 +365,7 @@ def test_padded_microbatches_count_their_padding():
 
 def test_a_worker_that_cannot_start_is_told_at_once(make_run, monkeypatch):
     run = make_run()
-    monkeypatch.setattr(local.sys, "executable", "/bin/false")
+    monkeypatch.setattr("sys.executable", "/bin/false")
     local.start(run.path)
     run.wait(timeout_s=30)
     assert run.status == "lost"

@@ -28,7 +28,7 @@ from tune_magic.view.listing import runs_table
 from tune_magic.view.plan import plan_card, plan_facts
 from tune_magic.view.report import report_card
 
-TAGS = {"div", "span", "b", "code", "table", "tbody", "tr", "td", "img", "br"}
+TAGS = {"div", "span", "b", "code", "table", "tbody", "tr", "td", "img", "br", "details", "summary"}
 ATTRIBUTES = {"style", "src", "alt"}
 FRAME_BYTES, CARD_BYTES = 32_000, 60_000
 

@@ -123,7 +123,10 @@ def make_folder(path: Path) -> None:
 
 
 def discard(path: Path) -> None:
-    """Remove a folder so that no reader ever sees half of it: rename it away, then delete."""
+    """Remove a file or a folder, if it is there; no reader ever sees half a folder: it is renamed away first."""
+    if not path.is_dir() or path.is_symlink():
+        path.unlink(missing_ok=True)
+        return
     trash = path.with_name(f"{TRASH}{path.name}-{_token()}")
     os.rename(path, trash)
     shutil.rmtree(trash, ignore_errors=True)

@@ -18,6 +18,7 @@ import ipywidgets
 from tune_magic.display import Live
 from tune_magic.view.html import Bundle, note_bundle
 
+_CLOSING_S = 2.0
 _NOTHING: Bundle = {"text/html": "", "text/plain": ""}
 
 
@@ -39,6 +40,7 @@ class Panel(abc.ABC):
         self._view: Live | None = None
         self._buttons: Live | None = None
         self._shown: Bundle = {}
+        self._thread = threading.Thread(target=self._live, name=type(self).__name__, daemon=True)
 
     @abc.abstractmethod
     def bundle(self) -> Bundle:
@@ -53,9 +55,11 @@ class Panel(abc.ABC):
         return False
 
     def close(self) -> None:
-        """Stop drawing and take the controls away; the view stays."""
+        """Stop drawing and take the controls away, as should be done before a notebook is saved; the view stays."""
         self._closed.set()
         self._changed.set()
+        if self._thread.is_alive() and self._thread is not threading.current_thread():
+            self._thread.join(_CLOSING_S)
 
     def wake(self, *_: Any) -> None:
         """Let the thread look now; safe to call from any callback."""
@@ -68,7 +72,7 @@ class Panel(abc.ABC):
         self._buttons.update({**self.controls._repr_mimebundle_(), **_text_of(self)})
         self._draw()
         if is_first:
-            threading.Thread(target=self._live, name=type(self).__name__, daemon=True).start()
+            self._thread.start()
 
     def _live(self) -> None:
         try:

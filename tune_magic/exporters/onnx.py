@@ -216,7 +216,7 @@ def _write_decoder(model: Any, tokenizer: Any, folder: Path) -> None:
         return
     for left in folder.glob("[!.]*"):
         if left.name != _ABOUT:
-            left.unlink()
+            files.discard(left)
     _trace_decoder(model, folder / _MODEL)
     model.config.save_pretrained(folder)
 
@@ -291,7 +291,7 @@ def _quantize_decoder(path: Path) -> None:
 def _remove(path: Path) -> None:
     """Take away a graph that a smaller one replaces; the folder is not an export yet."""
     for member in (path, path.with_name(f"{path.name}.data")):
-        member.unlink(missing_ok=True)
+        files.discard(member)
 
 
 def _session(folder: Path) -> Any:
