@@ -14,6 +14,7 @@ from tune_magic.exporters import parity
 from tune_magic.exporters.base import Exporter
 from tune_magic.exporters.parity import Limits, Measured
 from tune_magic.handles import Export
+from tune_magic.view.export import usage
 
 
 @pytest.fixture
@@ -80,11 +81,13 @@ def test_a_classifier_in_onnx_chooses_the_same_classes(family, quantize, classif
     session = onnxruntime.InferenceSession(exported.path / "model.onnx")
     texts = ["red thing 1", "a longer text about a green thing, number 17"]
     batch = AutoTokenizer.from_pretrained(exported.path)(texts, return_tensors="np", padding=True)
-    fed = {node.name: batch[node.name] for node in session.get_inputs()}
-    logits = session.run(None, fed)[0]
+    logits = session.run(None, dict(batch))[0]
     names = AutoConfig.from_pretrained(exported.path).id2label
     expected = run.predict(texts)
     assert [names[i] for i in logits.argmax(-1)] == expected.idxmax(axis=1).tolist()
+    known = {"texts": texts}
+    exec(usage(exported.receipt, str(exported.path)), known)  # what the card shows
+    assert (known["logits"] == logits).all()
     shares = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
     assert np.abs(shares - expected.to_numpy()).max() < (1e-4 if quantize is None else 0.1)
 
@@ -98,17 +101,20 @@ def test_int8_decoders_are_smaller_and_keep_their_answers(family, changes, train
     plain, small = run.export("onnx", rows=3), run.export("onnx", quantize="int8", rows=3)
     assert small.receipt["size_bytes"] < 0.85 * plain.receipt["size_bytes"]
     assert plain.receipt["parity"]["logit_difference"] < 1e-4
+    if "genai_config.json" not in plain.receipt["files"]:
+        exec(usage(plain.receipt, str(plain.path)), {})
     assert sys.prefix.encode() not in (plain.path / "model.onnx").read_bytes()  # no path of this machine
     assert 1e-5 < small.receipt["parity"]["logit_difference"] < 0.1
 
 
-def test_onnxruntime_genai_answers_as_the_model_does(train, inline, wide):
+def test_onnxruntime_genai_answers_as_the_model_does(train, inline, wide, capsys):
     import onnxruntime_genai as og
 
     run = train(model=str(wide))
     exported = run.export("onnx", rows=2)
     model, tokenizer = run.load()
-    prompt = tokenizer.apply_chat_template([{"role": "user", "content": "item 3 is black"}], add_generation_prompt=True)
+    messages = [{"role": "user", "content": "item 3 is black"}]
+    prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
     prompt = list(prompt["input_ids"] if isinstance(prompt, dict) or hasattr(prompt, "keys") else prompt)
     params = og.GeneratorParams(loaded := og.Model(str(exported.path)))
     params.set_search_options(max_length=len(prompt) + 6, do_sample=False)
@@ -123,6 +129,9 @@ def test_onnxruntime_genai_answers_as_the_model_does(train, inline, wide):
     )
     expected = reader.generate(np.array(prompt), 6)
     assert answer[: len(expected)] == expected
+    exec(usage(exported.receipt, str(exported.path)), {"messages": messages})  # what the card shows
+    printed = capsys.readouterr().out
+    assert tokenizer.decode(prompt + expected).rstrip() in printed
 
 
 def test_out_of_tolerance_is_an_error_that_keeps_the_files(train, inline, wide):

@@ -30,6 +30,7 @@ from tune_magic.models.generate import end_tokens
 from tune_magic.training.tuned import Tuned
 
 _MODEL = "model.onnx"
+_FED = ("input_ids", "attention_mask")
 _OPSET = 20
 _BLOCK = 32
 _TRIED_TOKENS = 24
@@ -46,6 +47,8 @@ class OnnxExporter(Exporter):
         model = tuned.method.merge(tuned.model).cpu().eval()
         if tuned.objective.scores_rows:
             _trace_classifier(model, folder / _MODEL)
+            tuned.tokenizer.model_input_names = list(_FED)  # what it gives is what the graph takes
+            tuned.tokenizer.init_kwargs["model_input_names"] = list(_FED)
             model.config.save_pretrained(folder)
             if quantize is not None:
                 _quantize_products(folder / _MODEL)
@@ -151,7 +154,7 @@ def _trace_classifier(model: Any, path: Path) -> None:
     ids = torch.ones((2, 7), dtype=torch.long)  # no example size may be 0 or 1: the graph would keep it
     _trace(
         _Classifier(model), (ids, torch.ones_like(ids)), ({0: _any(), 1: _any()},) * 2, path,
-        input_names=["input_ids", "attention_mask"], output_names=["logits"],
+        input_names=list(_FED), output_names=["logits"],
     )  # fmt: skip
 
 

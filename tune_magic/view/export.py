@@ -28,16 +28,28 @@ _CLASS = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceC
 _USES = {
     "adapter": "from peft import PeftModel\nmodel = PeftModel.from_pretrained(base_model, {path!r})",
     "merged": "from transformers import {model}\nmodel = {model}.from_pretrained({path!r})",
-    "onnx CAUSAL_LM": (
-        "import onnxruntime_genai as og\nmodel = og.Model({path!r})\n"
-        "generator = og.Generator(model, og.GeneratorParams(model))"
-    ),
     "onnx SEQ_CLS": (
         "import onnxruntime\nfrom transformers import AutoTokenizer\n"
         'session = onnxruntime.InferenceSession({path!r} + "/model.onnx")\n'
         "tokenizer = AutoTokenizer.from_pretrained({path!r})\n"
         'logits = session.run(None, dict(tokenizer(texts, return_tensors="np", padding=True)))[0]'
     ),
+    "onnx CAUSAL_LM": (  # traced: nothing but onnxruntime runs it
+        'import onnxruntime\nsession = onnxruntime.InferenceSession({path!r} + "/model.onnx")\n'
+        "[(node.name, node.shape) for node in session.get_inputs()]  # present.* is the next call's past_key_values.*"
+    ),
+    "onnx genai": (
+        "import onnxruntime_genai as og\nfrom transformers import AutoTokenizer\n"
+        "model, tokenizer = og.Model({path!r}), AutoTokenizer.from_pretrained({path!r})\n"
+        "generator = og.Generator(model, og.GeneratorParams(model))\n"
+        "generator.append_tokens({tokens})\n"
+        "while not generator.is_done():\n    generator.generate_next_token()\n"
+        "print(tokenizer.decode(generator.get_sequence(0)))"
+    ),
+}
+_TOKENS = {
+    True: 'tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]',
+    False: 'tokenizer(text)["input_ids"]',
 }
 _VERDICTS = {True: (GREEN, "the same model, within tolerance"), False: (RED, "out of tolerance"), None: (ORANGE, "")}
 
@@ -61,7 +73,7 @@ def export_card(receipt: dict[str, Any], name: str) -> Bundle:
         div(span("● ", style=f"color:{colour}"), verdict) if verdict else None,
         table(rows) if rows else None,
         *(div(span("▲ ", style=f"color:{ORANGE}"), text) for text in complaints),
-        rule(div(code(path)), div(code(_use(receipt, path)), style="margin-top:6px")),
+        rule(div(code(path)), div(code(usage(receipt, path)), style="margin-top:6px")),
         details(f"{len(files)} files", table(files, align="lr")),
     ]
     lines = [f"{name}: {title}", *([f"  {verdict}"] if verdict else []), *(f"  {key}: {value}" for key, value in facts)]
@@ -91,10 +103,13 @@ def receipt_facts(parity: dict[str, Any]) -> list[tuple[str, str]]:
     return [*found, ("latency", f"{each} a {parity.get('unit', 'row')}, {speed:.1f} times as fast")]
 
 
-def _use(receipt: dict[str, Any], path: str) -> str:
-    task = receipt.get("task", "CAUSAL_LM")
-    template = _USES.get(receipt["to"]) or _USES.get(f"{receipt['to']} {task}", "")
-    return template.format(path=path, model=_CLASS.get(task, "AutoModel"))
+def usage(receipt: dict[str, Any], path: str) -> str:
+    """Return the Python that loads an export lying at `path` without this package."""
+    task, files = receipt.get("task", "CAUSAL_LM"), receipt["files"]
+    kind = "genai" if "genai_config.json" in files else task
+    template = _USES.get(receipt["to"]) or _USES.get(f"{receipt['to']} {kind}", "")
+    tokens = _TOKENS["chat_template.jinja" in files]
+    return template.format(path=path, model=_CLASS.get(task, "AutoModel"), tokens=tokens)
 
 
 def _short(path: str) -> str:
