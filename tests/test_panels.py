@@ -162,6 +162,21 @@ def test_a_panel_on_an_ended_run_shows_its_card(train):
     assert panel.bundle() == run.card()
 
 
+def test_what_ends_right_after_a_look_is_still_shown_ended(capsys):
+    class EndsUnseen(MemoryGauge):
+        state, is_over = "running", False
+
+        def bundle(self):
+            found, type(self).state = self.state, "finished"
+            type(self).is_over = True
+            return {"text/html": f"<div>{found}</div>", "text/plain": found}
+
+    panel = EndsUnseen()
+    panel._ipython_display_()
+    panel._thread.join(10)
+    assert capsys.readouterr().out.split()[-1] == "finished"
+
+
 def test_a_resume_that_makes_no_sense_is_not_tried(train):
     run = train(max_steps=2)
     panel = RunPanel(run)

@@ -81,6 +81,7 @@ class Panel(abc.ABC):
                 self._changed.clear()
                 self.act()
                 self._draw()
+            self._draw()  # it may have ended since
         except Exception as error:  # noqa: BLE001 - a thread's error is seen by nobody, unless it is shown
             self._show_error(error)
         if self._buttons is not None:
