@@ -160,3 +160,15 @@ def pytest_addoption(parser):
 def full(request):
     """Whether slow proofs run whole (`make test-full`) or sampled (`make test`)."""
     return request.config.getoption("--full")
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Write a file of text or bytes in the test's folder and return its path."""
+
+    def write(name, content):
+        path = tmp_path / name
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    return write

@@ -17,21 +17,11 @@ from tune_magic.recipe import DataOptions, build_recipe
 
 
 def known(reason, *values):
-    """A fault of ours, found while writing this and not mended yet."""
+    """A fault that the product once had."""
     return pytest.param(*values, id=reason)
 
 
 # --- read ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def write(tmp_path):
-    def write(name, content):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-
-    return write
 
 
 @pytest.mark.parametrize(

@@ -24,16 +24,6 @@ from tune_magic.recipe import DataOptions
 # --- csv and tsv -----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def write(tmp_path):
-    def write(name, content):
-        path = tmp_path / name
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-        return path
-
-    return write
-
-
 @pytest.mark.parametrize(
     ("name", "content", "rows"),
     [

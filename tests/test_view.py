@@ -34,7 +34,7 @@ FRAME_BYTES, CARD_BYTES = 32_000, 60_000
 
 
 def known(reason, *values):
-    """A fault of ours, found while writing this and not mended yet."""
+    """A fault that the product once had."""
     return pytest.param(*values, id=reason)
 
 
