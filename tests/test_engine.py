@@ -51,9 +51,9 @@ def engine_of(model, method=None, **options):
     return TokenEngine(method.apply(model, "CAUSAL_LM"), method, **settings)
 
 
-def loss_and_gradient(engine, states, examples):
+def loss_and_gradient(engine, states, examples, objective=None):
     engine.model.zero_grad()
-    loss = SFT().loss_sum(states(examples))
+    loss = (objective or SFT()).loss_sum(states(examples))
     loss.backward()
     return loss.detach(), torch.cat([p.grad.flatten() for p in engine.model.parameters() if p.grad is not None])
 
@@ -120,28 +120,69 @@ def test_the_self_check_catches_a_model_that_ignores_the_mask(tiny):
     assert "differ" in engine.reason
 
 
+def test_the_self_check_catches_a_model_that_cannot_take_the_mask(tiny):
+    model = load(tiny)
+    forward = model.base_model.forward
+
+    def refuse(*args, attention_mask=None, **options):
+        if attention_mask is not None and attention_mask.ndim == 4:
+            raise ValueError("what is this?")
+        return forward(*args, attention_mask=attention_mask, **options)
+
+    model.base_model.forward = refuse
+    engine = engine_of(model)
+    engine.self_check(CASES["shared prefix"], SFT().loss_sum)
+    assert not engine.packed
+    assert "what is this?" in engine.reason
+    assert torch.isfinite(SFT().loss_sum(engine.states(CASES["shared prefix"])))
+
+
 def test_the_self_check_passes_an_honest_model(tiny):
     engine = engine_of(load(tiny), Lora(LoraOptions(r=2)))
     engine.self_check(CASES["shared prefix"], SFT().loss_sum)
     assert engine.packed
 
 
-def test_microbatches_keep_the_order_and_the_budget():
+def test_microbatches_keep_the_budget_and_every_example():
     examples = [example(i, length=5 + i) for i in range(7)]
-    cut = list(packing.groups(examples, 24, share=True))
-    assert [e for group in cut for e in group] == examples
-    assert all(packing.pack(group, share=True).input_ids.size <= 24 for group in cut)
-    assert len(cut) > 1
+    for share in (True, False):
+        cut = list(packing.groups(examples, 24, share=share))
+        assert sorted(e.trunk.tokens.tolist() for group in cut for e in group) == sorted(
+            e.trunk.tokens.tolist() for e in examples
+        )
+        assert all(packing.pack(group, share=share).input_ids.size <= 24 for group in cut)
+        assert len(cut) > 1
+        if not share:
+            assert [id(e) for group in cut for e in group] == [id(e) for e in examples]
 
 
-def test_log_probs_in_chunks_are_the_same(tiny, monkeypatch):
+class Squared(SFT):
+    """An objective that is not linear in the log-probabilities."""
+
+    def loss_sum(self, states):
+        return (states.log_probs().square() * states.weights).sum()
+
+
+@pytest.mark.parametrize("objective", [SFT(), Squared()], ids=["sft", "squared"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_log_probs_in_chunks_are_the_same(tiny, monkeypatch, frozen, objective):
     from tune_magic.training import engine as module
 
-    engine = engine_of(load(tiny))
-    whole = loss_and_gradient(engine, engine.states, CASES["branches"])
-    monkeypatch.setattr(module, "_TARGETS_A_CHUNK", 3)
-    pieces = loss_and_gradient(engine, engine.states, CASES["branches"])
-    torch.testing.assert_close(whole, pieces, rtol=1e-5, atol=1e-6)
+    torch.manual_seed(0)
+    engine = engine_of(load(tiny), Lora(LoraOptions(r=2)) if frozen else None)
+    with torch.no_grad():
+        for parameter in engine.model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))  # also where LoRA begins with zeros
+    reference = loss_and_gradient(engine, engine._padded_states, CASES["branches"], objective)
+    for smallest in (100, 3):
+        monkeypatch.setattr(module, "_CHUNK_LOGITS", 0)
+        monkeypatch.setattr(module, "_LEAST_CHUNK", smallest)
+        assert engine.states(CASES["branches"]).head_is_trained is not frozen
+        pieces = loss_and_gradient(engine, engine.states, CASES["branches"], objective)
+        for expected, found in zip(reference, pieces, strict=True):
+            assert (found - expected).norm() < 1e-5 * expected.norm()
+        with torch.no_grad():
+            assert not engine.states(CASES["branches"]).log_probs().requires_grad
 
 
 def test_a_method_that_changes_the_input_is_padded(tiny):

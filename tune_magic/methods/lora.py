@@ -38,6 +38,8 @@ class Lora(Method):
         """Wrap the model by PEFT, which also trains a head that is new."""
         from peft import LoraConfig, get_peft_model
 
+        from tune_magic.methods.lora_linear import fuse
+
         options = self.options
         config = LoraConfig(
             r=options.r,
@@ -48,7 +50,9 @@ class Lora(Method):
             task_type=task,
         )
         with quiet():
-            return get_peft_model(model, config)
+            wrapped = get_peft_model(model, config)
+        fuse(wrapped)
+        return wrapped
 
     def inner(self, model: Any) -> PreTrainedModel:
         """The Transformers model, with PEFT's layers in it."""

@@ -9,25 +9,29 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from tune_magic.data.example import Example, Segment
 from tune_magic.methods.base import Method
-from tune_magic.training import packing
+from tune_magic.training import packing, tree_attention
+from tune_magic.training.tree_attention import Tree
 
 # Families checked to be exact with a boolean 4-D mask under scaled_dot_product_attention, whose head is one matrix.
 PACKABLE = frozenset(
     {"llama", "qwen2", "qwen3", "mistral", "phi", "phi3", "smollm3", "olmo2", "stablelm", "gpt_neox", "gpt2"}
 )
-_TARGETS_A_CHUNK = 1024
+_CHUNK_LOGITS, _LEAST_CHUNK = 2**22, 32  # logits that fit a processor's cache; targets that are worth a product
 _CHECK_FIRST, _CHECK_LAST = 8, 12  # tokens of a row in the self-check: it delays every start
+Head = Callable[[torch.Tensor], torch.Tensor]
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 
 
@@ -41,25 +45,65 @@ class TargetStates:
         targets: (T,) token ids.
         weights: (T,) float32.
         owners: (T,) number of the example in the microbatch.
+        vocabulary: Outputs of the head.
+        head_is_trained: Whether the head has parameters that want a gradient.
     """
 
     states: torch.Tensor
-    head: Callable[[torch.Tensor], torch.Tensor] | None
+    head: Head | None
     targets: torch.Tensor
     weights: torch.Tensor
     owners: torch.Tensor
+    vocabulary: int
+    head_is_trained: bool = True
 
     def log_probs(self) -> torch.Tensor:
         """Return (T,) float32: the log-probability of each target. Logits never exist for more than a chunk."""
-        if len(self.targets) <= _TARGETS_A_CHUNK:
-            return self._chunk(self.states, self.targets)
-        starts = range(0, len(self.targets), _TARGETS_A_CHUNK)
-        pieces = [(self.states[a : a + _TARGETS_A_CHUNK], self.targets[a : a + _TARGETS_A_CHUNK]) for a in starts]
-        return torch.cat([checkpoint(self._chunk, *piece, use_reentrant=False) for piece in pieces])
+        if self.head is None:
+            return _log_probs(self.states, self.targets, None)
+        size = max(_LEAST_CHUNK, _CHUNK_LOGITS // self.vocabulary)
+        if not self.head_is_trained:
+            found: torch.Tensor = _FrozenHead.apply(self.states, self.targets, self.head, size)  # type: ignore[no-untyped-call]
+            return found
+        pieces = zip(torch.split(self.states, size), torch.split(self.targets, size), strict=True)
+        parts = [checkpoint(_log_probs, *piece, self.head, use_reentrant=False) for piece in pieces]
+        return torch.cat(parts) if parts else self.states.new_zeros(0, dtype=torch.float32)
 
-    def _chunk(self, states: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        logits = self.head(states) if self.head is not None else states
-        return -functional.cross_entropy(logits.float(), targets, reduction="none")
+
+class _FrozenHead(torch.autograd.Function):
+    """Log-probabilities whose gradient is computed with them, while a chunk's logits are there.
+
+    Each depends on its own state alone, and no parameter of the head wants a gradient: whatever an objective makes of
+    the log-probabilities, its gradient is a factor for each row. So the head runs twice in all, not three times as with
+    a checkpoint, and nothing of the vocabulary's size is kept.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, targets: torch.Tensor, head: Head, size: int) -> torch.Tensor:
+        found = torch.empty(len(targets), dtype=torch.float32, device=states.device)
+        wanted = ctx.needs_input_grad[0]
+        gradients = torch.empty_like(states) if wanted else None
+        for start in range(0, len(targets), size):
+            chunk = slice(start, start + size)
+            with torch.set_grad_enabled(wanted):
+                piece = states[chunk].detach().requires_grad_(wanted)
+                log_probs = _log_probs(piece, targets[chunk], head)
+                if gradients is not None:
+                    (gradients[chunk],) = torch.autograd.grad(log_probs.sum(), piece)
+            found[chunk] = log_probs.detach()
+        ctx.save_for_backward(gradients)
+        return found
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: torch.Tensor) -> Any:
+        (gradients,) = ctx.saved_tensors
+        return gradients * upstream[:, None].to(gradients.dtype), None, None, None
+
+
+def _log_probs(states: torch.Tensor, targets: torch.Tensor, head: Head | None) -> torch.Tensor:
+    logits = head(states) if head is not None else states
+    return -functional.cross_entropy(logits.float(), targets, reduction="none")
 
 
 class Engine(abc.ABC):
@@ -127,8 +171,14 @@ class TokenEngine(Engine):
     ) -> None:
         super().__init__(model, method, dtype=dtype, max_tokens=max_tokens)
         self.share_prefixes = share_prefixes
+        head = self.inner.get_output_embeddings()
+        self._vocabulary = self.inner.config.get_text_config().vocab_size
+        self._head_is_trained = head is None or any(p.requires_grad for p in head.parameters())
         self.reason = _why_not_packed(self.inner, method)
         self.packed = self.reason is None
+        if self.packed:
+            tree_attention.install()
+            self.inner.set_attn_implementation(tree_attention.NAME)
 
     def microbatches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
         """Cut a step's examples into microbatches."""
@@ -153,21 +203,26 @@ class TokenEngine(Engine):
             return
         was_training = self.model.training
         self.model.eval()
-        ours = self._loss_and_gradients(rows, self._packed_states, loss_sum)
         reference = self._loss_and_gradients(rows, self._padded_states, loss_sum)
-        self.model.train(was_training)
-        error = max(_difference(a, b) for a, b in zip(ours, reference, strict=True))
-        if not error <= _TOLERANCE[self.dtype]:
+        try:
+            ours = self._loss_and_gradients(rows, functools.partial(self._packed_states, worth=1), loss_sum)
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # whatever a model makes of the mask
             self.packed = False
-            self.reason = f"packed rows differ from padded ones by {error:.1e} on this model"
+            self.reason = f"packed rows cannot be computed by this model: {str(error)[:200]}"
+        else:
+            difference = max(_difference(a, b) for a, b in zip(ours, reference, strict=True))
+            if not difference <= _TOLERANCE[self.dtype]:
+                self.packed = False
+                self.reason = f"packed rows differ from padded ones by {difference:.1e} on this model"
+        self.model.train(was_training)
 
-    def _packed_states(self, examples: Sequence[Example]) -> TargetStates:
-        batch = packing.pack(examples, share=self.shares)
+    def _packed_states(self, examples: Sequence[Example], worth: int = packing.WORTH) -> TargetStates:
+        batch = packing.pack(examples, share=self.shares, worth=worth)
         with self.autocast():
             hidden = self.inner.base_model(
                 input_ids=self.tensor(batch.input_ids),
                 position_ids=self.tensor(batch.position_ids),
-                attention_mask=self.tensor(batch.attention)[None, None],
+                attention_mask=Tree(batch.nodes, self.device).as_mask(),
                 use_cache=False,
             ).last_hidden_state[0]
         return self._gather(batch, hidden, self._head)
@@ -191,6 +246,8 @@ class TokenEngine(Engine):
             targets=self.tensor(batch.targets),
             weights=self.tensor(batch.weights),
             owners=self.tensor(batch.owners),
+            vocabulary=self._vocabulary,
+            head_is_trained=self._head_is_trained,
         )
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,16 +1,20 @@
-"""Lay examples out in one row, with what they share computed once.
+"""Lay examples out in one row, with what they begin with in common computed once.
 
 Shapes: S tokens of a packed row, T targets (tokens with a weight), B rows and L tokens of a padded batch.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tune_magic.data.example import Example, Segment
+
+WORTH = 8  # tokens that a shared node must save, since it costs some calls in every layer
 
 
 @dataclass(frozen=True)
@@ -20,21 +24,23 @@ class Batch:
     Attributes:
         input_ids: (1, S) packed or (B, L) padded, int64.
         position_ids: The same shape: each token's distance from the start of its own sequence.
-        attention: (S, S) bool, True where row may look at column, when packed; (B, L) bool, True at real tokens,
-            when padded.
         sources: (T,) index into the flattened tokens of the position that predicts each target.
         targets: (T,) token ids.
         weights: (T,) float32.
         owners: (T,) number of the example in the batch that each target belongs to.
+        attention: (B, L) bool, True at real tokens; None when packed.
+        nodes: When packed: (start, end, stop) of every segment, in the order of the row. A token sees the earlier ones
+            of its own segment, and those of each segment with end <= token < stop: its ancestors.
     """
 
     input_ids: np.ndarray
     position_ids: np.ndarray
-    attention: np.ndarray
     sources: np.ndarray
     targets: np.ndarray
     weights: np.ndarray
     owners: np.ndarray
+    attention: np.ndarray | None = None
+    nodes: tuple[tuple[int, int, int], ...] = ()
 
 
 @dataclass
@@ -54,42 +60,23 @@ class _Layout:
         self.weights.append(segment.weights[chosen])
         self.owners.append(np.full(len(chosen), owner))
 
-    def columns(self) -> dict[str, np.ndarray]:
+    def columns(self) -> dict[str, Any]:
         return {name: np.concatenate(getattr(self, name)) for name in ("sources", "targets", "weights", "owners")}
 
 
-def shared_prefix_length(examples: Sequence[Example]) -> int:
-    """Return how many first tokens all trunks have in common, none of them a target.
-
-    The last token of every trunk stays out, so that each example keeps a token of its own.
-    """
-    if len(examples) < 2:
-        return 0
-    length = min(len(example.trunk) - 1 for example in examples)
-    first = examples[0].trunk.tokens[:length]
-    for example in examples:
-        differs = (example.trunk.tokens[: len(first)] != first) | (example.trunk.weights[: len(first)] != 0)
-        first = first[: int(differs.argmax())] if differs.any() else first
-    return len(first)
-
-
 def groups(examples: Sequence[Example], max_tokens: int, *, share: bool) -> Iterator[list[Example]]:
-    """Cut a step's examples into microbatches of at most `max_tokens` computed tokens, in order.
+    """Cut a step's examples into microbatches of at most `max_tokens` computed tokens.
 
-    An example longer than that is a microbatch of its own.
+    Where prefixes are shared, examples that begin alike come together; otherwise they stay in order. An example longer
+    than the budget is a microbatch of its own.
     """
-    shared = shared_prefix_length(examples) if share else 0
-    group: list[Example] = []
-    num_tokens = shared
-    for example in examples:
-        own = len(example) - shared
-        if group and num_tokens + own > max_tokens:
-            yield group
-            group, num_tokens = [], shared
-        group.append(example)
-        num_tokens += own
-    if group:
-        yield group
+    ordered = [examples[i] for i in _alike_together(examples)] if share else list(examples)
+    overlaps = _overlaps(ordered) if share else [0] * len(ordered)
+    first = 0
+    for last in range(1, len(ordered) + 1):
+        if last == len(ordered) or _size(ordered[first : last + 1], overlaps[first + 1 : last + 1]) > max_tokens:
+            yield ordered[first:last]
+            first = last
 
 
 def padded_groups(examples: Sequence[Example], max_tokens: int) -> Iterator[list[Example]]:
@@ -105,49 +92,33 @@ def padded_groups(examples: Sequence[Example], max_tokens: int) -> Iterator[list
         yield group
 
 
-def pack(examples: Sequence[Example], *, share: bool) -> Batch:
-    """Lay trees of segments out in one row of S tokens: shared prefix, then each trunk, then its branches.
+def pack(examples: Sequence[Example], *, share: bool, worth: int = WORTH) -> Batch:
+    """Lay a forest of segments out in one row of S tokens, each node before its descendants.
 
     A token sees the earlier tokens of its own path and nothing else, at the position it would have alone, so every
     prediction is what it would be alone.
 
     Args:
         examples: At least one.
-        share: Compute the prefix that all trunks have in common once.
+        share: Compute what trunks begin with in common once, at every depth where it saves enough.
+        worth: Tokens that are enough.
     """
-    shared = shared_prefix_length(examples) if share else 0
-    nodes: list[np.ndarray] = []
-    positions: list[np.ndarray] = []
-    parents: list[int] = []
-    layout = _Layout()
-    size = 0
-
-    def add(tokens: np.ndarray, parent: int, position: int) -> int:
-        nonlocal size
-        nodes.append(tokens)
-        positions.append(np.arange(position, position + len(tokens)))
-        parents.append(parent)
-        size += len(tokens)
-        return len(nodes) - 1
-
-    def before(length: int, last_of_parent: int) -> np.ndarray:
-        return np.concatenate([[last_of_parent], np.arange(size - length, size - 1)]).astype(np.int64)
-
-    root = add(examples[0].trunk.tokens[:shared], -1, 0) if shared else -1
-    for owner, example in enumerate(examples):
-        own = Segment(example.trunk.tokens[shared:], example.trunk.weights[shared:])
-        trunk = add(own.tokens, root, shared)
-        layout.add(own, before(len(own), shared - 1), owner)
-        end_of_trunk = size - 1
+    row = _Row()
+    order = _alike_together(examples) if share else list(range(len(examples)))
+    overlaps = _overlaps([examples[i] for i in order]) if share else [0] * len(order)
+    for part in _parts(overlaps, worth):
+        owners = order[part.first : part.last]
+        row.leave(part.depth)
+        trunk = examples[owners[0]].trunk
+        if len(owners) > 1:
+            row.add(trunk.tokens[part.depth : part.end])
+            continue
+        example = examples[owners[0]]
+        row.add_targets(Segment(trunk.tokens[part.depth :], trunk.weights[part.depth :]), owners[0])
         for branch in example.branches:
-            add(branch.tokens, trunk, len(example.trunk))
-            layout.add(branch, before(len(branch), end_of_trunk), owner)
-    return Batch(
-        input_ids=np.concatenate(nodes).astype(np.int64)[None],
-        position_ids=np.concatenate(positions)[None],
-        attention=_tree_mask([len(node) for node in nodes], parents),
-        **layout.columns(),
-    )
+            row.leave(len(trunk))
+            row.add_targets(branch, owners[0])
+    return row.batch()
 
 
 def pad(examples: Sequence[Example], pad_token_id: int) -> Batch:
@@ -162,7 +133,7 @@ def pad(examples: Sequence[Example], pad_token_id: int) -> Batch:
         attention[row, : len(path)] = True
         layout.add(path, np.arange(-1, len(path) - 1) + row * width, owner)
     position_ids = np.broadcast_to(np.arange(width), input_ids.shape)
-    return Batch(input_ids=input_ids, position_ids=position_ids, attention=attention, **layout.columns())
+    return Batch(input_ids, position_ids, attention=attention, **layout.columns())
 
 
 def _paths(example: Example) -> Iterator[Segment]:
@@ -176,12 +147,102 @@ def _paths(example: Example) -> Iterator[Segment]:
         yield Segment(tokens, np.concatenate([weights, branch.weights]))
 
 
-def _tree_mask(lengths: list[int], parents: list[int]) -> np.ndarray:
-    """Return (S, S) bool: causal, and only along the path from the root."""
-    count = len(lengths)
-    is_ancestor = np.eye(count, dtype=bool)
-    for node, parent in enumerate(parents):
-        if parent >= 0:
-            is_ancestor[node] |= is_ancestor[parent]
-    node_of = np.repeat(np.arange(count), lengths)
-    return np.tril(is_ancestor[node_of][:, node_of])
+class _Row:
+    """Lays nodes behind each other. The open nodes are the path that the next one continues."""
+
+    def __init__(self) -> None:
+        self._tokens: list[np.ndarray] = []
+        self._positions: list[np.ndarray] = []
+        self._nodes: list[list[int]] = []
+        self._open: list[tuple[int, int]] = []  # (number of the node, depth where it ends)
+        self._layout = _Layout()
+        self._size = 0
+
+    def leave(self, depth: int) -> None:
+        """Close the nodes that end deeper than `depth`."""
+        while self._open and self._open[-1][1] > depth:
+            self._nodes[self._open.pop()[0]][2] = self._size
+
+    def add(self, tokens: np.ndarray) -> None:
+        """Continue the open path."""
+        depth = self._open[-1][1] if self._open else 0
+        self._open.append((len(self._nodes), depth + len(tokens)))
+        self._nodes.append([self._size, self._size + len(tokens), 0])
+        self._tokens.append(tokens)
+        self._positions.append(np.arange(depth, depth + len(tokens)))
+        self._size += len(tokens)
+
+    def add_targets(self, segment: Segment, owner: int) -> None:
+        """Continue the open path by a segment in which something may be predicted."""
+        last = self._nodes[self._open[-1][0]][1] - 1 if self._open else -1
+        before = np.concatenate([[last], np.arange(self._size, self._size + len(segment) - 1)])
+        self._layout.add(segment, before.astype(np.int64), owner)
+        self.add(segment.tokens)
+
+    def batch(self) -> Batch:
+        self.leave(-1)
+        return Batch(
+            input_ids=np.concatenate(self._tokens).astype(np.int64)[None],
+            position_ids=np.concatenate(self._positions)[None],
+            nodes=tuple((start, end, stop) for start, end, stop in self._nodes),
+            **self._layout.columns(),
+        )
+
+
+class _Part(NamedTuple):
+    """Rows `first` to `last` - 1 share the tokens from `depth` to `end`; a single row is all that is left of it."""
+
+    first: int
+    last: int
+    depth: int
+    end: int
+
+
+def _parts(overlaps: Sequence[int], worth: int) -> Iterator[_Part]:
+    """Yield the forest over rows in their order, parents before children.
+
+    Args:
+        overlaps: How many first tokens each row shares with the one before it; the first number is not looked at.
+        worth: Tokens that a shared part must save.
+    """
+    waiting = [(0, len(overlaps), 0)]
+    while waiting:
+        first, last, depth = waiting.pop()
+        if last - first == 1:
+            yield _Part(first, last, depth, depth)
+            continue
+        end = min(overlaps[first + 1 : last])
+        cuts = [first, *(i for i in range(first + 1, last) if overlaps[i] == end), last]
+        if (last - first - 1) * (end - depth) >= worth:
+            yield _Part(first, last, depth, end)
+            depth = end
+        waiting += [(a, b, depth) for a, b in reversed(list(itertools.pairwise(cuts)))]
+
+
+def _alike_together(examples: Sequence[Example]) -> list[int]:
+    """Return the numbers of the examples, sorted by what each may share."""
+    keys = [_sharable(example.trunk).tolist() for example in examples]
+    return sorted(range(len(examples)), key=keys.__getitem__)
+
+
+def _overlaps(ordered: Sequence[Example]) -> list[int]:
+    """Return how many first tokens each trunk may share with the one before it."""
+    parts = [_sharable(example.trunk) for example in ordered]
+    overlaps = [0]
+    for before, after in itertools.pairwise(parts):
+        length = min(len(before), len(after))
+        differs = before[:length] != after[:length]
+        overlaps.append(int(differs.argmax()) if differs.any() else length)
+    return overlaps
+
+
+def _sharable(trunk: Segment) -> np.ndarray:
+    """Return the first tokens up to a target, the last one left out, so that each example keeps one of its own."""
+    trained = np.flatnonzero(trunk.weights[:-1])
+    return trunk.tokens[: trained[0] if len(trained) else len(trunk) - 1]
+
+
+def _size(ordered: Sequence[Example], overlaps: Sequence[int]) -> int:
+    """Return the tokens of a packed row; `overlaps` are those of all examples but the first."""
+    shared = sum((part.last - part.first - 1) * (part.end - part.depth) for part in _parts([0, *overlaps], WORTH))
+    return sum(map(len, ordered)) - shared
