@@ -112,16 +112,18 @@ class AnswerScorer(Scorer):
     def _losses(self, model: Any) -> np.ndarray:
         engine = self.tuned.engine(model)
         engine.self_check(self.examples[:8], self.tuned.objective.loss_sum)
-        losses: list[float] = []
+        numbers = {id(example): number for number, example in enumerate(self.examples)}
+        losses = np.zeros(len(self.examples))
         with torch.no_grad():
             for microbatch in engine.microbatches(self.examples):
                 states = engine.states(microbatch)
                 sums = torch.zeros(len(microbatch)).index_add(
                     0, states.owners.cpu(), -(states.log_probs() * states.weights).cpu()
                 )
-                losses += (sums / torch.tensor([example.weight for example in microbatch])).tolist()
+                places = [numbers[id(example)] for example in microbatch]  # they come in the engine's order
+                losses[places] = (sums / torch.tensor([example.weight for example in microbatch])).numpy()
                 self.advance(len(microbatch))
-        return np.array(losses)
+        return losses
 
 
 def longest_answer(examples: Any, tokenizer: Any) -> int:

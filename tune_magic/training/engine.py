@@ -135,7 +135,7 @@ class Engine(abc.ABC):
 
     @abc.abstractmethod
     def microbatches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
-        """Cut a step's examples into microbatches."""
+        """Cut a step's examples into microbatches, in an order that suits the engine."""
 
     @abc.abstractmethod
     def states(self, examples: Sequence[Example]) -> Any:
