@@ -14,6 +14,7 @@ speed of this machine's own matrix product, measured in the same turns.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import statistics
 import time
@@ -163,7 +164,7 @@ def trl(data) -> None:
     class InTurns(TrainerCallback):
         def on_step_begin(self, args, state, control, **_):
             if not asked():
-                control.should_training_stop = True
+                raise Finished
             seen["started"] = time.perf_counter()
 
         def on_step_end(self, args, state, control, **_):
@@ -190,10 +191,8 @@ def trl(data) -> None:
         )
         before = peak_rss()
         print("ready", flush=True)
-        try:
+        with contextlib.suppress(Finished):
             trainer.train()
-        except Finished:
-            pass
         answer(peak_rss() - before)
 
 

@@ -1,10 +1,10 @@
 """Attention over a forest of segments laid out in one row: each token sees its own segment so far and its ancestors.
 
 A dense (S, S) mask computes every pair of tokens and hides most. Here the pairs that are seen are computed, and no
-others: each segment with itself, segments of like length as one batch; and each inner segment with all its descendants,
-which lie behind it, as one product. The parts of a softmax are joined by their log-sum-exp, as in FlashAttention (Dao et
-al. 2022, arXiv:2205.14135), and its backward pass is exact for each part given the joined one. Nothing is repeated in
-memory, however many rows share a prefix.
+others: each segment with itself, and each inner segment with all its descendants, which lie behind it, as one product.
+The parts of a softmax are joined by their log-sum-exp, as in FlashAttention (Dao et al. 2022, arXiv:2205.14135), and
+its backward pass is exact for each part given the joined one. Nothing is repeated in memory, however many rows share a
+prefix.
 
 On the CPU this needs the kernel that also gives the log-sum-exp, which torch has but does not promise; without it, on
 other devices, and with attention dropout, a dense mask is used.
@@ -14,33 +14,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
 
 NAME = "tune_magic_tree"
 _KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
-_MERGE_PAIRS = 4096  # so many pairs of padding cost what another call does
 
 Nodes = Sequence[tuple[int, int, int]]
-
-
-class _Alike(NamedTuple):
-    """Segments computed as one batch of n rows and L columns.
-
-    Attributes:
-        shape: (n, L).
-        tokens: (n * L,) int64, place in the row of each cell; where a segment is shorter, some token of the row.
-        cells: (tokens,) int64, the cells that are no padding.
-        own: (tokens,) int64, their places in the row.
-    """
-
-    shape: tuple[int, int]
-    tokens: torch.Tensor
-    cells: torch.Tensor
-    own: torch.Tensor
 
 
 class Tree:
@@ -55,8 +37,6 @@ class Tree:
         self.nodes = nodes
         self.device = device
         self.size = max(end for _, end, _ in nodes)
-        self.inner = [node for node in nodes if node[2] > node[1]]
-        self.alike = [_alike(group, device) for group in _of_like_length(nodes)]
 
     @functools.cached_property
     def mask(self) -> torch.Tensor:
@@ -132,19 +112,18 @@ class _TreeAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         joined = torch.empty(query.shape, dtype=query.dtype)
         log_sums = torch.empty(query.shape[:2], dtype=torch.promote_types(query.dtype, torch.float32))
-        for part in tree.alike:
-            found, sums = _forward(*(_batch(x, part) for x in (query, key, value)), is_causal=True, scale=scale)
-            joined.index_copy_(0, part.own, _unbatch(found, part))
-            log_sums.index_copy_(0, part.own, _unbatch(sums[..., None], part)[..., 0])
-        for start, end, stop in tree.inner:
-            found, sums = _forward(
-                _row(query[end:stop]), _row(key[start:end]), _row(value[start:end]), is_causal=False, scale=scale
-            )
-            before, new = log_sums[end:stop], sums[0].t()
-            total = torch.logaddexp(before, new)
-            share = (new - total).exp()[..., None].to(query.dtype)
-            joined[end:stop].mul_(1 - share).addcmul_(found[0].transpose(0, 1), share)
-            log_sums[end:stop] = total
+        for start, end, _ in tree.nodes:
+            own = slice(start, end)
+            joined[own], log_sums[own] = _forward(query[own], key[own], value[own], is_causal=True, scale=scale)
+        for start, end, stop in tree.nodes:
+            if end == stop:
+                continue
+            own, below = slice(start, end), slice(end, stop)
+            found, sums = _forward(query[below], key[own], value[own], is_causal=False, scale=scale)
+            total = torch.logaddexp(log_sums[below], sums)
+            share = (sums - total).exp()[..., None].to(query.dtype)
+            joined[below].mul_(1 - share).addcmul_(found, share)
+            log_sums[below] = total
         ctx.save_for_backward(query, key, value, joined, log_sums)
         ctx.tree, ctx.scale = tree, scale
         return joined
@@ -153,92 +132,51 @@ class _TreeAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         query, key, value, joined, log_sums = ctx.saved_tensors
-        heads = query.shape[1]
-        key, value = _repeat(key, heads), _repeat(value, heads)
-        gradients = [torch.empty_like(x, memory_format=torch.contiguous_format) for x in (query, key, value)]
-        for part in ctx.tree.alike:
-            padded = gradient.new_zeros((part.shape[0] * part.shape[1], *gradient.shape[1:]))
-            padded.index_copy_(0, part.cells, gradient.index_select(0, part.own))  # padding must not reach real keys
-            found = _backward(
-                padded.view(*part.shape, *gradient.shape[1:]).transpose(1, 2),
-                _batch(query, part), _batch(key, part), _batch(value, part), _batch(joined, part),
-                _batch(log_sums[..., None], part)[..., 0],
-                is_causal=True, scale=ctx.scale,
+
+        def part(rows: slice, columns: slice, is_causal: bool) -> tuple[torch.Tensor, ...]:
+            return _backward(
+                gradient[rows], query[rows], key[columns], value[columns], joined[rows], log_sums[rows],
+                is_causal=is_causal, scale=ctx.scale,
             )  # fmt: skip
-            for whole, piece in zip(gradients, found, strict=True):
-                whole.index_copy_(0, part.own, _unbatch(piece, part))
-        for start, end, stop in ctx.tree.inner:
-            found = _backward(
-                _row(gradient[end:stop]), _row(query[end:stop]), _row(key[start:end]), _row(value[start:end]),
-                _row(joined[end:stop]), log_sums[end:stop].t()[None],
-                is_causal=False, scale=ctx.scale,
-            )  # fmt: skip
-            places = ((end, stop), (start, end), (start, end))
-            for whole, piece, (a, b) in zip(gradients, found, places, strict=True):
-                whole[a:b] += piece[0].transpose(0, 1)
-        few = ctx.saved_tensors[1].shape[1]
-        return gradients[0], _gather(gradients[1], few), _gather(gradients[2], few), None, None
+
+        of_query, of_key, of_value = (torch.empty(x.shape, dtype=x.dtype) for x in (query, key, value))
+        for start, end, _ in ctx.tree.nodes:
+            own = slice(start, end)
+            of_query[own], of_key[own], of_value[own] = part(own, own, is_causal=True)
+        for start, end, stop in ctx.tree.nodes:
+            if end == stop:
+                continue
+            own, below = slice(start, end), slice(end, stop)
+            found = part(below, own, is_causal=False)
+            of_query[below] += found[0]
+            of_key[own] += found[1]
+            of_value[own] += found[2]
+        return of_query, of_key, of_value, None, None
 
 
-def _forward(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, is_causal: bool, scale: float) -> Any:
-    """Return the attention, (n, H, L, D), and the log-sum-exp of its scores, (n, H, L) float32."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, key, value, 0.0, is_causal, scale=scale)
+def _forward(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, is_causal: bool, scale: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the attention, (L, H, D), and the log-sum-exp of its scores, (L, H) float32."""
+    kernel = getattr(torch.ops.aten, _KERNEL)
+    found, sums = kernel(*map(_heads_first, (query, key, value)), 0.0, is_causal, scale=scale)
+    return found[0].transpose(0, 1), sums[0].t()
 
 
-def _backward(
-    gradient: torch.Tensor, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, joined: torch.Tensor,
-    log_sums: torch.Tensor, *, is_causal: bool, scale: float,
-) -> Any:  # fmt: skip
-    """Return the gradients of queries, keys and values of one part of the softmax that `log_sums` is of."""
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        gradient, query, key, value, joined, log_sums, 0.0, is_causal, scale=scale
-    )
+def _backward(*given: torch.Tensor, is_causal: bool, scale: float) -> tuple[torch.Tensor, ...]:
+    """Return the gradients of queries, keys and values of one part of a softmax.
+
+    Args:
+        *given: Gradient, queries, keys, values, the joined result, each (L, H, D), and the joined log-sum-exp, (L, H).
+        is_causal: Whether the part is a segment with itself.
+        scale: Factor of the scores.
+    """
+    kernel = getattr(torch.ops.aten, f"{_KERNEL}_backward")
+    *parts, sums = given
+    found = kernel(*map(_heads_first, parts), sums.t()[None], 0.0, is_causal, scale=scale)
+    return tuple(x[0].transpose(0, 1) for x in found)
 
 
-def _row(x: torch.Tensor) -> torch.Tensor:
+def _heads_first(x: torch.Tensor) -> torch.Tensor:
     """(L, H, D) to (1, H, L, D)."""
     return x.transpose(0, 1)[None]
-
-
-def _batch(x: torch.Tensor, part: _Alike) -> torch.Tensor:
-    """(S, H, D) to (n, H, L, D)."""
-    return x.index_select(0, part.tokens).view(*part.shape, *x.shape[1:]).transpose(1, 2)
-
-
-def _unbatch(x: torch.Tensor, part: _Alike) -> torch.Tensor:
-    """(n, H, L, D) to (tokens, H, D), without the padding."""
-    return x.transpose(1, 2).flatten(0, 1).index_select(0, part.cells)
-
-
-def _repeat(x: torch.Tensor, heads: int) -> torch.Tensor:
-    """(S, K, D) to (S, H, D): each head of keys serves the H / K queries' heads that follow each other."""
-    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], dim=1)
-
-
-def _gather(x: torch.Tensor, few: int) -> torch.Tensor:
-    """(S, H, D) to (S, K, D), the sum over the heads that a head of keys served."""
-    return x if x.shape[1] == few else x.view(len(x), few, -1, x.shape[-1]).sum(2)
-
-
-def _of_like_length(nodes: Nodes) -> list[list[tuple[int, int, int]]]:
-    """Group nodes so that padding costs less than the calls it saves."""
-    groups: list[list[tuple[int, int, int]]] = []
-    for node in sorted(nodes, key=lambda node: node[1] - node[0]):
-        length = node[1] - node[0]
-        shortest = groups[-1][-1] if groups else None
-        if shortest is not None:
-            before = shortest[1] - shortest[0]
-            if len(groups[-1]) * (length**2 - before**2) <= _MERGE_PAIRS:
-                groups[-1].append(node)
-                continue
-        groups.append([node])
-    return groups
-
-
-def _alike(group: Nodes, device: torch.device) -> _Alike:
-    longest = max(end - start for start, end, _ in group)
-    places = np.stack([np.minimum(np.arange(start, start + longest), end - 1) for start, end, _ in group])
-    is_token = np.stack([np.arange(start, start + longest) < end for start, end, _ in group])
-    cells = np.flatnonzero(is_token)
-    tensors = (places.ravel(), cells, places.ravel()[cells])
-    return _Alike(places.shape, *(torch.from_numpy(x).to(device) for x in tensors))
