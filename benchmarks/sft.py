@@ -71,28 +71,38 @@ def trainable(model):
     return [p for p in model.parameters() if p.requires_grad]
 
 
-def step_in_turns(model, loss_of, data) -> None:
-    """Serve a side that is a loss and a plain loop."""
+def stepper(model, loss_of, data):
+    """Return a function that does the next step and returns its loss."""
     import torch
 
-    from tune_magic.training.memory import peak_rss
-
     optimizer = torch.optim.AdamW(trainable(model), lr=RATE, weight_decay=0.0, fused=True)
-    before, first = peak_rss(), 0
-    print("ready", flush=True)
-    while asked():
-        started = time.perf_counter()
-        loss = loss_of(data[first : first + BATCH])
-        first += BATCH
+    batches = (data[first : first + BATCH] for first in range(0, len(data), BATCH))
+
+    def step() -> float:
+        loss = loss_of(next(batches))
         torch.nn.utils.clip_grad_norm_(trainable(model), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        return loss
+
+    return step
+
+
+def step_in_turns(model, loss_of, data) -> None:
+    """Serve a side that is a loss and a plain loop."""
+    from tune_magic.training.memory import peak_rss
+
+    step, before = stepper(model, loss_of, data), peak_rss()
+    print("ready", flush=True)
+    while asked():
+        started = time.perf_counter()
+        loss = step()
         answer([time.perf_counter() - started, loss])
     answer(peak_rss() - before)
 
 
-def ours(data) -> None:
-    """The engine, as a run uses it."""
+def ours():
+    """Return model and loss of the engine, as a run uses it."""
     import torch
 
     from tune_magic.data.example import Example, Segment
@@ -117,11 +127,11 @@ def ours(data) -> None:
             total += float(loss.detach())
         return total
 
-    step_in_turns(model, loss_of, data)
+    return model, loss_of
 
 
-def plain(data) -> None:
-    """What a tutorial does: pad, all logits, cross-entropy."""
+def plain():
+    """Return model and loss of what a tutorial does: pad, all logits, cross-entropy."""
     import torch
 
     model = lora_by_peft(load_model()).train()
@@ -138,7 +148,7 @@ def plain(data) -> None:
         loss.backward()
         return float(loss.detach())
 
-    step_in_turns(model, loss_of, data)
+    return model, loss_of
 
 
 def trl(data) -> None:
@@ -196,6 +206,9 @@ def trl(data) -> None:
         answer(peak_rss() - before)
 
 
+LOOPS = {"ours": ours, "plain": plain}
+
+
 class Finished(Exception):
     """No turn is left."""
 
@@ -213,6 +226,14 @@ def limit(data) -> None:
             count += 1
         answer(2 * 512 * 576 * 1536 * count / (time.perf_counter() - started))
     answer(0)
+
+
+def serve(side: str, data) -> None:
+    """Be one side."""
+    if side in LOOPS:
+        step_in_turns(*LOOPS[side](), data)
+    else:
+        {"trl": trl, "limit": limit}[side](data)
 
 
 def measure(shared: str, sides, steps: int) -> None:
@@ -263,8 +284,6 @@ if __name__ == "__main__":
     parser.add_argument("--serve", choices=(*SIDES, "limit"))
     options = parser.parse_args()
     if options.serve:
-        {"ours": ours, "plain": plain, "trl": trl, "limit": limit}[options.serve](
-            rows(options.shared[0], 8 * BATCH + options.steps * BATCH)
-        )
+        serve(options.serve, rows(options.shared[0], (options.steps + 1) * BATCH))
     else:
         main(options.shared, options.steps, options.sides)
