@@ -6,6 +6,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TUNE_MAGIC_STANDBY"] = "off"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as workers have it
+os.environ.pop("VIRTUAL_ENV", None)  # IPython warns when it runs in another environment than the activated one
 
 import pytest
 

@@ -43,6 +43,7 @@ class Progress:
         best_loss: That loss.
         evaluations_without_gain: For early stopping.
         tokens: Tokens computed so far.
+        microbatch_tokens: Most tokens computed at once, when memory did not suffice for what the plan says; else None.
     """
 
     step: int = 0
@@ -51,6 +52,7 @@ class Progress:
     best_loss: float | None = None
     evaluations_without_gain: int = 0
     tokens: int = 0
+    microbatch_tokens: int | None = None
 
 
 def name_of(step: int) -> str:

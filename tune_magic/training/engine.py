@@ -137,6 +137,16 @@ class Engine(abc.ABC):
     def microbatches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
         """Cut a step's examples into microbatches, in an order that suits the engine."""
 
+    def shrink(self, examples: Sequence[Example]) -> bool:
+        """Halve `max_tokens` until these examples are cut into more microbatches; False when that cannot be."""
+        before, planned = len(list(self.microbatches(examples))), self.max_tokens
+        while self.max_tokens > 1:
+            self.max_tokens //= 2
+            if len(list(self.microbatches(examples))) > before:
+                return True
+        self.max_tokens = planned
+        return False
+
     @abc.abstractmethod
     def states(self, examples: Sequence[Example]) -> Any:
         """Run the model over one microbatch and return what the objective sees of it."""

@@ -60,6 +60,7 @@ class Loop:
         self.sampler = Sampler(session)
         self._random_before_step = checkpoint.random_state()
         self._memory_due = 0.0
+        self._held_out_tokens = session.engine.max_tokens
 
     def resume(self) -> None:
         """Go to the newest whole checkpoint; newer damaged ones are logged and left alone."""
@@ -69,6 +70,7 @@ class Loop:
         if step is not None:
             path = self.checkpoints / checkpoint.name_of(step)
             self.progress = checkpoint.restore(path, self.session.model, self.optimizer)
+            self.session.engine.max_tokens = self.progress.microbatch_tokens or self.session.engine.max_tokens
             self._whole.add(step)
 
     def run(self) -> str:
@@ -106,6 +108,7 @@ class Loop:
         tokens = {s: sum(len(session.dataset.train[row]) for row in session.order.rows(s)) for s in steps}
         heaviest = max(tokens, key=lambda s: tokens[s])
         examples = [session.dataset.train[row] for row in session.order.rows(heaviest)]
+        self._random_before_step = checkpoint.random_state()
         self._accumulate(examples)  # the first pass pays for one-off set-up
         started = time.perf_counter()
         self._accumulate(examples)
@@ -156,23 +159,57 @@ class Loop:
         self._note_memory()
 
     def _accumulate(self, examples: list[Example]) -> StepResult:
-        """Sum gradients over the step's microbatches: the weighted mean over all its trained tokens."""
+        """Sum gradients over the step's microbatches: the weighted mean over all its trained tokens.
+
+        Out of memory, the same examples are computed again from the same random state in smaller microbatches.
+        """
+        while (result := self._try_to_accumulate(examples)) is None:
+            self.optimizer.zero_grad(set_to_none=True)
+            memory.give_back()
+            checkpoint.set_random_state(self._random_before_step)
+            self._shrink(examples)
+        return result
+
+    def _try_to_accumulate(self, examples: list[Example]) -> StepResult | None:
+        """Return None when memory did not suffice; the error, which holds on to tensors, is gone by then."""
         session = self.session
         session.model.train()
         microbatches = list(session.engine.microbatches(examples))
         weight = sum(example.weight for example in examples)
         loss = 0.0
-        for number, microbatch in enumerate(microbatches):
-            session.control.check(number, len(microbatches))
-            part = session.objective.loss_sum(session.engine.states(microbatch)) / weight
-            part.backward()  # type: ignore[no-untyped-call]
-            loss += float(part.detach())
+        try:
+            for number, microbatch in enumerate(microbatches):
+                session.control.check(number, len(microbatches))
+                part = session.objective.loss_sum(session.engine.states(microbatch)) / weight
+                part.backward()  # type: ignore[no-untyped-call]
+                loss += float(part.detach())
+        except (MemoryError, RuntimeError) as error:
+            if not memory.is_exhausted(error):
+                raise
+            return None
         session.control.check(len(microbatches), len(microbatches))
         parameters = [p for p in session.model.parameters() if p.grad is not None]
         limit = session.recipe.max_grad_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         tokens = sum(map(len, examples))
         return StepResult(loss, float(norm), tokens, int(weight))
+
+    def _shrink(self, examples: list[Example]) -> None:
+        """Compute fewer tokens at once from now on; the examples of a step stay the same."""
+        engine, step = self.session.engine, self.progress.step + 1
+        if not engine.shrink(examples):
+            raise TuneError(
+                f"Out of memory at step {step}, with one row at a time.",
+                hint="Lower `max_length`, take a smaller model, or train fewer parameters (`method: lora`, a lower `r`).",
+            )
+        self.progress.microbatch_tokens = engine.max_tokens
+        message = (
+            f"Out of memory at step {step}: at most {engine.max_tokens} tokens are computed at once from now on. "
+            "The result is the same."
+        )
+        self.session.log.append(
+            "warning", kind="microbatch_changed", message=message, step=step, microbatch_tokens=engine.max_tokens
+        )
 
     def _refuse(self, step: int, rows: list[int], result: StepResult) -> None:
         """Leave the weights as they are, and say where it happened."""
@@ -228,19 +265,44 @@ class Loop:
             self._save()
 
     def _held_out(self) -> dict[str, Any]:
-        """Return the weighted mean loss on the held-out rows, its weight, seconds, and what the objective tallies."""
+        """Return the weighted mean loss on the held-out rows, its weight, seconds, and what the objective tallies.
+
+        Out of memory, the rows are computed again in smaller microbatches; those of training stay.
+        """
+        engine, examples = self.session.engine, self.session.dataset.held_out
+        tokens_in_training = engine.max_tokens
+        engine.max_tokens = self._held_out_tokens = min(self._held_out_tokens, tokens_in_training)
+        try:
+            while (found := self._try_held_out()) is None:
+                memory.give_back()
+                if not engine.shrink(examples):
+                    raise TuneError(
+                        "Out of memory while scoring the held-out rows, one row at a time.",
+                        hint="Lower `max_length` or take a smaller model.",
+                    )
+                self._held_out_tokens = engine.max_tokens
+        finally:
+            engine.max_tokens = tokens_in_training
+        return found
+
+    def _try_held_out(self) -> dict[str, Any] | None:
         session = self.session
         started = time.perf_counter()
         session.model.eval()
         weight = sum(example.weight for example in session.dataset.held_out)
         sums: defaultdict[str, float] = defaultdict(float)
-        with torch.no_grad():
-            for microbatch in session.engine.microbatches(session.dataset.held_out):
-                session.control.check()
-                states = session.engine.states(microbatch)
-                sums["loss"] += float(session.objective.loss_sum(states))
-                for name, total in session.objective.tally(states).items():
-                    sums[name] += total
+        try:
+            with torch.no_grad():
+                for microbatch in session.engine.microbatches(session.dataset.held_out):
+                    session.control.check()
+                    states = session.engine.states(microbatch)
+                    sums["loss"] += float(session.objective.loss_sum(states))
+                    for name, total in session.objective.tally(states).items():
+                        sums[name] += total
+        except (MemoryError, RuntimeError) as error:
+            if not memory.is_exhausted(error):
+                raise
+            return None
         means = {name: total / weight for name, total in sums.items()}
         return {**means, "targets": int(weight), "seconds": round(time.perf_counter() - started, 4)}
 

@@ -48,3 +48,16 @@ def peak_rss() -> int:
         return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def is_exhausted(error: BaseException) -> bool:
+    """Return whether an error says that memory did not suffice, of the GPU or of the machine."""
+    from accelerate.utils.memory import should_reduce_batch_size
+
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or bool(should_reduce_batch_size(error))
+
+
+def give_back() -> None:
+    """Give unused blocks back to the GPU, so that other sizes fit."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
