@@ -49,7 +49,7 @@ class Reader(abc.ABC):
 
     def generate(self, prompt: np.ndarray, max_new_tokens: int) -> list[int]:
         """Return the greedy answer's tokens, the one that ends it left out; only language models are asked."""
-        raise NotImplementedError
+        raise TypeError(f"{type(self).__name__} classifies; it answers nothing")
 
 
 class TorchReader(Reader):

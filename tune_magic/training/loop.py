@@ -205,7 +205,7 @@ class Loop:
         self.progress.microbatch_tokens = engine.max_tokens
         message = (
             f"Out of memory at step {step}: at most {engine.max_tokens} tokens are computed at once from now on. "
-            "The result is the same."
+            "Which rows a step has stays the same."
         )
         self.session.log.append(
             "warning", kind="microbatch_changed", message=message, step=step, microbatch_tokens=engine.max_tokens
