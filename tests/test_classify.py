@@ -292,3 +292,91 @@ def test_a_card_keeps_its_budget_however_many_classes_there_are(count, tmp_path)
     card = report_card(Scores(tmp_path), "bot")
     assert len(card["text/html"]) < 60_000
     assert "<b>&amp" not in card["text/html"]
+
+
+FROZEN = {"method": {"name": "freeze"}, "learning_rate": 2e-2, "max_steps": 12, "eval": {"steps": 6, "samples": 0}}
+
+
+def curve(run):
+    summary = run.summary()
+    return [event["loss"] for event in summary.steps.values()], [e["loss"] for e in summary.evaluations.values()]
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+def test_frozen_layers_are_computed_once_a_row(train, monkeypatch, layers):
+    from torch import nn
+
+    changes = FROZEN | {"method": {"name": "freeze", "trainable_layers": layers}}
+    fresh = train(**changes, cache_frozen_layers=False)
+    rows_seen = []
+    real = nn.Module.__call__
+
+    def call(module, *args, **kwargs):
+        if type(module).__name__ == "BertSelfAttention":
+            rows_seen.append(args[0].shape[1] if args else kwargs["hidden_states"].shape[1])
+        return real(module, *args, **kwargs)
+
+    monkeypatch.setattr(nn.Module, "__call__", call)
+    kept = train(**changes)
+    kept.raise_for_state()
+    plan = kept.summary().plan
+    assert plan["kept_layers"] == 2 - layers
+    if not layers:  # each of two layers, once for each row, and the few rows of the self-check twice
+        tokens = plan["kept_bytes"] // 64  # 32 numbers of two bytes, one token a row
+        assert tokens == 48
+        lengths = sum(rows_seen)
+        assert plan["tokens_per_epoch"] * 2 < lengths < plan["tokens_per_epoch"] * 2 * 48 / 36 + 400
+    for ours, theirs in zip(curve(kept), curve(fresh), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=5e-3, atol=1e-3)
+    assert not [path for path in kept.path.rglob("*") if "scratch" in path.name]
+
+
+def test_kept_outputs_are_the_same_after_a_resume(train, make_run, monkeypatch):
+    from tune_magic.storage.control import Control, StopRequested
+
+    whole = train(**FROZEN)
+    real = Control.check
+    looks = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Control, "check", lambda *a, **k: (looks.append(1), real(*a, **k))[1])
+        train(**FROZEN)
+    for stop in (4, len(looks) // 3, len(looks) - 3):  # the first while the outputs are computed
+        run, count = make_run(**FROZEN), iter(range(1, 10_000))
+
+        def check(control, done=0, total=0, stop=stop, count=count):
+            if next(count) == stop:
+                raise StopRequested
+            real(control, done, total)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Control, "check", check)
+            local.start(run.path, "inline")
+        assert run.status == "stopped"
+        run.resume("inline")
+        assert curve(run) == curve(whole)
+
+
+def test_f23_a_full_disk_costs_time_not_the_run(train, monkeypatch):
+    import contextlib
+    import errno
+
+    from tune_magic import files
+
+    @contextlib.contextmanager
+    def full(folder):
+        def append(data):
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        yield folder / "x", append
+
+    monkeypatch.setattr(files, "scratch", full)
+    run = train(**FROZEN)
+    run.raise_for_state()
+    (warning,) = run.events("warning")
+    assert warning["kind"] == "trunk_not_kept"
+    assert "No space left" in warning["message"]
+
+
+def test_one_epoch_keeps_nothing(train):
+    assert train(**FROZEN | {"max_steps": 4}).summary().plan["kept_layers"] == 0
+    assert train(**FROZEN | {"max_steps": 6}).summary().plan["kept_layers"] == 2

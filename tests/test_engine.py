@@ -64,8 +64,8 @@ def test_packed_rows_are_exact_for_every_family_on_the_list(family, tmp_path):
     engine = engine_of(load(make_model(tmp_path / family, family, **changes)).eval())
     assert engine.packed, engine.reason
     for name, examples in CASES.items():
-        ours = loss_and_gradient(engine, engine._packed_states, examples)
-        theirs = loss_and_gradient(engine, engine._padded_states, examples)
+        ours = loss_and_gradient(engine, engine._fast, examples)
+        theirs = loss_and_gradient(engine, engine._plainly, examples)
         torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
         error = (ours[1] - theirs[1]).norm() / theirs[1].norm()
         assert error < 1e-5, name
@@ -173,7 +173,7 @@ def test_log_probs_in_chunks_are_the_same(tiny, monkeypatch, frozen, objective):
     with torch.no_grad():
         for parameter in engine.model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))  # also where LoRA begins with zeros
-    reference = loss_and_gradient(engine, engine._padded_states, CASES["branches"], objective)
+    reference = loss_and_gradient(engine, engine._plainly, CASES["branches"], objective)
     for smallest in (100, 3):
         monkeypatch.setattr(module, "_CHUNK_LOGITS", 0)
         monkeypatch.setattr(module, "_LEAST_CHUNK", smallest)

@@ -143,6 +143,25 @@ def sweep(folder: Path) -> list[str]:
     return [path.name for path in leftovers]
 
 
+@contextlib.contextmanager
+def scratch(folder: Path) -> Iterator[tuple[Path, Callable[[bytes], None]]]:
+    """Yield the path of a new file in `folder` and what appends to it; the name goes away with the block.
+
+    Who maps the file inside keeps its content, and the system frees the space with the last map: nothing is left by a
+    process that is killed, but for a temporary name when that happens inside the block.
+
+    Raises:
+        OSError: From the append, when the disk is full.
+    """
+    path = _temporary(folder / "scratch")
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        yield path, lambda data: write_all(descriptor, data)
+    finally:
+        os.close(descriptor)
+        os.unlink(path)
+
+
 def open_append(path: Path) -> int:
     """Open `path` for appending whole lines and return the descriptor."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

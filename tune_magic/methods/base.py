@@ -58,6 +58,10 @@ class Method(abc.ABC):
         """Return a context in which `model` is the base model; only where `adds` is set."""
         raise TypeError(f"{type(self).__name__} changes the base model itself")
 
+    def to_training(self, model: Any) -> None:
+        """Put the model into training mode."""
+        model.train()
+
     def has_active_dropout(self) -> bool:
         """Whether the method itself draws random numbers in training."""
         return False

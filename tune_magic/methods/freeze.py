@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
+from tune_magic.models.layers import after, before, layers_of
 from tune_magic.recipe.schema import MethodOptions
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class FreezeOptions(MethodOptions):
 class Freeze(Method):
     """Everything is frozen but what comes after the last frozen layer.
 
-    That is the head, and with it final norm or pooler: whatever the backbone computes after its layers.
+    That is the head, and with it final norm or pooler: whatever the backbone computes after its layers. The frozen part
+    only describes the rows, so it draws no dropout, and its outputs can be kept from one epoch to the next.
     """
 
     Options = FreezeOptions
@@ -42,26 +44,17 @@ class Freeze(Method):
             raise TuneError(f"`trainable_layers` must be at most {len(layers)}, the model's layers, got {count}.")
         model.requires_grad_(False)
         top = [layers[number] for number in range(len(layers) - count, len(layers))]
-        for module in (*top, *_after(model, layers), *_head(model, task)):
+        for module in (*top, *after(model, layers), *_head(model, task)):
             module.requires_grad_(True)
         return model
 
-
-def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the stack of layers of a Transformers model: its longest list of modules."""
-    from torch import nn
-
-    stacks = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
-    return max(stacks, key=len)
-
-
-def _after(model: PreTrainedModel, layers: nn.ModuleList) -> list[nn.Module]:
-    """Modules of the backbone that it defines after its layers: a final norm, a pooler."""
-    from torch import nn
-
-    children = list(model.base_model.children())
-    place = next(number for number, child in enumerate(children) if any(m is layers for m in child.modules()))
-    return [child for child in children[place + 1 :] if not isinstance(child, nn.Embedding)]
+    def to_training(self, model: Any) -> None:
+        """Put what is trained into training mode, and the frozen part into evaluation mode."""
+        model.train()
+        layers = layers_of(model)
+        frozen = len(layers) - self.options.trainable_layers
+        for module in (*before(model, layers), *layers[:frozen]):
+            module.eval()
 
 
 def _head(model: PreTrainedModel, task: str) -> list[nn.Module]:

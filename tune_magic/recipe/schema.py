@@ -159,6 +159,9 @@ class Recipe(Part):
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 turns it off.")
     dtype: Dtype = Field("auto", description="Compute precision; auto is bfloat16 where the hardware is fast at it.")
     share_prefixes: bool = Field(True, description="Compute a prompt that rows share once; exact, faster.")
+    cache_frozen_layers: bool = Field(
+        True, description="Keep what frozen layers put out on disk, in half precision, where no layer below is trained."
+    )
     seed: int = Field(42, ge=0, le=2**32 - 1, description="Seed of data order, split and initial weights.")
     eval: EvalOptions = Field(
         default_factory=lambda: EvalOptions.model_validate({}), description="Held-out evaluation."

@@ -79,7 +79,7 @@ class Summary:
         self.outcome = event
         self.ended = event["t"] if self.state in ("stopped", "finished", "failed") else None
         if self.state == "starting":
-            self.started = event["t"]
+            self.started, self.progress = event["t"], {}
         if "from_step" in event:
             for series in (self.steps, self.evaluations, self.samples, self.checkpoints):
                 for step in [step for step in series if step > event["from_step"]]:

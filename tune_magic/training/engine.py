@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import abc
 import contextlib
-import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,7 +22,11 @@ from torch.utils.checkpoint import checkpoint
 from tune_magic.data.example import Example, Segment
 from tune_magic.methods.base import Method
 from tune_magic.training import packing, tree_attention
+from tune_magic.training.packing import Batch
 from tune_magic.training.tree_attention import Tree
+
+if TYPE_CHECKING:
+    from tune_magic.training.trunk import Trunk
 
 # Families checked to be exact with a boolean 4-D mask under scaled_dot_product_attention, whose head is one matrix.
 PACKABLE = frozenset(
@@ -119,14 +122,19 @@ class Engine(abc.ABC):
         packed: Whether rows lie behind each other in one row without padding.
         reason: Why not, where they could have been; None where nothing is lost.
         shares: Whether prefixes are computed once.
+        reads_one_token: Whether what comes after the last layer reads one token of an example, so that `above` can.
+        trunk: What the frozen layers give, where that is kept; None where they are computed each time.
     """
 
     packed = False
     reason: str | None = None
     shares = False
+    reads_one_token = False
+    trunk: Trunk | None = None
 
     def __init__(self, model: Any, method: Method, *, dtype: torch.dtype, max_tokens: int) -> None:
         self.model = model
+        self.method = method
         self.inner = method.inner(model)
         self.device = next(model.parameters()).device
         self.dtype = dtype
@@ -147,12 +155,66 @@ class Engine(abc.ABC):
         self.max_tokens = planned
         return False
 
+    def lay_out(self, examples: Sequence[Example]) -> Batch:
+        """Lay out a microbatch, packed or padded."""
+        return packing.pack(examples, share=self.shares) if self.packed else self._padded(examples)
+
     @abc.abstractmethod
+    def compute(self, batch: Batch, examples: Sequence[Example]) -> Any:
+        """Run the model over what `lay_out` returned for these examples."""
+
     def states(self, examples: Sequence[Example]) -> Any:
         """Run the model over one microbatch and return what the objective sees of it."""
+        if self.trunk is not None and self.trunk.knows(examples):
+            return self.trunk.states(examples)
+        return self.compute(self.lay_out(examples), examples)
 
-    def self_check(self, examples: Sequence[Example], loss_sum: Callable[[Any], torch.Tensor]) -> None:  # noqa: B027
-        """Compare what is fast with what is plain on a few rows, where the two differ; on a difference, be plain."""
+    def above(self, states: torch.Tensor, examples: Sequence[Example]) -> Any:
+        """Run what comes after the last layer over the state it reads of each example, (B, width)."""
+        raise TypeError("a head that reads every token needs the batch")
+
+    def kept(self, batch: Batch, num_layers: int) -> list[np.ndarray]:
+        """Return for each example the places of a batch whose states matter above the first `num_layers` layers."""
+        return list(batch.places)
+
+    def _padded(self, examples: Sequence[Example]) -> Batch:
+        return packing.pad(examples, pad_token_id=self.inner.config.pad_token_id or 0)
+
+    def _fast(self, examples: Sequence[Example]) -> Any:
+        """Compute in the way that must prove itself, with everything shared that can be."""
+        return self.compute(packing.pack(examples, share=self.shares, worth=1), examples)
+
+    def _plainly(self, examples: Sequence[Example]) -> Any:
+        """Compute in the way that is right by construction."""
+        return self.compute(self._padded(examples), examples)
+
+    def self_check(self, examples: Sequence[Example], loss_sum: Callable[[Any], torch.Tensor]) -> None:
+        """Compare packed with padded on a few short rows; on a difference, pad from now on and say why in `reason`."""
+        rows = [_shortened(e) for e in sorted(examples, key=len)[:2]]
+        rows = [row for row in rows if row.weight]
+        if not self.packed or not rows:
+            return
+        was_training = self.model.training
+        self.model.eval()
+        reference = self._loss_and_gradients(rows, self._plainly, loss_sum)
+        try:
+            ours = self._loss_and_gradients(rows, self._fast, loss_sum)
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # whatever a model makes of the mask
+            self.packed = False
+            self.reason = f"packed rows cannot be computed by this model: {str(error)[:200]}"
+        else:
+            difference = max(_difference(a, b) for a, b in zip(ours, reference, strict=True))
+            if not difference <= _TOLERANCE[self.dtype]:
+                self.packed = False
+                self.reason = f"packed rows differ from padded ones by {difference:.1e} on this model"
+        self.model.train(was_training)
+
+    def _loss_and_gradients(self, rows: list[Example], states: Any, loss_sum: Any) -> list[torch.Tensor]:
+        loss = loss_sum(states(rows)) / sum(row.weight for row in rows)
+        parameters = [p for p in self.model.parameters() if p.requires_grad]
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
+        flat = [g.flatten().float() for g in gradients if g is not None]
+        return [loss.detach().float(), torch.cat(flat) if flat else torch.zeros(1)]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
         """Compute in the engine's precision while inside."""
@@ -201,45 +263,17 @@ class TokenEngine(Engine):
         """Whether prefixes are shared now: with dropout drawn, each row needs its own."""
         return self.packed and self.share_prefixes and not (self.has_dropout and self.model.training)
 
-    def states(self, examples: Sequence[Example]) -> TargetStates:
-        """Run the model over one microbatch."""
-        return self._packed_states(examples) if self.packed else self._padded_states(examples)
-
-    def self_check(self, examples: Sequence[Example], loss_sum: Callable[[TargetStates], torch.Tensor]) -> None:
-        """Compare packed with padded on a few short rows; on a difference, pad from now on and say why in `reason`."""
-        rows = [_shortened(e) for e in sorted(examples, key=len)[:2]]
-        rows = [row for row in rows if row.weight]
-        if not self.packed or not rows:
-            return
-        was_training = self.model.training
-        self.model.eval()
-        reference = self._loss_and_gradients(rows, self._padded_states, loss_sum)
-        try:
-            ours = self._loss_and_gradients(rows, functools.partial(self._packed_states, worth=1), loss_sum)
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # whatever a model makes of the mask
-            self.packed = False
-            self.reason = f"packed rows cannot be computed by this model: {str(error)[:200]}"
-        else:
-            difference = max(_difference(a, b) for a, b in zip(ours, reference, strict=True))
-            if not difference <= _TOLERANCE[self.dtype]:
-                self.packed = False
-                self.reason = f"packed rows differ from padded ones by {difference:.1e} on this model"
-        self.model.train(was_training)
-
-    def _packed_states(self, examples: Sequence[Example], worth: int = packing.WORTH) -> TargetStates:
-        batch = packing.pack(examples, share=self.shares, worth=worth)
-        with self.autocast():
-            hidden = self.inner.base_model(
-                input_ids=self.tensor(batch.input_ids),
-                position_ids=self.tensor(batch.position_ids),
-                attention_mask=Tree(batch.nodes, self.device).as_mask(),
-                use_cache=False,
-            ).last_hidden_state[0]
-        return self._gather(batch, hidden, self._head)
-
-    def _padded_states(self, examples: Sequence[Example]) -> TargetStates:
-        """The reference: the whole model, one padded row a path, every logit."""
-        batch = packing.pad(examples, pad_token_id=self.inner.config.pad_token_id or 0)
+    def compute(self, batch: Batch, examples: Sequence[Example]) -> TargetStates:
+        """Run the model over a batch; a padded one by the whole model and with every logit."""
+        if batch.attention is None:
+            with self.autocast():
+                hidden = self.inner.base_model(
+                    input_ids=self.tensor(batch.input_ids),
+                    position_ids=self.tensor(batch.position_ids),
+                    attention_mask=Tree(batch.nodes, self.device).as_mask(),
+                    use_cache=False,
+                ).last_hidden_state[0]
+            return self._gather(batch, hidden, self._head)
         with self.autocast():
             logits = self.model(
                 input_ids=self.tensor(batch.input_ids),
@@ -248,7 +282,7 @@ class TokenEngine(Engine):
             ).logits
         return self._gather(batch, logits.flatten(0, 1), None)
 
-    def _gather(self, batch: packing.Batch, states: torch.Tensor, head: Any) -> TargetStates:
+    def _gather(self, batch: Batch, states: torch.Tensor, head: Any) -> TargetStates:
         # index_select, not states[sources]: its backward adds in a fixed order
         return TargetStates(
             states=states.index_select(0, self.tensor(batch.sources)),
@@ -264,13 +298,6 @@ class TokenEngine(Engine):
         with self.autocast():
             logits: torch.Tensor = self.inner.get_output_embeddings()(hidden)
         return logits
-
-    def _loss_and_gradients(self, rows: list[Example], states: Any, loss_sum: Any) -> list[torch.Tensor]:
-        loss = loss_sum(states(rows)) / sum(row.weight for row in rows)
-        parameters = [p for p in self.model.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
-        flat = [g.flatten().float() for g in gradients if g is not None]
-        return [loss.detach().float(), torch.cat(flat) if flat else torch.zeros(1)]
 
 
 def _why_not_packed(model: Any, method: Method) -> str | None:
@@ -300,7 +327,7 @@ def _shortened(example: Example) -> Example:
     if len(trunk) <= _CHECK_FIRST + _CHECK_LAST:
         return example
     kept = np.r_[:_CHECK_FIRST, len(trunk) - _CHECK_LAST : len(trunk)]
-    return Example(Segment(trunk.tokens[kept], trunk.weights[kept]), example.branches)
+    return replace(example, trunk=Segment(trunk.tokens[kept], trunk.weights[kept]))
 
 
 def _difference(a: torch.Tensor, b: torch.Tensor) -> float:

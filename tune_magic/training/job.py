@@ -10,7 +10,8 @@ from tune_magic.storage.control import Control, StopRequested
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
 from tune_magic.training.loop import Loop
-from tune_magic.training.prepare import prepare
+from tune_magic.training.prepare import Session, prepare
+from tune_magic.training.trunk import Trunk
 
 
 def finetune(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
@@ -24,6 +25,7 @@ def finetune(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     recipe = build_recipe(run.info["recipe"])
     try:
         session = prepare(recipe, run.path, log, control, inherited=earlier.plan or None)
+        _keep_frozen_outputs(session)
     except StopRequested:
         return {"state": "stopped", "step": earlier.step}
     loop = Loop(session, own_checkpoints=set(earlier.checkpoints), base_evaluated=0 in earlier.evaluations)
@@ -32,6 +34,27 @@ def finetune(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     state = loop.run()
     progress = loop.progress
     return {"state": state, "step": progress.step, "best_step": progress.best_step, "best_loss": progress.best_loss}
+
+
+def _keep_frozen_outputs(session: Session) -> None:
+    """Compute what frozen layers make of all rows, if the plan says so; a full disk costs time, not the run."""
+    depth = session.plan["kept_layers"]
+    if not depth:
+        return
+    examples = session.dataset.train + session.dataset.held_out
+
+    def look(done: int) -> None:
+        session.control.check()
+        session.log.append("progress", done=done, total=len(examples))
+
+    kept = Trunk(session.engine, depth)
+    try:
+        kept.fill(examples, session.folder, look)
+    except OSError as error:
+        message = f"Outputs of the frozen layers are not kept: {error}. They are computed anew in each epoch."
+        session.log.append("warning", kind="trunk_not_kept", message=message)
+        return
+    session.engine.trunk = kept
 
 
 def dry_run(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:

@@ -173,7 +173,7 @@ class Loop:
     def _try_to_accumulate(self, examples: list[Example]) -> StepResult | None:
         """Return None when memory did not suffice; the error, which holds on to tensors, is gone by then."""
         session = self.session
-        session.model.train()
+        session.method.to_training(session.model)
         microbatches = list(session.engine.microbatches(examples))
         weight = sum(example.weight for example in examples)
         loss = 0.0

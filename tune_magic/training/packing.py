@@ -31,6 +31,8 @@ class Batch:
         attention: (B, L) bool, True at real tokens; None when packed.
         nodes: When packed: (start, end, stop) of every segment, in the order of the row. A token sees the earlier ones
             of its own segment, and those of each segment with end <= token < stop: its ancestors.
+        places: For each example, the index into the flattened tokens of each of its own, in its order. Shared tokens
+            are in several. Empty for padded trees, whose trunk lies in several rows.
     """
 
     input_ids: np.ndarray
@@ -41,6 +43,7 @@ class Batch:
     owners: np.ndarray
     attention: np.ndarray | None = None
     nodes: tuple[tuple[int, int, int], ...] = ()
+    places: tuple[np.ndarray, ...] = ()
 
 
 @dataclass
@@ -106,6 +109,7 @@ def pack(examples: Sequence[Example], *, share: bool, worth: int = WORTH) -> Bat
     row = _Row()
     order = _alike_together(examples) if share else list(range(len(examples)))
     overlaps = _overlaps([examples[i] for i in order]) if share else [0] * len(order)
+    places: list[Any] = [None] * len(examples)
     for part in _parts(overlaps, worth):
         owners = order[part.first : part.last]
         row.leave(part.depth)
@@ -115,10 +119,13 @@ def pack(examples: Sequence[Example], *, share: bool, worth: int = WORTH) -> Bat
             continue
         example = examples[owners[0]]
         row.add_targets(Segment(trunk.tokens[part.depth :], trunk.weights[part.depth :]), owners[0])
+        parts = [row.path()]
         for branch in example.branches:
             row.leave(len(trunk))
             row.add_targets(branch, owners[0])
-    return row.batch()
+            parts.append(row.path()[len(trunk) :])
+        places[owners[0]] = np.concatenate(parts)
+    return row.batch(places)
 
 
 def pad(examples: Sequence[Example], pad_token_id: int) -> Batch:
@@ -133,7 +140,9 @@ def pad(examples: Sequence[Example], pad_token_id: int) -> Batch:
         attention[row, : len(path)] = True
         layout.add(path, np.arange(-1, len(path) - 1) + row * width, owner)
     position_ids = np.broadcast_to(np.arange(width), input_ids.shape)
-    return Batch(input_ids, position_ids, attention=attention, **layout.columns())
+    is_tree = len(paths) > len(examples)
+    places = () if is_tree else tuple(row * width + np.arange(len(path)) for row, (_, path) in enumerate(paths))
+    return Batch(input_ids, position_ids, attention=attention, places=places, **layout.columns())
 
 
 def _paths(example: Example) -> Iterator[Segment]:
@@ -179,12 +188,17 @@ class _Row:
         self._layout.add(segment, before.astype(np.int64), owner)
         self.add(segment.tokens)
 
-    def batch(self) -> Batch:
+    def path(self) -> np.ndarray:
+        """Return the index of each token of the open path."""
+        return np.concatenate([np.arange(*self._nodes[number][:2]) for number, _ in self._open])
+
+    def batch(self, places: Sequence[np.ndarray]) -> Batch:
         self.leave(-1)
         return Batch(
             input_ids=np.concatenate(self._tokens).astype(np.int64)[None],
             position_ids=np.concatenate(self._positions)[None],
             nodes=tuple((start, end, stop) for start, end, stop in self._nodes),
+            places=tuple(places),
             **self._layout.columns(),
         )
 

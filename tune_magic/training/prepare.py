@@ -28,6 +28,7 @@ from tune_magic.recipe.schema import Recipe
 from tune_magic.storage import fingerprint
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
+from tune_magic.training import trunk
 from tune_magic.training.engine import Engine, TokenEngine
 from tune_magic.training.order import Order
 from tune_magic.training.rows import RowEngine
@@ -148,11 +149,8 @@ def build_model(recipe: Recipe, model_folder: Path, objective: Objective, method
 
 def make_engine(recipe: Recipe, model: Any, method: Method, objective: Objective, dtype: torch.dtype) -> Engine:
     """Return the engine the objective computes with."""
-    if objective.scores_rows:
-        return RowEngine(model, method, dtype=dtype, max_tokens=recipe.microbatch_tokens)
-    return TokenEngine(
-        model, method, dtype=dtype, max_tokens=recipe.microbatch_tokens, share_prefixes=recipe.share_prefixes
-    )
+    engine = RowEngine if objective.scores_rows else TokenEngine
+    return engine(model, method, dtype=dtype, max_tokens=recipe.microbatch_tokens, share_prefixes=recipe.share_prefixes)
 
 
 def prepare(
@@ -291,6 +289,8 @@ def _facts_of_training(session: Session) -> dict[str, Any]:
     """Every resolved value of the training itself."""
     recipe, engine = session.recipe, session.engine
     steps = total_steps(recipe, session.order)
+    kept = trunk.plan(engine, session.dataset.train + session.dataset.held_out, session.folder)
+    pays = recipe.cache_frozen_layers and steps > session.order.steps_per_epoch
     evaluations = recipe.eval.steps or max(1, math.ceil(steps / _EVALUATIONS))
     return {
         "device": str(engine.device),
@@ -305,6 +305,8 @@ def _facts_of_training(session: Session) -> dict[str, Any]:
         "packed": engine.packed,
         "shares_prefixes": engine.packed and recipe.share_prefixes and not engine.has_dropout,
         "engine_note": engine.reason,
+        "kept_layers": kept.depth if pays else 0,
+        "kept_bytes": kept.size_bytes if pays else 0,
     }
 
 

@@ -1,16 +1,34 @@
-"""The engine for whole rows: batches of similar length, padded, one output a row."""
+"""The engine for whole rows: one output a row, by an encoder, or by a decoder with a head on its last token.
+
+Rows lie behind each other without padding. Of each, the head is given one token's state: the first of an encoder's, the
+last of a decoder's. Families whose heads do that are on a list, and the self-check compares with padded rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
 from tune_magic.data.example import Example
-from tune_magic.training import packing
-from tune_magic.training.engine import Engine
+from tune_magic.methods.base import Method
+from tune_magic.models.layers import layers_of, output_of, skipped
+from tune_magic.training import packing, row_attention, tree_attention
+from tune_magic.training.engine import PACKABLE, Engine
+from tune_magic.training.packing import Batch
+
+# Encoders with full attention whose head reads the first token; with how positions are counted.
+_FIRST_POSITIONS: dict[str, Callable[[Any], int]] = {
+    "bert": lambda config: 0,
+    "distilbert": lambda config: 0,
+    "electra": lambda config: 0,
+    "roberta": lambda config: int(config.pad_token_id) + 1,
+    "xlm-roberta": lambda config: int(config.pad_token_id) + 1,
+    "camembert": lambda config: int(config.pad_token_id) + 1,
+}
 
 
 @dataclass
@@ -27,22 +45,122 @@ class RowStates:
 
 
 class RowEngine(Engine):
-    """Runs an encoder, or a decoder with a head on its last token, over padded rows."""
+    """Logits of whole rows.
+
+    Args:
+        model: What `Method.apply` returned, on its device.
+        method: The method.
+        dtype: Compute precision.
+        max_tokens: Most tokens of a microbatch.
+        share_prefixes: Compute a prefix that the rows of a microbatch share once; decoders only, since an encoder's
+            first tokens see the last.
+    """
+
+    def __init__(
+        self, model: Any, method: Method, *, dtype: torch.dtype, max_tokens: int, share_prefixes: bool = True
+    ) -> None:
+        super().__init__(model, method, dtype=dtype, max_tokens=max_tokens)
+        config = self.inner.config
+        self._is_encoder = config.model_type in _FIRST_POSITIONS
+        self._share_prefixes = share_prefixes
+        self.reason = self._why_not_packed()
+        self.packed = self.reason is None
+        self.reads_one_token = True
+        self._layers = layers_of(self.inner)
+        if self.packed:
+            attention = row_attention if self._is_encoder else tree_attention
+            attention.install()
+            self.inner.set_attn_implementation(attention.NAME)
+
+    def _why_not_packed(self) -> str | None:
+        config = self.inner.config
+        if not self.method.packs:
+            return "the method changes what the model reads"
+        if not self._is_encoder and config.model_type not in PACKABLE:
+            return f"{config.model_type} models are not known to be exact with packed rows"
+        if config._attn_implementation != "sdpa":
+            return f"its attention is {config._attn_implementation}, not sdpa"
+        if getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None):
+            return "it has a sliding attention window"
+        if getattr(config, "position_embedding_type", "absolute") not in ("absolute", None):
+            return "its positions are relative"
+        return None
+
+    @property
+    def shares(self) -> bool:  # type: ignore[override]
+        """Whether prefixes are shared now: with dropout drawn, each row needs its own."""
+        draws = self.has_dropout and self.model.training
+        return self.packed and self._share_prefixes and not self._is_encoder and not draws
 
     def microbatches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
         """Cut the examples into microbatches, the longest first, so that little is padding.
 
         Rows of one length keep their order, and a sorted sequence is cut as it is.
         """
-        return packing.padded_groups(sorted(examples, key=len, reverse=True), self.max_tokens)
+        ordered = sorted(examples, key=len, reverse=True)
+        if not self.packed:
+            return packing.padded_groups(ordered, self.max_tokens)
+        return packing.groups(ordered, self.max_tokens, share=self.shares)
 
-    def states(self, examples: Sequence[Example]) -> RowStates:
-        """Run the model over one microbatch."""
-        batch = packing.pad(examples, pad_token_id=self.inner.config.pad_token_id or 0)
+    def compute(self, batch: Batch, examples: Sequence[Example]) -> RowStates:
+        """Run the model over a batch."""
+        if batch.attention is None:
+            logits = self._logits_of(self._anchor_states(batch), self._anchor_tokens(examples))
+        else:
+            logits = self._padded_logits(batch)
+        return self._states(logits, examples)
+
+    def above(self, states: torch.Tensor, examples: Sequence[Example]) -> RowStates:
+        """Run what comes after the last layer over the state it reads of each example, (B, width)."""
+        return self._states(self._logits_of(states, self._anchor_tokens(examples)), examples)
+
+    def kept(self, batch: Batch, num_layers: int) -> list[np.ndarray]:
+        """Return the places that matter above the first `num_layers` layers: one a row when there is no other layer."""
+        if batch.attention is None and num_layers == len(self._layers):
+            return [places[self._anchor : self._anchor + 1 or None] for places in batch.places]
+        return list(batch.places)
+
+    @property
+    def _anchor(self) -> int:
+        """The token that the head reads."""
+        return 0 if self._is_encoder else -1
+
+    def _anchor_tokens(self, examples: Sequence[Example]) -> torch.Tensor:
+        return self.tensor(np.array([example.trunk.tokens[self._anchor] for example in examples], dtype=np.int64))
+
+    def _anchor_states(self, batch: Batch) -> torch.Tensor:
+        """Return what the last layer makes of the token each head reads, (B, width)."""
+        if self._is_encoder:
+            mask = row_attention.Rows(batch.nodes, self.device).as_mask()
+            first = _FIRST_POSITIONS[self.inner.config.model_type](self.inner.config)
+        else:
+            mask, first = tree_attention.Tree(batch.nodes, self.device).as_mask(), 0
+        ids = self.tensor(batch.input_ids)
+        has_types = hasattr(self.inner.config, "type_vocab_size")  # GPT-2 takes them too, for words of the vocabulary
+        options: dict[str, Any] = {"token_type_ids": torch.zeros_like(ids)} if has_types else {}
+        with self.autocast(), output_of(self._layers[-1]) as found:
+            self.inner.base_model(
+                input_ids=ids, position_ids=self.tensor(batch.position_ids + first), attention_mask=mask, **options
+            )
+        places = np.array([places[self._anchor] for places in batch.places])
+        return found[0][0].index_select(0, self.tensor(places))
+
+    def _logits_of(self, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+        """Run what comes after the last layer, by giving the whole model rows of one token."""
+        ids = tokens[:, None]
+        with self.autocast(), skipped(self._layers, states[:, None]):
+            logits: torch.Tensor = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        return logits
+
+    def _padded_logits(self, batch: Batch) -> torch.Tensor:
+        """The reference: the whole model over padded rows."""
         with self.autocast():
-            logits = self.model(
+            logits: torch.Tensor = self.model(
                 input_ids=self.tensor(batch.input_ids), attention_mask=self.tensor(batch.attention).long()
             ).logits
+        return logits
+
+    def _states(self, logits: torch.Tensor, examples: Sequence[Example]) -> RowStates:
         labels = np.array([example.label for example in examples])
         return RowStates(logits=logits.float(), targets=self.tensor(labels))
 
@@ -55,10 +173,11 @@ def row_logits(engine: Engine, examples: Sequence[Example], done: Callable[[int]
         examples: At least one.
         done: Called with the number of rows of each batch; may raise to break off.
     """
-    order = sorted(range(len(examples)), key=lambda number: len(examples[number]), reverse=True)
-    parts = []
+    numbers = {id(example): number for number, example in enumerate(examples)}
+    order, parts = [], []
     with torch.no_grad():
-        for batch in engine.microbatches([examples[number] for number in order]):
+        for batch in engine.microbatches(examples):
+            order += [numbers[id(example)] for example in batch]
             parts.append(engine.states(batch).logits.cpu())
             if done is not None:
                 done(len(batch))

@@ -91,7 +91,7 @@ def _attend(
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     tree: Tree | None = getattr(attention_mask, "tree", None)
-    if tree is None or dropout or query.device.type != "cpu" or not hasattr(torch.ops.aten, _KERNEL):
+    if tree is None or dropout or not _has_kernel(query, key):
         mask = attention_mask if tree is None else tree.mask
         found: tuple[torch.Tensor, None] = sdpa_attention_forward(
             module, query, key, value, mask, dropout=dropout, scaling=scaling, **options
@@ -101,6 +101,12 @@ def _attend(
     rows = [x[0].transpose(0, 1) for x in (query, key, value)]
     joined: torch.Tensor = _TreeAttention.apply(*rows, tree, scale)  # type: ignore[no-untyped-call]
     return joined[None], None
+
+
+def _has_kernel(query: torch.Tensor, key: torch.Tensor) -> bool:
+    """Return whether the kernel computes this; with fewer heads than keys it would end the process."""
+    shares_keys_evenly = query.shape[1] % key.shape[1] == 0
+    return query.device.type == "cpu" and hasattr(torch.ops.aten, _KERNEL) and shares_keys_evenly
 
 
 class _TreeAttention(torch.autograd.Function):

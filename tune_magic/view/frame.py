@@ -138,6 +138,8 @@ def about(run: RunFolder, summary: Summary) -> list[Html]:
 def _doing(summary: Summary, state: State) -> str:
     total = summary.plan.get("total_steps")
     word = _TITLE_STATES.get(state, state)
+    if state == "starting" and summary.progress:
+        return f"computing the frozen layers once · {summary.progress['done']} of {summary.progress['total']} rows"
     if state == "starting":
         return "starting · loading data and model"
     if state == "running" and not summary.steps:

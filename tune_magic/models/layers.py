@@ -1,0 +1,81 @@
+"""The stack of layers of a Transformers model: what lies before it, in it, after it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from transformers import PreTrainedModel
+
+
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    """Return the stack of layers: the model's longest list of modules."""
+    from torch import nn
+
+    stacks = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
+    return max(stacks, key=len)
+
+
+def before(model: PreTrainedModel, layers: nn.ModuleList) -> list[nn.Module]:
+    """Return the modules of the backbone that feed its layers: the embeddings."""
+    from torch import nn
+
+    children, place = _children(model, layers)
+    return [*children[:place], *(child for child in children[place + 1 :] if isinstance(child, nn.Embedding))]
+
+
+def after(model: PreTrainedModel, layers: nn.ModuleList) -> list[nn.Module]:
+    """Return the modules of the backbone that it defines after its layers: a final norm, a pooler."""
+    from torch import nn
+
+    children, place = _children(model, layers)
+    return [child for child in children[place + 1 :] if not isinstance(child, nn.Embedding)]
+
+
+def _children(model: PreTrainedModel, layers: nn.ModuleList) -> tuple[list[nn.Module], int]:
+    children = list(model.base_model.children())
+    place = next(number for number, child in enumerate(children) if any(m is layers for m in child.modules()))
+    return children, place
+
+
+@contextlib.contextmanager
+def skipped(layers: Iterable[nn.Module], states: torch.Tensor | None = None) -> Iterator[None]:
+    """While inside, layers compute nothing: the first gives `states`, the others, or all, what they are given.
+
+    Args:
+        layers: Neighbours in the stack, each of which maps hidden states to hidden states.
+        states: Hidden states of the shape the model expects there.
+    """
+
+    def give(hidden_states: Any, *_: Any, **__: Any) -> Any:
+        return states
+
+    def pass_on(hidden_states: Any, *_: Any, **__: Any) -> Any:
+        return hidden_states
+
+    replaced = [(layer, vars(layer).get("forward")) for layer in layers]
+    for number, (layer, _) in enumerate(replaced):
+        layer.forward = give if states is not None and number == 0 else pass_on
+    try:
+        yield
+    finally:
+        for layer, forward in replaced:
+            if forward is None:
+                del layer.forward
+            else:
+                layer.forward = forward
+
+
+@contextlib.contextmanager
+def output_of(layer: nn.Module) -> Iterator[list[torch.Tensor]]:
+    """While inside, collect what a layer gives."""
+    found: list[torch.Tensor] = []
+    handle = layer.register_forward_hook(lambda _module, _given, output: found.append(output))
+    try:
+        yield found
+    finally:
+        handle.remove()

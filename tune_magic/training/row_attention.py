@@ -1,0 +1,82 @@
+"""Attention within each of several rows that lie behind each other without padding, in both directions.
+
+Only attention has to know where rows end; everything else of an encoder works token by token. So the layers run over
+real tokens alone, and queries, keys and values are padded for the attention product and nothing more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+NAME = "tune_magic_rows"
+
+
+class Rows:
+    """What attention has to know of a packed row.
+
+    Args:
+        nodes: As in `packing.Batch`, none of them shared.
+        device: Where attention runs.
+    """
+
+    def __init__(self, nodes: Sequence[tuple[int, int, int]], device: torch.device) -> None:
+        self.size = max(end for _, end, _ in nodes)
+        width = max(end - start for start, end, _ in nodes)
+        padded = np.zeros((len(nodes), width), dtype=np.int64)  # a place of padding repeats the first token
+        real = np.zeros((len(nodes), width), dtype=bool)
+        for row, (start, end, _) in enumerate(nodes):
+            padded[row, : end - start] = np.arange(start, end)
+            real[row, : end - start] = True
+        self.shape = padded.shape
+        self.into = torch.from_numpy(padded.ravel()).to(device)
+        self.out = torch.from_numpy(np.flatnonzero(real)).to(device)
+        self.mask = None if real.all() else torch.from_numpy(real)[:, None, None].to(device)
+
+    def as_mask(self) -> torch.Tensor:
+        """Return what a model is given as its attention mask: four dimensions, so that it is passed on as it is."""
+        carrier = torch.empty((1, 1, self.size, 0), dtype=torch.bool, device=self.into.device)
+        carrier.rows = self  # type: ignore[attr-defined]
+        return carrier
+
+
+def install() -> None:
+    """Make the attention known to Transformers under `NAME`; for anything but `Rows` it is the usual one."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+    AttentionInterface.register(NAME, _attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend as Transformers asks for it: (1, H, S, D) each, the result (1, S, H, D)."""
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    rows: Rows | None = getattr(attention_mask, "rows", None)
+    if rows is None:
+        found: tuple[torch.Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+        return found
+
+    def padded(states: torch.Tensor) -> torch.Tensor:
+        by_token = states[0].transpose(0, 1).index_select(0, rows.into)  # (rows * width, H, D)
+        return by_token.view(*rows.shape, *by_token.shape[1:]).transpose(1, 2)
+
+    joined = torch.nn.functional.scaled_dot_product_attention(
+        padded(query), padded(key), padded(value), attn_mask=rows.mask, dropout_p=dropout, scale=scaling
+    )
+    return joined.transpose(1, 2).flatten(0, 1).index_select(0, rows.out)[None], None

@@ -1,0 +1,139 @@
+"""What the frozen layers make of each row, computed once and kept on disk for every later epoch.
+
+Below the first layer that is trained nothing changes from step to step, as long as no dropout is drawn there. The
+outputs are kept in half precision, in a file without a name that the system removes with the process. They are computed
+before the first step, in batches that follow from the rows alone, so a run that is resumed computes the same numbers.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from tune_magic import files
+from tune_magic.data.example import Example
+from tune_magic.models.layers import before, layers_of, output_of, skipped
+from tune_magic.training.engine import Engine
+
+_SHARE_OF_DISK = 0.5  # of what is free
+
+
+class Trunk:
+    """The kept outputs of an engine's frozen layers.
+
+    Args:
+        engine: Computes them, and is given them afterwards.
+        depth: How many layers, from the first, are kept.
+    """
+
+    def __init__(self, engine: Engine, depth: int) -> None:
+        self.engine = engine
+        self.depth = depth
+        self._layers = layers_of(engine.inner)
+        self._kept = torch.empty(0)
+        self._ranges: dict[int, tuple[int, int]] = {}  # by id of the example
+        self._examples: list[Example] = []  # alive, so that an id stays theirs
+
+    def knows(self, examples: Sequence[Example]) -> bool:
+        """Return whether the outputs for all of these are kept."""
+        return all(id(example) in self._ranges for example in examples)
+
+    def states(self, examples: Sequence[Example]) -> Any:
+        """Compute what the objective sees of a microbatch from the kept outputs."""
+        if _keeps_one_token(self.engine, self.depth):
+            return self.engine.above(torch.cat([self._read(example) for example in examples]), examples)
+        batch = self.engine.lay_out(examples)
+        shape = batch.input_ids.shape
+        given = torch.zeros(batch.input_ids.size, self._kept.shape[1], device=self.engine.device)
+        for places, example in zip(batch.places, examples, strict=True):
+            given[self.engine.tensor(places)] = self._read(example)
+        with skipped(self._layers[: self.depth], given.view(*shape, -1)):
+            return self.engine.compute(batch, examples)
+
+    def fill(self, examples: Sequence[Example], folder: Path, look: Callable[[int], None]) -> None:
+        """Compute and keep the outputs for these examples.
+
+        Args:
+            examples: All that will be asked for.
+            folder: On a disk with room for them.
+            look: Called with the number of examples done after each batch; may raise to break off.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        self.engine.model.eval()
+        for dtype in (torch.bfloat16,) if self.engine.dtype == torch.bfloat16 else (torch.float16, torch.bfloat16):
+            if self._try_to_fill(list(examples), folder, dtype, look):
+                return
+        raise OSError("the outputs of the frozen layers are not finite")
+
+    def _try_to_fill(self, examples: list[Example], folder: Path, dtype: torch.dtype, look: Any) -> bool:
+        """Return False when a number does not fit the precision."""
+        ranges, end, width = {}, 0, 0
+        with files.scratch(folder) as (path, append):
+            for microbatch, states in self._outputs(examples):
+                rounded = [kept.to("cpu", dtype).contiguous() for kept in states]
+                if not all(bool(kept.isfinite().all()) for kept in rounded):
+                    return False
+                for example, kept in zip(microbatch, rounded, strict=True):
+                    append(kept.view(torch.int16).numpy().tobytes())
+                    ranges[id(example)] = (end, end + len(kept))
+                    end, width = end + len(kept), kept.shape[1]
+                look(len(ranges))
+            self._kept = torch.from_file(str(path), shared=False, size=end * width, dtype=dtype).view(end, width)
+        self._ranges, self._examples = ranges, examples
+        return True
+
+    def _outputs(self, examples: list[Example]) -> Iterator[tuple[list[Example], list[torch.Tensor]]]:
+        """Yield microbatches with the states that matter of each example, (tokens, width)."""
+        engine, rest = self.engine, self._layers[self.depth :]
+        for microbatch in engine.microbatches(examples):
+            batch = engine.lay_out(microbatch)
+            with torch.no_grad(), output_of(self._layers[self.depth - 1]) as found, skipped(rest):
+                engine.compute(batch, microbatch)
+            states = found[0].flatten(0, 1)
+            yield microbatch, [states[engine.tensor(places)] for places in engine.kept(batch, self.depth)]
+
+    def _read(self, example: Example) -> torch.Tensor:
+        start, end = self._ranges[id(example)]
+        return self._kept[start:end].to(self.engine.device, torch.float32)
+
+
+class Plan(NamedTuple):
+    """What would be kept: the outputs of the first `depth` layers, 0 for none, in `size_bytes` on disk."""
+
+    depth: int
+    size_bytes: int
+
+
+def plan(engine: Engine, examples: Sequence[Example], folder: Path) -> Plan:
+    """Return what can be kept of these examples on the disk of a folder."""
+    depth = _frozen_depth(engine)
+    if not depth or (not engine.packed and any(example.branches for example in examples)):
+        return Plan(0, 0)
+    tokens = len(examples) if _keeps_one_token(engine, depth) else sum(map(len, examples))
+    size_bytes = 2 * tokens * int(engine.inner.config.get_text_config().hidden_size)
+    return Plan(depth, size_bytes) if size_bytes <= _SHARE_OF_DISK * shutil.disk_usage(folder).free else Plan(0, 0)
+
+
+def _keeps_one_token(engine: Engine, depth: int) -> bool:
+    """Whether of each example one token's state is kept, since only the head reads it."""
+    return engine.packed and engine.reads_one_token and depth == len(layers_of(engine.inner))
+
+
+def _frozen_depth(engine: Engine) -> int:
+    """Return how many layers, from the first, give the same for a row in every step of training."""
+    layers = layers_of(engine.inner)
+    engine.method.to_training(engine.model)
+
+    def changes(module: torch.nn.Module) -> bool:
+        draws = engine.has_dropout and module.training
+        return draws or any(parameter.requires_grad for parameter in module.parameters())
+
+    if any(map(changes, before(engine.inner, layers))):
+        return 0
+    return next((number for number, layer in enumerate(layers) if changes(layer)), len(layers))
