@@ -1,5 +1,6 @@
 """The loop: exact resume, honest loss, guarded updates (fault matrix F5, F6, F16, F18, F19)."""
 
+import itertools
 import json
 import math
 import os
@@ -440,3 +441,44 @@ def test_cosine_falls_from_one_to_nearly_zero(recipe):
     assert rates[0] == 1.0
     assert rates == sorted(rates, reverse=True)
     assert 0 < rates[-1] < 0.001
+
+
+def test_grouping_keeps_every_row_once_an_epoch_and_nothing_but_the_seed_decides():
+    ranks = [number % 7 for number in range(500)]
+    order = Order(500, 4, seed=1, ranks=ranks)
+    epochs = [[order.rows(step) for step in range(e * 125 + 1, e * 125 + 126)] for e in range(2)]
+    assert all(sorted(itertools.chain(*epoch)) == list(range(500)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert Order(500, 4, seed=1, ranks=ranks).rows(200) == epochs[1][74]
+    kinds = [len({ranks[row] for row in rows}) for rows in epochs[0]]
+    assert sum(kinds) / len(kinds) < 1.5  # of seven; drawn freely it would be more than three
+    firsts = [ranks[rows[0]] for rows in epochs[0]]
+    assert firsts != sorted(firsts)
+    uneven = Order(10, 4, seed=3, ranks=list(range(10)))
+    assert sorted(itertools.chain(*(uneven.rows(step) for step in (1, 2, 3)))) == list(range(10))
+    assert len(uneven.rows(3)) == 2
+
+
+def test_rows_that_begin_alike_meet_and_less_is_computed(train, write, monkeypatch):
+    from tune_magic.training import packing
+
+    system = ["Answer in one word, and be quick about it.", "Reply to the customer in a full, polite sentence."]
+    rows = [{"system": system[i % 2], "prompt": f"question {i}", "completion": f"answer {i}"} for i in range(40)]
+    data = {"train": str(write("two.jsonl", "".join(json.dumps(row) + "\n" for row in rows))), "held_out": 0}
+    sizes = {}
+    for strategy in ("random", "group_by_prefix", "group_by_length"):
+        computed, real = [], packing.pack
+
+        def pack(examples, computed=computed, real=real, **options):
+            batch = real(examples, **options)
+            computed.append(batch.input_ids.size)
+            return batch
+
+        with monkeypatch.context() as patch:
+            patch.setattr(packing, "pack", pack)
+            run = train(data=data, train_sampling_strategy=strategy, max_steps=10, microbatch_tokens=4096)
+        run.raise_for_state()
+        sizes[strategy] = sum(computed)
+        tokens = sum(event["tokens"] for event in run.summary().steps.values())
+        assert tokens == run.summary().plan["tokens_per_epoch"]
+    assert sizes["group_by_prefix"] < 0.8 * sizes["random"]

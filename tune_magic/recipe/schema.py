@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInf
 
 Scheduler = Literal["linear", "cosine", "constant"]
 Dtype = Literal["auto", "float32", "bfloat16"]
+Sampling = Literal["random", "group_by_length", "group_by_prefix"]
 Format = Literal["messages", "prompt_completion", "instruction", "text_label", "text"]
 STANDARD_COLUMNS = ("messages", "prompt", "completion", "system", "instruction", "input", "output", "text", "label")
 
@@ -159,6 +160,11 @@ class Recipe(Part):
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 turns it off.")
     dtype: Dtype = Field("auto", description="Compute precision; auto is bfloat16 where the hardware is fast at it.")
     share_prefixes: bool = Field(True, description="Compute a prompt that rows share once; exact, faster.")
+    train_sampling_strategy: Sampling = Field(
+        "random",
+        description="Which rows meet in a step: any, or those alike in length or beginning, which is faster and makes "
+        "gradients noisier.",
+    )
     cache_frozen_layers: bool = Field(
         True, description="Keep what frozen layers put out on disk, in half precision, where no layer below is trained."
     )

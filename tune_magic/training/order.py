@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import functools
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import numpy as np
 
+_WINDOW_STEPS = 50  # as far as rows look for their like, so that an epoch stays mixed
 
-@dataclass(frozen=True)
+
 class Order:
     """Which rows each optimizer step trains on.
 
     No global random state, no sampler, no worker: a resumed run sees what an unbroken one would have seen.
 
+    With `ranks`, rows of neighbouring rank come in the same step: the epoch's permutation is cut into windows of 50
+    steps, each window is sorted by rank, cut into steps, and the steps of the epoch are shuffled. Every row still comes
+    once an epoch, and which rows a window has is random; but the rows of a step are no longer drawn independently, so
+    a step's gradient is a noisier estimate of the whole data's.
+
     Args:
         num_rows: Training rows.
         batch_size: Rows of a step; the last step of an epoch has what is left.
         seed: The recipe's seed.
+        ranks: A number for each row by which to group, or None for a plain permutation.
     """
 
-    num_rows: int
-    batch_size: int
-    seed: int
+    def __init__(self, num_rows: int, batch_size: int, seed: int, ranks: Sequence[int] | None = None) -> None:
+        self.num_rows = num_rows
+        self.batch_size = batch_size
+        self.seed = seed
+        self._ranks = None if ranks is None else np.asarray(ranks)
+        self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     @property
     def steps_per_epoch(self) -> int:
@@ -33,10 +42,19 @@ class Order:
     def rows(self, step: int) -> list[int]:
         """Return the row numbers of a step, counted from 1."""
         epoch, place = divmod(step - 1, self.steps_per_epoch)
+        if self._epoch[0] != epoch:
+            self._epoch = (epoch, self._permutation(epoch))
         start = place * self.batch_size
-        return [int(row) for row in _permutation(self.num_rows, self.seed, epoch)[start : start + self.batch_size]]
+        return [int(row) for row in self._epoch[1][start : start + self.batch_size]]
 
-
-@functools.lru_cache(maxsize=2)
-def _permutation(num_rows: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng([seed, epoch]).permutation(num_rows)
+    def _permutation(self, epoch: int) -> np.ndarray:
+        draw = np.random.default_rng([self.seed, epoch])
+        rows = draw.permutation(self.num_rows)
+        if self._ranks is None:
+            return rows
+        window = _WINDOW_STEPS * self.batch_size
+        parts = [rows[start : start + window] for start in range(0, self.num_rows, window)]
+        rows = np.concatenate([part[np.argsort(self._ranks[part], kind="stable")] for part in parts])
+        whole = self.num_rows // self.batch_size * self.batch_size
+        steps = rows[:whole].reshape(-1, self.batch_size)
+        return np.concatenate([steps[draw.permutation(len(steps))].ravel(), rows[whole:]])

@@ -73,7 +73,7 @@ def groups(examples: Sequence[Example], max_tokens: int, *, share: bool) -> Iter
     Where prefixes are shared, examples that begin alike come together; otherwise they stay in order. An example longer
     than the budget is a microbatch of its own.
     """
-    ordered = [examples[i] for i in _alike_together(examples)] if share else list(examples)
+    ordered = [examples[i] for i in alike_together(examples)] if share else list(examples)
     overlaps = _overlaps(ordered) if share else [0] * len(ordered)
     first = 0
     for last in range(1, len(ordered) + 1):
@@ -107,7 +107,7 @@ def pack(examples: Sequence[Example], *, share: bool, worth: int = WORTH) -> Bat
         worth: Tokens that are enough.
     """
     row = _Row()
-    order = _alike_together(examples) if share else list(range(len(examples)))
+    order = alike_together(examples) if share else list(range(len(examples)))
     overlaps = _overlaps([examples[i] for i in order]) if share else [0] * len(order)
     places: list[Any] = [None] * len(examples)
     for part in _parts(overlaps, worth):
@@ -233,9 +233,9 @@ def _parts(overlaps: Sequence[int], worth: int) -> Iterator[_Part]:
         waiting += [(a, b, depth) for a, b in reversed(list(itertools.pairwise(cuts)))]
 
 
-def _alike_together(examples: Sequence[Example]) -> list[int]:
+def alike_together(examples: Sequence[Example]) -> list[int]:
     """Return the numbers of the examples, sorted by what each may share."""
-    keys = [_sharable(example.trunk).tolist() for example in examples]
+    keys = [_sharable(example.trunk).astype(">u4").tobytes() for example in examples]  # sorts as the tokens do
     return sorted(range(len(examples)), key=keys.__getitem__)
 
 

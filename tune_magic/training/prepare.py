@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ from tune_magic.recipe.schema import Recipe
 from tune_magic.storage import fingerprint
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
-from tune_magic.training import trunk
+from tune_magic.training import packing, trunk
 from tune_magic.training.engine import Engine, TokenEngine
 from tune_magic.training.order import Order
 from tune_magic.training.rows import RowEngine
@@ -189,7 +190,7 @@ def prepare(
 
     engine = make_engine(recipe, model, method, objective, dtype)
     engine.self_check(dataset.train[:8], objective.loss_sum)
-    order = Order(len(dataset.train), recipe.batch_size, recipe.seed)
+    order = Order(len(dataset.train), recipe.batch_size, recipe.seed, _ranks(recipe, dataset.train))
     session = Session(recipe, folder, log, control, {}, dataset, tokenizer, method, objective, model, engine, order)
     session.plan = {
         **_facts_of_inputs(session, source, model_folder),
@@ -220,6 +221,17 @@ def _refuse_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
             f"This run cannot go on: {'; '.join(differences)}.",
             hint="Put the file back as it was, or start a new run.",
         )
+
+
+def _ranks(recipe: Recipe, examples: list[Example]) -> Sequence[int] | None:
+    """Return a number for each row by which rows of a step are alike; None where any rows may meet."""
+    match recipe.train_sampling_strategy:
+        case "group_by_length":
+            return [len(example) for example in examples]
+        case "group_by_prefix":
+            return [int(rank) for rank in np.argsort(packing.alike_together(examples))]
+        case _:
+            return None
 
 
 def device() -> torch.device:
