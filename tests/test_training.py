@@ -15,6 +15,7 @@ from tune_magic.executors import local
 from tune_magic.storage.control import Control, StopRequested
 from tune_magic.storage.events import number
 from tune_magic.training import checkpoint
+from tune_magic.training.engine import TokenEngine
 from tune_magic.training.loop import Loop
 from tune_magic.training.optimizer import learning_rate
 from tune_magic.training.order import Order
@@ -460,22 +461,19 @@ def test_grouping_keeps_every_row_once_an_epoch_and_nothing_but_the_seed_decides
 
 
 def test_rows_that_begin_alike_meet_and_less_is_computed(train, write, monkeypatch):
-    from tune_magic.training import packing
-
     system = ["Answer in one word, and be quick about it.", "Reply to the customer in a full, polite sentence."]
     rows = [{"system": system[i % 2], "prompt": f"question {i}", "completion": f"answer {i}"} for i in range(40)]
     data = {"train": str(write("two.jsonl", "".join(json.dumps(row) + "\n" for row in rows))), "held_out": 0}
     sizes = {}
     for strategy in ("random", "group_by_prefix", "group_by_length"):
-        computed, real = [], packing.pack
+        computed, real = [], TokenEngine.compute
 
-        def pack(examples, computed=computed, real=real, **options):
-            batch = real(examples, **options)
+        def compute(engine, batch, examples, computed=computed, real=real):
             computed.append(batch.input_ids.size)
-            return batch
+            return real(engine, batch, examples)
 
         with monkeypatch.context() as patch:
-            patch.setattr(packing, "pack", pack)
+            patch.setattr(TokenEngine, "compute", compute)
             run = train(data=data, train_sampling_strategy=strategy, max_steps=10, microbatch_tokens=4096)
         run.raise_for_state()
         sizes[strategy] = sum(computed)

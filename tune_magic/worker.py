@@ -35,7 +35,12 @@ STANDBY = "--standby"
 HELD, READY = b"held\n", b"ready\n"  # what a standby says: it is the one of its user; its imports are done
 # Threads that wait for each other sleep. By default they spin, and where anything else wants a core (the kernel, a
 # browser) a product of matrices then takes ten times as long or more; on a quiet machine there is no difference.
-_SETTINGS = {"OMP_WAIT_POLICY": "PASSIVE"}
+# glibc before 2.38 gives a freed block of an aligned size back to its next asker only when the crumbs beside it were
+# merged with it, which its caches for small blocks prevent: a step then took half as much memory again.
+_SETTINGS = {
+    "OMP_WAIT_POLICY": "PASSIVE",
+    "GLIBC_TUNABLES": "glibc.malloc.tcache_count=0:glibc.malloc.mxfast=0",
+}
 _IDLE_S = 15 * 60.0
 _LOCK_WAIT_S = 30.0  # the standby of a kernel that was just restarted notices its end only after its imports
 _LOCK_POLL_S = 0.2

@@ -147,7 +147,10 @@ class Recipe(Part):
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps, instead of epochs.")
     batch_size: int = Field(8, ge=1, description="Examples per optimizer step, whatever fits at once.")
     microbatch_tokens: int = Field(
-        2048, ge=16, description="Most tokens computed at once; changes memory and speed, never the result."
+        2048, ge=16, description="Most tokens computed at once, fewer where memory needs it; never changes the result."
+    )
+    gradient_checkpointing: bool | None = Field(
+        None, description="Compute activations twice instead of keeping them. Default: only where memory needs it."
     )
     max_length: int = Field(1024, ge=8, description="Longest example in tokens; longer ones are cut at the end.")
     lr_scheduler_type: Scheduler = Field("linear", description="Shape of the learning rate after warm-up.")

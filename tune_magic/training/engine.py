@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from tune_magic.data.example import Example, Segment
 from tune_magic.methods.base import Method
-from tune_magic.training import packing, tree_attention
+from tune_magic.training import memory, packing, tree_attention
 from tune_magic.training.packing import Batch
 from tune_magic.training.tree_attention import Tree
 
@@ -123,6 +123,7 @@ class Engine(abc.ABC):
         reason: Why not, where they could have been; None where nothing is lost.
         shares: Whether prefixes are computed once.
         reads_one_token: Whether what comes after the last layer reads one token of an example, so that `above` can.
+        saved_bytes_per_token: What autograd keeps of a token for the backward pass, by the self-check's count.
         trunk: What the frozen layers give, where that is kept; None where they are computed each time.
     """
 
@@ -130,6 +131,7 @@ class Engine(abc.ABC):
     reason: str | None = None
     shares = False
     reads_one_token = False
+    saved_bytes_per_token = 0.0
     trunk: Trunk | None = None
 
     def __init__(self, model: Any, method: Method, *, dtype: torch.dtype, max_tokens: int) -> None:
@@ -189,28 +191,48 @@ class Engine(abc.ABC):
         return self.compute(self._padded(examples), examples)
 
     def self_check(self, examples: Sequence[Example], loss_sum: Callable[[Any], torch.Tensor]) -> None:
-        """Compare packed with padded on a few short rows; on a difference, pad from now on and say why in `reason`."""
+        """Compare packed with padded on a few short rows; on a difference, pad from now on and say why in `reason`.
+
+        What autograd saves of each token is counted on the way.
+        """
         rows = [_shortened(e) for e in sorted(examples, key=len)[:2]]
         rows = [row for row in rows if row.weight]
-        if not self.packed or not rows:
+        if not rows:
             return
         was_training = self.model.training
         self.model.eval()
-        reference = self._loss_and_gradients(rows, self._plainly, loss_sum)
-        try:
-            ours = self._loss_and_gradients(rows, self._fast, loss_sum)
-        except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # whatever a model makes of the mask
-            self.packed = False
-            self.reason = f"packed rows cannot be computed by this model: {str(error)[:200]}"
-        else:
-            difference = max(_difference(a, b) for a, b in zip(ours, reference, strict=True))
-            if not difference <= _TOLERANCE[self.dtype]:
-                self.packed = False
-                self.reason = f"packed rows differ from padded ones by {difference:.1e} on this model"
+        reference = self._loss_and_gradients(rows, self._padded(rows), loss_sum)
+        if self.packed:
+            saved_when_padded = self.saved_bytes_per_token
+            self.reason = self._why_not_right(rows, loss_sum, reference)
+            self.packed = self.reason is None
+            if not self.packed:
+                self.saved_bytes_per_token = saved_when_padded
+        if self.has_dropout:  # its masks are saved too
+            self._count_in_training(rows, loss_sum)
         self.model.train(was_training)
 
-    def _loss_and_gradients(self, rows: list[Example], states: Any, loss_sum: Any) -> list[torch.Tensor]:
-        loss = loss_sum(states(rows)) / sum(row.weight for row in rows)
+    def _count_in_training(self, rows: list[Example], loss_sum: Any) -> None:
+        self.method.to_training(self.model)
+        batch = self.lay_out(rows)
+        with torch.random.fork_rng(), memory.count_saved(self.model) as saved:
+            loss_sum(self.compute(batch, rows))
+        self.saved_bytes_per_token = saved.total_bytes / batch.input_ids.size
+
+    def _why_not_right(self, rows: list[Example], loss_sum: Any, reference: list[torch.Tensor]) -> str | None:
+        try:
+            ours = self._loss_and_gradients(rows, packing.pack(rows, share=self.shares, worth=1), loss_sum)
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # whatever a model makes of the mask
+            return f"packed rows cannot be computed by this model: {str(error)[:200]}"
+        difference = max(_difference(a, b) for a, b in zip(ours, reference, strict=True))
+        if not difference <= _TOLERANCE[self.dtype]:
+            return f"packed rows differ from padded ones by {difference:.1e} on this model"
+        return None
+
+    def _loss_and_gradients(self, rows: list[Example], batch: Batch, loss_sum: Any) -> list[torch.Tensor]:
+        with memory.count_saved(self.model) as saved:
+            loss = loss_sum(self.compute(batch, rows)) / sum(row.weight for row in rows)
+        self.saved_bytes_per_token = saved.total_bytes / batch.input_ids.size
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
         flat = [g.flatten().float() for g in gradients if g is not None]

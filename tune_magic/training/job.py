@@ -62,8 +62,9 @@ def dry_run(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
 
     The trial predicts memory and time.
     """
-    session = prepare(build_recipe(run.info["recipe"]), run.path, log, control)
+    measure = run.info.get("options", {}).get("measure", True)
+    session = prepare(build_recipe(run.info["recipe"]), run.path, log, control, measure=measure)
     log.append("state", state="running", from_step=0)
-    if run.info.get("options", {}).get("measure", True):
+    if measure:
         log.append("result", **Loop(session, own_checkpoints=set()).measure())
     return {"state": "finished"}

@@ -110,14 +110,13 @@ class Loop:
         examples = [session.dataset.train[row] for row in session.order.rows(heaviest)]
         self._random_before_step = checkpoint.random_state()
         self._accumulate(examples)  # the first pass pays for one-off set-up
+        self.optimizer.zero_grad(set_to_none=True)
         started = time.perf_counter()
         self._accumulate(examples)
         seconds = time.perf_counter() - started
         self.optimizer.zero_grad(set_to_none=True)
         held_out = self._held_out() if session.dataset.held_out else None
         optimizer_bytes = 2 * sum(p.numel() * p.element_size() for p in session.model.parameters() if p.requires_grad)
-        usage = memory.snapshot()
-        peak = usage.get("gpu_peak", usage["peak"]) + optimizer_bytes
         mean_tokens = sum(tokens.values()) / len(tokens)
         evaluations = 1 + plan["total_steps"] // plan["eval_steps"]
         training = plan["total_steps"] * seconds * mean_tokens / tokens[heaviest]
@@ -126,7 +125,7 @@ class Loop:
             "base_loss": held_out["loss"] if held_out else None,
             "step_seconds": round(seconds, 4),
             "step_tokens": tokens[heaviest],
-            "peak_bytes": peak,
+            "peak_bytes": memory.peak(session.engine.device) + optimizer_bytes,
             "seconds": round(training + evaluations * held_out_seconds, 2),
         }
 

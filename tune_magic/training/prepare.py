@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import math
 from collections import Counter
@@ -29,14 +30,16 @@ from tune_magic.recipe.schema import Recipe
 from tune_magic.storage import fingerprint
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
-from tune_magic.training import packing, trunk
+from tune_magic.training import memory, packing, trunk
 from tune_magic.training.engine import Engine, TokenEngine
 from tune_magic.training.order import Order
+from tune_magic.training.planner import Planner
 from tune_magic.training.rows import RowEngine
 
 _LENS_ROWS = 3
 _LENS_TOKENS = 400
 _EVALUATIONS = 8
+_SAMPLED_STEPS = 8  # of which memory is planned
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")  # their first positions stand for padding
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -155,7 +158,13 @@ def make_engine(recipe: Recipe, model: Any, method: Method, objective: Objective
 
 
 def prepare(
-    recipe: Recipe, folder: Path, log: EventLog, control: Control, inherited: dict[str, Any] | None = None
+    recipe: Recipe,
+    folder: Path,
+    log: EventLog,
+    control: Control,
+    inherited: dict[str, Any] | None = None,
+    *,
+    measure: bool = False,
 ) -> Session:
     """Load data and model and log the plan.
 
@@ -167,10 +176,12 @@ def prepare(
         log: Takes the plan event.
         control: Checked between the slow parts.
         inherited: The plan of an earlier attempt, whose resolved values a resumed run keeps.
+        measure: Take two dry steps to correct the forecast of memory, however much room there is.
 
     Raises:
         TuneError: Data or model are not those of the earlier attempt; no plan is logged then.
     """
+    at_start = memory.level(device())
     source = find_model(recipe.model)
     model_folder = local_folder(source)
     tokenizer = load_tokenizer(model_folder)
@@ -192,10 +203,13 @@ def prepare(
     engine.self_check(dataset.train[:8], objective.loss_sum)
     order = Order(len(dataset.train), recipe.batch_size, recipe.seed, _ranks(recipe, dataset.train))
     session = Session(recipe, folder, log, control, {}, dataset, tokenizer, method, objective, model, engine, order)
+    forecast = _plan_memory(session, inherited, measure=measure)
+    forecast["memory"]["at_start"] = at_start
     session.plan = {
         **_facts_of_inputs(session, source, model_folder),
         **_facts_of_rows(session, rows),
         **_facts_of_training(session),
+        **forecast,
     }
     if inherited is not None:
         _refuse_changes(inherited, session.plan)
@@ -255,6 +269,34 @@ def total_steps(recipe: Recipe, order: Order) -> int:
     return recipe.max_steps or max(1, math.ceil(recipe.num_train_epochs * order.steps_per_epoch))
 
 
+def _plan_memory(session: Session, inherited: dict[str, Any] | None, *, measure: bool) -> dict[str, Any]:
+    """Choose how a step is computed and return what the plan says of it; a resumed run goes on as it was."""
+    planner = Planner(session.engine, session.recipe, _heaviest_steps(session))
+    if inherited is not None:
+        tokens, twice = inherited["microbatch_tokens"], inherited.get("gradient_checkpointing", False)
+        option = planner.option(tokens, gradient_checkpointing=twice)
+    else:
+        option = planner.choose()
+        if measure or planner.is_tight(option):
+            planner.measure(option, session.objective.loss_sum, session.control.check)
+            option = planner.choose()
+    planner.apply(option)
+    return {
+        "microbatch_tokens": option.microbatch_tokens,
+        "gradient_checkpointing": option.gradient_checkpointing,
+        "memory": planner.facts(option),
+    }
+
+
+def _heaviest_steps(session: Session) -> list[list[Example]]:
+    """Return the examples of the steps of an epoch with the most tokens."""
+    order, train = session.order, session.dataset.train
+    lengths = np.array([len(example) for example in train])
+    steps = range(1, min(order.steps_per_epoch, total_steps(session.recipe, order)) + 1)
+    heaviest = heapq.nlargest(_SAMPLED_STEPS, steps, key=lambda step: lengths[order.rows(step)].sum())
+    return [[train[row] for row in order.rows(step)] for step in heaviest]
+
+
 def _facts_of_inputs(session: Session, source: ModelSource, model_folder: Path) -> dict[str, Any]:
     """What goes in: recipe, fingerprints, versions, model."""
     recipe, parameters = session.recipe, list(session.model.parameters())
@@ -312,7 +354,6 @@ def _facts_of_training(session: Session) -> dict[str, Any]:
         "steps_per_epoch": session.order.steps_per_epoch,
         "eval_steps": evaluations,
         "save_steps": recipe.save_steps or evaluations,
-        "microbatch_tokens": recipe.microbatch_tokens,
         "base_first": not session.method.adds,
         "packed": engine.packed,
         "shares_prefixes": engine.packed and recipe.share_prefixes and not engine.has_dropout,

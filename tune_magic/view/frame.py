@@ -132,7 +132,35 @@ def about(run: RunFolder, summary: Summary) -> list[Html]:
     ]
     if plan["engine_note"]:
         lines.append(f"rows are padded: {plan['engine_note']}")
+    lines += [f"memory: {text}" for text in memory_words(plan)]
     return [div(grey(escape(text, 200), size=11)) for text in lines]
+
+
+def memory_words(plan: dict[str, Any]) -> list[str]:
+    """Say what was changed for memory's sake, and, where nothing the recipe allows fits, the cheapest way out."""
+    found, recipe = plan.get("memory"), plan["recipe"]
+    if not found:
+        return []
+    changes = _changes(found, recipe)
+    lines = [f"{changes}, to fit"] if changes else []
+    if not found["fits"]:
+        needed = f"{words.size(found['peak_bytes'])} are needed, {words.size(found['room'])} are there"
+        out = "lower `max_length`, take a smaller model or train fewer parameters"
+        if found["cheapest"]:
+            out = f"what would fit: {_changes(found['cheapest'], recipe)}"
+        lines.append(f"{needed}; {out}")
+    return lines
+
+
+def _changes(option: dict[str, Any], recipe: dict[str, Any]) -> str:
+    """Return how an option differs from the recipe, and what it costs."""
+    found = []
+    if option["microbatch_tokens"] < recipe["microbatch_tokens"]:
+        found.append(f"`microbatch_tokens: {option['microbatch_tokens']}`")
+    if option["gradient_checkpointing"] and not recipe["gradient_checkpointing"]:
+        found.append("`gradient_checkpointing: true`")
+    slower = f" ({100 * (option['slowdown'] - 1):.0f} % slower)" if found and option["slowdown"] > 1.005 else ""
+    return " and ".join(found) + slower
 
 
 def _doing(summary: Summary, state: State) -> str:
