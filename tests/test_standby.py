@@ -60,7 +60,7 @@ def story(run):
     told = []
     for event in run.events():
         if event["type"] != "memory":
-            told.append({k: v for k, v in event.items() if k not in ("seq", "t", "pid", "seconds", "crc")})
+            told.append({k: v for k, v in event.items() if k not in ("seq", "t", "pid", "seconds", "crc", "memory")})
     return told
 
 
