@@ -180,14 +180,14 @@ def shell(tmp_path, monkeypatch):
 
 
 CELL = "%%finetune bot\n"
-FLAGS = ["--background", "--fresh", "--dry-run", "--executor", "--traceback", "--output", "--show-code"]
+FLAGS = ["--background", "--fresh", "--budget", "--dry-run", "--executor", "--traceback", "--output", "--show-code"]
 
 
 @pytest.mark.parametrize(
     ("before", "fragment", "found"),
     [
         # verbs, runs, flags and their values
-        ("%tune ", "", ["runs", "show", "watch", "stop", "resume"]),
+        ("%tune ", "", ["runs", "show", "watch", "stop", "resume", "pause", "checkpoint"]),
         ("%tune s", "s", ["show", "stop"]),
         ("  %tune  w", "w", ["watch"]),
         ("import os\n%tune s", "s", ["show", "stop"]),

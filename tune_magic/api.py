@@ -37,6 +37,7 @@ def finetune(
     name: str | None = None,
     background: bool = False,
     fresh: bool = False,
+    budget: str | None = None,
     dry_run: bool = False,
     executor: str = "worker",
     traceback: bool = False,
@@ -53,6 +54,7 @@ def finetune(
         name: Name of the run.
         background: Return at once.
         fresh: Train again although the same run is there.
+        budget: A time such as ``10m``: the run ends within it, evaluated and saved, and can be resumed.
         dry_run: Show the plan and train nothing.
         executor: ``worker`` for a process of its own, ``inline`` for this one.
         traceback: Show the worker's whole traceback when it fails.
@@ -69,7 +71,7 @@ def finetune(
         >>> run = tune_magic.finetune(model="smollm2-135m-instruct", data="rows.jsonl")  # doctest: +SKIP
     """
     options = {
-        "background": background, "fresh": fresh, "dry_run": dry_run, "executor": executor, "traceback": traceback,
+        "background": background, "fresh": fresh, "budget": budget, "dry_run": dry_run, "executor": executor, "traceback": traceback,
         "output": output,
     }  # fmt: skip
     plain, objects = tables.take_out(keys)
@@ -134,11 +136,12 @@ def begin(
             return found, FOUND
         if found.is_live:
             return found, ATTACHED
-        return found.resume(options.executor), RESUMED
+        return found.resume(options.executor, options.budget), RESUMED
     run = Run(folder.create(root, "finetune", content))
     tables.write(run.path, given)
     places.remember_root(root)
     last = run
+    run.limit(options.budget)
     local.start(run.path, options.executor)
     return run, None
 

@@ -102,6 +102,7 @@ class Parsed:
 LAUNCH_FLAGS = (
     Flag("background", "return at once; the run goes on by itself"),
     Flag("fresh", "train again although the same run is there"),
+    Flag("budget", "end within this time, such as 10m, with a checkpoint and the line that goes on", "TIME"),
     Flag("dry-run", "show the plan and train nothing"),
     Flag("executor", "where to run", "WHERE", ("worker", "inline")),
     Flag("traceback", "show the worker's whole traceback when it fails"),
@@ -143,9 +144,14 @@ COMMANDS = {
         ),
         Command("tune stop", "Stop a run after saving its last step; a second time kills it.", "RUN", _RUN),
         Command(
-            "tune resume", "Go on with a stopped, lost or failed run.", "RUN", _RUN, False,
-            (Flag("background", "return at once; the run goes on by itself"),),
+            "tune resume", "Go on with a stopped, lost or failed run, or let a paused one continue.", "RUN", _RUN, False,
+            (
+                Flag("background", "return at once; the run goes on by itself"),
+                Flag("budget", "end within this time, such as 10m", "TIME"),
+            ),
         ),
+        Command("tune pause", "Let a run save and wait; its memory stays taken.", "RUN", _RUN),
+        Command("tune checkpoint", "Let a run save after its current step.", "RUN", _RUN),
     )
 }  # fmt: skip
 VERBS = tuple(name.removeprefix("tune ") for name in COMMANDS if name.startswith("tune "))

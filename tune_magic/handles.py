@@ -131,7 +131,14 @@ class Run(RunFolder):
 
         return local.kill(self.path) or super().kill()
 
-    def resume(self, executor: str = "worker") -> Run:
+    def limit(self, budget: str | None) -> None:
+        """Let this attempt end within a time such as ``10m`` from now, evaluated and saved; None does nothing."""
+        from tune_magic.recipe.launch import seconds_of
+
+        if budget is not None:
+            self.request("budget", until=time.time() + seconds_of(budget))
+
+    def resume(self, executor: str = "worker", budget: str | None = None) -> Run:
         """Go on where a stopped, lost or failed run ended, or let a paused one continue; returns at once.
 
         Raises:
@@ -145,6 +152,7 @@ class Run(RunFolder):
         if self.status not in RESUMABLE:
             raise TuneError(f"{self.name or self.id} is {self.status}; there is nothing to resume.", run=self)
         self.expect_attempt(self.summary().attempt + 1)
+        self.limit(budget)
         local.start(self.path, executor)
         return self
 
@@ -157,6 +165,8 @@ class Run(RunFolder):
         from tune_magic.executors import local
 
         name, state, outcome = self.name or self.id, self.status, self.summary().outcome
+        if state == "stopped" and outcome.get("reason") == "budget":
+            return
         if state == "stopped":
             if self.kind != "finetune":
                 raise Stopped(f"{name}: {self.kind} was stopped.")

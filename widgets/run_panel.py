@@ -34,10 +34,11 @@ class RunPanel(Panel):
         self._frames = FrameMaker(self.run, interruptible=False)
         self.stop = button("Stop", "Save the last completed step and stop", lambda: Run(run.path).stop())
         self.checkpoint = button("Checkpoint now", "Save a checkpoint after this step", self._checkpoint)
+        self.pause = button("Pause", "Save and wait; the memory stays taken", lambda: Run(run.path).pause())
         self.resume = button("Resume", "Go on from the last checkpoint", self._ask_to_resume)
         self._resume_asked = False
         self._was_live = False
-        super().__init__(ipywidgets.HBox([self.stop, self.checkpoint, self.resume]), _PERIOD_S)
+        super().__init__(ipywidgets.HBox([self.stop, self.checkpoint, self.pause, self.resume]), _PERIOD_S)
 
     def bundle(self) -> Bundle:
         """Return the live frame, or the card when the run has ended."""
@@ -61,6 +62,7 @@ class RunPanel(Panel):
             local.job_ended()
         self._was_live = is_live
         self.stop.disabled = self.checkpoint.disabled = not is_live
+        self.pause.disabled = not is_live or self.run.status == "paused"
         self.resume.disabled = not self._is_resumable
 
     @property
@@ -70,7 +72,7 @@ class RunPanel(Panel):
 
     @property
     def _is_resumable(self) -> bool:
-        return self.run.status in RESUMABLE and not self.run.is_coming_up
+        return self.run.status in (*RESUMABLE, "paused") and not self.run.is_coming_up
 
     def _checkpoint(self) -> None:
         Run(self.run.path).checkpoint()

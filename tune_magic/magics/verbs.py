@@ -113,11 +113,17 @@ def _tune(shell: Any, line: str) -> Any:
     return do_verb(verb, parsed, lambda: _run(shell, parsed.positional))
 
 
+_ANSWERS = {
+    "pause": "{0} saves its last step and waits; `%tune resume {0}` lets it continue.",
+    "checkpoint": "{0} saves after its current step.",
+}
+
+
 def do_verb(verb: str, parsed: Parsed, find: Any) -> Run | None:
     """Do a verb of ``%tune`` or of the command line.
 
     Args:
-        verb: runs, show, watch, stop or resume.
+        verb: runs, show, watch, stop, resume, pause or checkpoint.
         parsed: Its options.
         find: Returns the run it is about.
     """
@@ -125,18 +131,17 @@ def do_verb(verb: str, parsed: Parsed, find: Any) -> Run | None:
         case "runs":
             roots = None if parsed.flags.get("all") else [places.default_root()]
             display.show(runs_table([Run(path) for path in places.folders(roots)]))
-            return None
         case "show":
-            run_shown: Run = find()
-            run_shown.show()
-            return None
+            find().show()
         case "watch":
             return _watch(find(), parsed)
         case "stop":
             return _stop(find())
         case "resume":
-            return _watch(find().resume(), parsed, stops=True)
-    raise BadUsage(f"There is no verb {verb}.")
+            return _watch(_resumed(find(), parsed.flags.get("budget")), parsed, stops=True)
+        case "pause" | "checkpoint":
+            return _ask(find(), verb)
+    return None
 
 
 def _watch(run: Run, parsed: Parsed, *, stops: bool = False) -> Run:
@@ -144,6 +149,24 @@ def _watch(run: Run, parsed: Parsed, *, stops: bool = False) -> Run:
         follow_in_background(run)
         return run
     return follow(run, stops=stops)
+
+
+def _resumed(run: Run, budget: str | None) -> Run:
+    try:
+        return run.resume(budget=budget)
+    except ValueError as error:
+        raise BadUsage(f"--budget {error}") from None
+
+
+def _ask(run: Run, request: str) -> Run:
+    """Leave a request for a live run, and say what comes of it."""
+    name = run.name or run.id
+    if not (run.is_live or run.is_coming_up):
+        display.show_text(f"{name} is {run.status}; nothing works on it.")
+        return run
+    run.request(request)
+    display.show_text(_ANSWERS[request].format(name))
+    return run
 
 
 def _stop(wanted: Run) -> Run:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+_UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0}
+_TIME = re.compile(r"(?:\d+(?:\.\d+)?[hms])+")
 
 
 class LaunchOptions(BaseModel):
@@ -19,4 +23,26 @@ class LaunchOptions(BaseModel):
         "worker", description="worker: a process of its own. inline: this process, for debugging."
     )
     traceback: bool = Field(False, description="Show the worker's whole traceback when it fails.")
+    budget: str | None = Field(None, description="End within this time, such as 10m, with a checkpoint.")
     output: str | None = Field(None, description="Folder for runs; default: tune_runs beside the notebook.")
+
+    @field_validator("budget")
+    @classmethod
+    def _time(cls, value: str | None) -> str | None:
+        if value is not None:
+            seconds_of(value)
+        return value
+
+
+def seconds_of(text: str) -> float:
+    """Return the seconds of a time such as 90s, 10m or 1h30m.
+
+    Raises:
+        ValueError: It is no such time, or none at all.
+    """
+    plain = text.replace(" ", "")
+    parts = re.findall(r"[\d.]+[hms]", plain) if _TIME.fullmatch(plain) else []
+    seconds = sum(float(part[:-1]) * _UNITS_S[part[-1]] for part in parts)
+    if not seconds:
+        raise ValueError(f"must be a time such as 90s, 10m or 1h30m, got {text!r}.")
+    return seconds

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from tune_magic import files
 
@@ -36,7 +37,7 @@ class Control:
         self._requests = folder / "control"
         self._attempt = attempt
         self._seen: set[str] = set()
-        self._waiting: set[str] = set()
+        self._waiting: dict[str, dict[str, Any]] = {}
         self._terminated = False
         self._beat = 0.0
 
@@ -62,9 +63,13 @@ class Control:
     def take(self, request: str) -> bool:
         """Return whether `request` was made, and forget it."""
         self._read()
-        found = request in self._waiting
-        self._waiting.discard(request)
-        return found
+        return self._waiting.pop(request, None) is not None
+
+    def budget_s(self) -> float | None:
+        """Return the seconds that are left of this attempt's budget, None where it has none; and forget it."""
+        self._read()
+        budget = self._waiting.pop("budget", None)
+        return None if budget is None else float(budget["until"]) - time.time()
 
     def _read(self) -> None:
         try:
@@ -78,7 +83,7 @@ class Control:
             with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
                 content = json.loads((self._requests / name).read_text(encoding="utf-8"))
                 if content["attempt"] == self._attempt:
-                    self._waiting.add(content["request"])
+                    self._waiting[content["request"]] = content
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[None]:

@@ -31,7 +31,7 @@ from tune_magic.storage.state import TERMINAL, State, derive
 from tune_magic.storage.summary import Summary, best_of
 
 FORMAT = 1
-REQUESTS = ("stop", "pause", "continue", "checkpoint")
+REQUESTS = ("stop", "pause", "continue", "checkpoint", "budget")
 _ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # no l, o, i, 0, 1: ids are read aloud
 
 
@@ -174,16 +174,17 @@ class RunFolder:
         """Whether a worker was started here whose attempt has not written yet."""
         return self.summary().attempt < self.expected_attempt
 
-    def request(self, kind: str) -> str:
+    def request(self, kind: str, **content: Any) -> str:
         """Leave a request for the worker and return its id.
 
         Args:
-            kind: stop, pause, continue or checkpoint.
+            kind: stop, pause, continue, checkpoint or budget.
+            **content: What the request needs to say; for a budget ``until``, in seconds since the epoch.
         """
         if kind not in REQUESTS:
             raise ValueError(f"no request {kind!r}; there are {', '.join(REQUESTS)}")
         request_id = f"{time.time_ns()}-{secrets.token_hex(2)}"
-        content = {
+        content |= {
             "id": request_id,
             "request": kind,
             "attempt": max(self.summary().attempt, self.expected_attempt),

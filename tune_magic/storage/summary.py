@@ -24,6 +24,7 @@ class Summary:
         plan: The latest `plan` event: every resolved value.
         steps: Training steps by number.
         evaluations: Held-out evaluations by step; step 0 is the base model.
+        budget: What this attempt's time allows: ``steps`` it will reach, ``until`` it ends at the latest.
         progress: The latest event with ``done`` and ``total``, for jobs that count something else than steps.
     """
 
@@ -40,6 +41,7 @@ class Summary:
     checkpoints: dict[int, Event] = field(default_factory=dict)
     memory: Event = field(default_factory=dict)
     progress: Event = field(default_factory=dict)
+    budget: Event = field(default_factory=dict)
     warnings: list[Event] = field(default_factory=list)
     diagnoses: list[Event] = field(default_factory=list)
     result: Event = field(default_factory=dict)
@@ -62,6 +64,8 @@ class Summary:
                 self.checkpoints[event["step"]] = event
             case "memory":
                 self.memory = event
+            case "budget":
+                self.budget = event
             case "progress":
                 self.progress = event
             case "warning" | "checkpoint_rejected":
@@ -79,7 +83,7 @@ class Summary:
         self.outcome = event
         self.ended = event["t"] if self.state in ("stopped", "finished", "failed") else None
         if self.state == "starting":
-            self.started, self.progress = event["t"], {}
+            self.started, self.progress, self.budget = event["t"], {}, {}
         if "from_step" in event:
             for series in (self.steps, self.evaluations, self.samples, self.checkpoints):
                 for step in [step for step in series if step > event["from_step"]]:

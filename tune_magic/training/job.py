@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 from tune_magic import files
@@ -9,6 +10,7 @@ from tune_magic.recipe.build import build_recipe
 from tune_magic.storage.control import Control, StopRequested
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
+from tune_magic.training import memory
 from tune_magic.training.loop import Loop
 from tune_magic.training.prepare import Session, prepare
 from tune_magic.training.trunk import Trunk
@@ -33,7 +35,14 @@ def finetune(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     log.append("state", state="running", from_step=loop.progress.step)
     state = loop.run()
     progress = loop.progress
-    return {"state": state, "step": progress.step, "best_step": progress.best_step, "best_loss": progress.best_loss}
+    reason = {"reason": "budget"} if loop.ended_by_budget else {}
+    return {
+        **reason,
+        "state": state,
+        "step": progress.step,
+        "best_step": progress.best_step,
+        "best_loss": progress.best_loss,
+    }
 
 
 def _keep_frozen_outputs(session: Session) -> None:
@@ -66,5 +75,33 @@ def dry_run(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     session = prepare(build_recipe(run.info["recipe"]), run.path, log, control, measure=measure)
     log.append("state", state="running", from_step=0)
     if measure:
-        log.append("result", **Loop(session, own_checkpoints=set()).measure())
+        log.append("result", **_measure(session))
     return {"state": "finished"}
+
+
+def _measure(session: Session) -> dict[str, Any]:
+    """Compute the step with the most tokens, update nothing, and predict the run's peak memory and time."""
+    plan, train, order = session.plan, session.dataset.train, session.order
+    loop = Loop(session, own_checkpoints=set())
+    steps = range(1, min(plan["steps_per_epoch"], plan["total_steps"]) + 1)
+    tokens = {step: sum(len(train[row]) for row in order.rows(step)) for step in steps}
+    heaviest = max(tokens, key=lambda step: tokens[step])
+    examples = [train[row] for row in order.rows(heaviest)]
+    seconds = 0.0
+    for _ in range(2):  # the first pass pays for one-off set-up
+        started = time.perf_counter()
+        loop.accumulate(examples)
+        seconds = time.perf_counter() - started
+        session.model.zero_grad(set_to_none=True)
+    held_out = loop.held_out() if session.dataset.held_out else {"loss": None, "seconds": 0.0}
+    optimizer_bytes = 2 * sum(p.numel() * p.element_size() for p in session.model.parameters() if p.requires_grad)
+    mean_tokens = sum(tokens.values()) / len(tokens)
+    evaluations = 1 + plan["total_steps"] // plan["eval_steps"]
+    training = plan["total_steps"] * seconds * mean_tokens / tokens[heaviest]
+    return {
+        "base_loss": held_out["loss"],
+        "step_seconds": round(seconds, 4),
+        "step_tokens": tokens[heaviest],
+        "peak_bytes": memory.peak(session.engine.device) + optimizer_bytes,
+        "seconds": round(training + evaluations * held_out["seconds"], 2),
+    }

@@ -16,12 +16,15 @@ from tune_magic.data.example import Example
 from tune_magic.errors import TuneError
 from tune_magic.storage.control import StopRequested
 from tune_magic.training import checkpoint, memory
+from tune_magic.training.budget import Budget
 from tune_magic.training.checkpoint import Progress
 from tune_magic.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from tune_magic.training.prepare import Session
 from tune_magic.training.samples import Sampler
 
 _MEMORY_EVERY_S = 1.0
+_STEPS_TO_CALIBRATE = 2
+_SHARE_FOR_SAMPLES = 0.5  # of a budget, that must be left
 
 
 class NonFiniteError(TuneError):
@@ -61,6 +64,9 @@ class Loop:
         self._random_before_step = checkpoint.random_state()
         self._memory_due = 0.0
         self._held_out_tokens = session.engine.max_tokens
+        self._budget = self._ask_for_budget()
+        self._first_step: int | None = None  # of this attempt
+        self.ended_by_budget = False
 
     def resume(self) -> None:
         """Go to the newest whole checkpoint; newer damaged ones are logged and left alone."""
@@ -79,6 +85,9 @@ class Loop:
         try:
             self._evaluate_if_due()
             while self.progress.step < plan["total_steps"] and not self._out_of_patience():
+                if self._out_of_time():
+                    self._end_in_time()
+                    break
                 self._random_before_step = checkpoint.random_state()
                 self._step(self.progress.step + 1)
                 self._random_before_step = checkpoint.random_state()
@@ -96,38 +105,46 @@ class Loop:
             self._save()
             raise
         self._save()
+        if self.ended_by_budget:
+            return "stopped"
         if self.progress.step not in self._whole:
             raise TuneError("The last checkpoint could not be saved.", hint="Free some space and resume the run.")
         self._retain(limit=1)
         return "finished"
 
-    def measure(self) -> dict[str, Any]:
-        """Compute the step with the most tokens, update nothing, and predict the run's peak memory and time."""
-        session, plan = self.session, self.session.plan
-        steps = range(1, min(plan["steps_per_epoch"], plan["total_steps"]) + 1)
-        tokens = {s: sum(len(session.dataset.train[row]) for row in session.order.rows(s)) for s in steps}
-        heaviest = max(tokens, key=lambda s: tokens[s])
-        examples = [session.dataset.train[row] for row in session.order.rows(heaviest)]
-        self._random_before_step = checkpoint.random_state()
-        self._accumulate(examples)  # the first pass pays for one-off set-up
-        self.optimizer.zero_grad(set_to_none=True)
-        started = time.perf_counter()
-        self._accumulate(examples)
-        seconds = time.perf_counter() - started
-        self.optimizer.zero_grad(set_to_none=True)
-        held_out = self._held_out() if session.dataset.held_out else None
-        optimizer_bytes = 2 * sum(p.numel() * p.element_size() for p in session.model.parameters() if p.requires_grad)
-        mean_tokens = sum(tokens.values()) / len(tokens)
-        evaluations = 1 + plan["total_steps"] // plan["eval_steps"]
-        training = plan["total_steps"] * seconds * mean_tokens / tokens[heaviest]
-        held_out_seconds = held_out["seconds"] if held_out else 0.0
-        return {
-            "base_loss": held_out["loss"] if held_out else None,
-            "step_seconds": round(seconds, 4),
-            "step_tokens": tokens[heaviest],
-            "peak_bytes": memory.peak(session.engine.device) + optimizer_bytes,
-            "seconds": round(training + evaluations * held_out_seconds, 2),
-        }
+    def _ask_for_budget(self) -> Budget | None:
+        seconds = self.session.control.budget_s()
+        if seconds is None:
+            return None
+        trained = sum(p.numel() * p.element_size() for p in self.session.model.parameters() if p.requires_grad)
+        return Budget(seconds, sum(map(len, self.session.dataset.held_out)), 3 * trained)
+
+    def _out_of_time(self) -> bool:
+        """Whether another step would leave too little time to score and save; says once how far time will reach."""
+        budget, step = self._budget, self.progress.step
+        if budget is None:
+            return False
+        if self._first_step is None:
+            self._first_step = step
+        passes = self._passes_at_the_end
+        if step == self._first_step + _STEPS_TO_CALIBRATE:
+            reach = min(step + budget.steps_ahead(passes), self.session.plan["total_steps"])
+            self.session.log.append("budget", steps=reach, until=round(time.time() + budget.left_s, 3))
+        return not budget.pays_for_step(passes)
+
+    @property
+    def _passes_at_the_end(self) -> int:
+        """How often the held-out rows are scored when the run ends after the next step."""
+        return (1 + (not self._base_evaluated)) if self.session.dataset.held_out else 0
+
+    def _end_in_time(self) -> None:
+        """Score the held-out rows, if there is time for it and they were not scored at this step."""
+        assert self._budget is not None
+        self.ended_by_budget = True
+        is_due = self.progress.step > 0 and self.progress.evaluated_step != self.progress.step
+        passes = self._passes_at_the_end
+        if is_due and passes and self._budget.pays_for_scoring(passes):
+            self._evaluate_all()
 
     def _step(self, step: int) -> None:
         """One optimizer step; nothing is changed unless loss and gradients are finite."""
@@ -135,7 +152,7 @@ class Loop:
         started = time.perf_counter()
         rate = learning_rate(step, session.plan["total_steps"], session.recipe)
         rows = session.order.rows(step)
-        result = self._accumulate([session.dataset.train[row] for row in rows])
+        result = self.accumulate([session.dataset.train[row] for row in rows])
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             self._refuse(step, rows, result)
         set_learning_rate(self.optimizer, rate)
@@ -143,6 +160,8 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step = step
         self.progress.tokens += result.tokens
+        if self._budget is not None:
+            self._budget.note_step(time.perf_counter() - started, result.tokens)
         session.log.append(
             "step",
             step=step,
@@ -157,7 +176,7 @@ class Loop:
         )
         self._note_memory()
 
-    def _accumulate(self, examples: list[Example]) -> StepResult:
+    def accumulate(self, examples: list[Example]) -> StepResult:
         """Sum gradients over the step's microbatches: the weighted mean over all its trained tokens.
 
         Out of memory, the same examples are computed again from the same random state in smaller microbatches.
@@ -230,9 +249,13 @@ class Loop:
             return
         if progress.step == 0 and session.method.adds:
             return  # the base stays in the model: its turn comes with the first evaluation, and training starts now
+        self._evaluate_all()
+
+    def _evaluate_all(self) -> None:
+        """Score the base unless that was done, and the model as it is now."""
         if not self._base_evaluated:
             self._evaluate_base()
-        if progress.step > 0:
+        if self.progress.step > 0:
             self._evaluate()
 
     def _evaluate_base(self) -> None:
@@ -240,8 +263,8 @@ class Loop:
         session = self.session
         was_base = session.method.without(session.model) if self.progress.step else contextlib.nullcontext()
         with was_base:
-            session.log.append("eval", step=0, **self._held_out(), rows=len(session.dataset.held_out), best=False)
-            self.sampler.sample(0)
+            session.log.append("eval", step=0, **self.held_out(), rows=len(session.dataset.held_out), best=False)
+            self._sample(0)
         self._base_evaluated = True
         if self.progress.step == 0:
             self.progress.evaluated_step = 0
@@ -249,7 +272,7 @@ class Loop:
     def _evaluate(self) -> None:
         """Score the held-out rows, and save when they were never better."""
         session, progress = self.session, self.progress
-        scores = self._held_out()
+        scores = self.held_out()
         loss = scores["loss"]
         limit = math.inf if progress.best_loss is None else progress.best_loss
         better = loss < limit  # false for a loss that is no number
@@ -259,11 +282,16 @@ class Loop:
         progress.evaluations_without_gain = 0 if gained else progress.evaluations_without_gain + 1
         progress.evaluated_step = progress.step
         session.log.append("eval", step=progress.step, **scores, rows=len(session.dataset.held_out), best=better)
-        self.sampler.sample(progress.step)
+        self._sample(progress.step)
         if better:
             self._save()
 
-    def _held_out(self) -> dict[str, Any]:
+    def _sample(self, step: int) -> None:
+        """Answer the samples, unless a budget has little time left: how long answers take is not known."""
+        if self._budget is None or self._budget.left_s > _SHARE_FOR_SAMPLES * self._budget.seconds:
+            self.sampler.sample(step)
+
+    def held_out(self) -> dict[str, Any]:
         """Return the weighted mean loss on the held-out rows, its weight, seconds, and what the objective tallies.
 
         Out of memory, the rows are computed again in smaller microbatches; those of training stay.
@@ -303,6 +331,8 @@ class Loop:
                 raise
             return None
         means = {name: total / weight for name, total in sums.items()}
+        if self._budget is not None:
+            self._budget.note_scoring(time.perf_counter() - started)
         return {**means, "targets": int(weight), "seconds": round(time.perf_counter() - started, 4)}
 
     def _out_of_patience(self) -> bool:
@@ -332,6 +362,8 @@ class Loop:
         self._whole.add(step)
         best = step == self.progress.best_step
         seconds = round(time.perf_counter() - started, 4)
+        if self._budget is not None:
+            self._budget.note_save(seconds)
         session.log.append("checkpoint", step=step, name=target.name, best=best, seconds=seconds)
         self._retain(limit=session.recipe.save_total_limit)
 

@@ -113,7 +113,8 @@ def outcome(run: RunFolder, state: State, summary: Summary) -> str:
             return f"finished · {summary.step} steps"
         case "stopped" | "lost" | "failed" if summary.steps:
             kept = max(summary.checkpoints, default=None)
-            where = f"{state} at step {summary.step} of {total}"
+            by = "its time was up" if summary.outcome.get("reason") == "budget" else state
+            where = f"{by} at step {summary.step} of {total}"
             return f"{where} · checkpoint of step {kept}" if kept else f"{where} · no checkpoint"
         case "damaged":
             return f"{run.damage} · was {summary.state}"

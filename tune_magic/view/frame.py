@@ -89,7 +89,8 @@ def seconds_left(summary: Summary) -> float | None:
     evaluations: list[float] = [event["seconds"] for event in summary.evaluations.values()]
     to_come = remaining / summary.plan["eval_steps"] if evaluations else 0.0
     each = sum(evaluations) / len(evaluations) if evaluations else 0.0
-    return remaining * sum(latest) / len(latest) + to_come * each
+    seconds = remaining * sum(latest) / len(latest) + to_come * each
+    return min(seconds, max(0.0, summary.budget["until"] - time.time())) if summary.budget else seconds
 
 
 def memory_gauges(memory: dict[str, Any]) -> Html | None:
@@ -175,7 +176,9 @@ def _doing(summary: Summary, state: State) -> str:
     if not summary.steps:
         return word
     epoch = summary.steps[summary.step].get("epoch")
-    return f"{word} · step {summary.step} of {total}" + (f" · epoch {epoch:.2f}" if epoch is not None else "")
+    reach = summary.budget.get("steps")
+    limit = f" · time for about {reach}" if reach and reach < total else ""
+    return f"{word} · step {summary.step} of {total}" + (f" · epoch {epoch:.2f}" if epoch is not None else "") + limit
 
 
 def _remaining(summary: Summary) -> str:
