@@ -55,8 +55,9 @@ class Budget:
 
     def pays_for_scoring(self, passes: int) -> bool:
         """Return whether the held-out rows can still be scored, and a checkpoint be saved after it."""
-        needed_s = self._scoring_s(passes)
-        return needed_s <= _MOST_RESERVED * self.seconds and needed_s + self._ending_s <= self.left_s
+        scoring_s = self._scoring_s(passes)
+        needed_s = scoring_s / _CARE + self._save_s + _TO_END_S / 2  # what was reserved may be used up by now
+        return scoring_s <= _MOST_RESERVED * self.seconds and needed_s <= self.left_s
 
     def pays_for_step(self, passes: int) -> bool:
         """Return whether a step, `passes` passes over the held-out rows and a checkpoint fit into what is left."""
