@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from tune_magic import files
+from tune_magic.storage import events
 from tune_magic.storage.events import EventLog, EventReader, decode, encode
 
 
@@ -140,6 +141,7 @@ def test_an_append_that_fails_leaves_no_half_line(log, monkeypatch):
     before = log.read_bytes()
     with EventLog(log) as writer:
         real = files.os.write
+        monkeypatch.setattr(events, "PATIENCE_S", 0.0)
         monkeypatch.setattr(files.os, "write", lambda fd, data: real(fd, bytes(data)[:10]) and _full())
         with pytest.raises(OSError, match="space"):
             writer.append("step", step=200)

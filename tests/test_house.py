@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tune_magic"
 # Lower layers first; a module imports its own layer and those before it.
 LAYERS = [
-    {"errors", "files", "commands"}, {"plugins"}, {"storage"}, {"recipe"}, {"data"}, {"models"}, {"methods"}, {"objectives"},
+    {"errors", "files", "commands", "secrets"}, {"plugins"}, {"storage"}, {"recipe"}, {"data"}, {"models"}, {"methods"}, {"objectives"},
     {"training"}, {"evaluation"}, {"exporters"}, {"worker"}, {"executors"}, {"view"}, {"display", "handles"}, {"follow", "tables"},
     {"api"}, {"magics", "widgets"}, {"cli"},
 ]  # fmt: skip
@@ -78,6 +78,20 @@ def test_every_file_has_its_purpose_in_the_architecture():
     there = {str(p.relative_to(ROOT)) for p, _ in modules() if p.name != "__init__.py"} | {"tune_magic/__init__.py"}
     assert set(listed) == there
     assert {name: words for name, words in listed.items() if len(words.split()) > 7} == {}
+
+
+def test_every_fault_of_the_matrix_has_its_tests():
+    table = (ROOT / "docs" / "RELIABILITY.md").read_text()
+    said = {
+        int(n): set(re.findall(r"`(test_\w+\.py)`", rest))
+        for n, rest in re.findall(r"^\| F(\d+) (.*)$", table, re.MULTILINE)
+    }
+    there = {number: set() for number in range(1, 35)}
+    for path in (ROOT / "tests").glob("test_*.py"):
+        for names in re.findall(r"^def test_((?:f\d+_)+)", path.read_text(), re.MULTILINE):
+            for number in re.findall(r"\d+", names):
+                there[int(number)].add(path.name)
+    assert said == there
 
 
 def test_every_module_and_public_function_says_what_it_is():

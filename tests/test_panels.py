@@ -198,7 +198,7 @@ def test_the_gauge_knows_machine_and_kernel_and_lasts_its_time():
     assert panel.bundle() == first  # a quiet machine leaves the notebook alone
 
 
-def test_hostile_names_are_harmless_in_every_view():
+def test_f30_hostile_names_are_harmless_in_every_view():
     evil = "<script>alert(1)</script>\x1b[31m"
     shown = [
         form_bundle(evil, f"model: {evil}\n", [evil], None),

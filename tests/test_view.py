@@ -202,7 +202,7 @@ def surfaces(make, make_report, text):
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
-def test_hostile_text_is_shown_and_does_nothing(make, make_report, kind):
+def test_f30_hostile_text_is_shown_and_does_nothing(make, make_report, kind):
     text = HOSTILE[kind]
     for surface, bundle in surfaces(make, make_report, text).items():
         page = Page(bundle["text/html"])

@@ -8,15 +8,18 @@ All calls into the operating system go through the module attribute ``os``, so t
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import math
 import os
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from secrets import token_hex
 from typing import Any
+
+from tune_magic import secrets
 
 TEMPORARY = ".tmp-"
 TRASH = ".trash-"
@@ -24,14 +27,22 @@ _counter = itertools.count()
 
 
 def plain(value: Any) -> Any:
-    """Make `value` valid JSON: non-finite floats become the words ``nan``, ``inf`` and ``-inf``."""
+    """Make `value` valid JSON without secrets: non-finite floats become the words ``nan``, ``inf`` and ``-inf``."""
+    if isinstance(value, str):
+        return secrets.hide(value)
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): _field(key, item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [plain(item) for item in value]
     return value
+
+
+def _field(key: Any, value: Any) -> Any:
+    if isinstance(value, str) and value and secrets.is_secret_name(key):
+        return secrets.HIDDEN
+    return plain(value)
 
 
 def to_json(value: Any, *, indent: int | None = None) -> str:
@@ -47,7 +58,7 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
 
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
-    write_bytes(path, text.encode(), durable=durable)
+    write_bytes(path, secrets.hide(text).encode(), durable=durable)
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:
@@ -120,6 +131,18 @@ def new_folder(target: Path, mode: int = 0o700) -> Iterator[Path]:
 def make_folder(path: Path) -> None:
     """Create `path` and its parents, readable by its owner alone, unless it is there."""
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def ensure_room(folder: Path, needed_bytes: int) -> None:
+    """Check that a folder's disk has room.
+
+    Raises:
+        OSError: ENOSPC, saying what is needed and what is free.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        reason = f"{needed_bytes / 1e6:.0f} MB are needed, {free / 1e6:.0f} MB are free"
+        raise OSError(errno.ENOSPC, f"{os.strerror(errno.ENOSPC)}: {reason}")
 
 
 def discard(path: Path) -> None:
@@ -221,7 +244,7 @@ def _temporary(path: Path) -> Path:
 
 def _token() -> str:
     """Differ between processes, calls and containers, so that two writers never share a temporary name."""
-    return f"{os.getpid()}-{next(_counter)}-{secrets.token_hex(3)}"
+    return f"{os.getpid()}-{next(_counter)}-{token_hex(3)}"
 
 
 def _flush(path: Path) -> None:

@@ -58,6 +58,8 @@ def get(kind: str, name: str) -> Any:
     """
     if (kind, name) in _local:
         return _local[kind, name]
+    if (kind, name) in _clashes():
+        raise TuneError(_clashes()[kind, name])
     point = _installed().get((kind, name))
     if point is None:
         near = difflib.get_close_matches(name, names(kind), n=1)
@@ -78,24 +80,51 @@ def listing() -> list[Listing]:
     """Every plug-in with its origin; one that does not import is listed as broken and breaks nothing else."""
     rows = [Listing(kind, name, plugin.__module__) for (kind, name), plugin in _local.items()]
     for (kind, name), point in _installed().items():
-        problem = None
+        problem = _clashes().get((kind, name))
         try:
             point.load()
         except Exception as error:  # noqa: BLE001 - a stranger's import may raise anything
-            problem = f"{type(error).__name__}: {error}"
+            problem = problem or f"{type(error).__name__}: {error}"
         rows.append(Listing(kind, name, _origin(point), problem))
     return sorted(rows, key=lambda row: (row.kind, row.name))
+
+
+def blame(error: BaseException) -> str | None:
+    """Return which installed plug-in of somebody else an error came through, in words; None when none did."""
+    modules = set()
+    trace = error.__traceback__
+    while trace is not None:
+        modules.add(trace.tb_frame.f_globals.get("__name__"))
+        trace = trace.tb_next
+    for (kind, name), point in _installed().items():
+        if point.module in modules and not point.module.startswith("tune_magic."):
+            return f"the {kind} `{name}` of {_origin(point)}"
+    return None
+
+
+@functools.cache
+def _points() -> tuple[EntryPoint, ...]:
+    return tuple(entry_points(group=GROUP))
 
 
 @functools.cache
 def _installed() -> dict[tuple[str, str], EntryPoint]:
     found: dict[tuple[str, str], EntryPoint] = {}
-    for point in entry_points(group=GROUP):
+    for point in _points():
         kind, _, name = point.name.partition(".")
-        other = found.get((kind, name))
-        if other is not None and other.value != point.value:
-            raise TuneError(f"The {kind} `{name}` exists twice: in {_origin(other)} and in {_origin(point)}.")
-        found[kind, name] = point
+        found.setdefault((kind, name), point)
+    return found
+
+
+@functools.cache
+def _clashes() -> dict[tuple[str, str], str]:
+    """Return what is wrong with each name that two packages claim; no other name is touched by it."""
+    found = {}
+    for point in _points():
+        kind, _, name = point.name.partition(".")
+        other = _installed()[kind, name]
+        if other.value != point.value:
+            found[kind, name] = f"The {kind} `{name}` exists twice: in {_origin(other)} and in {_origin(point)}."
     return found
 
 

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tune_magic import files
+from tune_magic import files, plugins, secrets
 from tune_magic.errors import LockedError, TuneError
 from tune_magic.storage import places
 from tune_magic.storage.control import Control, StopRequested
@@ -106,17 +106,23 @@ def _outcome(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     except StopRequested:
         return {"state": "stopped"}
     except TuneError as error:
-        traceback.print_exc()
+        _print_trace()
         cause = f"{type(error.__cause__).__name__}: {error.__cause__}" if error.__cause__ else None
         return {"state": "failed", "error": error.message, "hint": error.hint, "cause": cause}
     except Exception as error:  # noqa: BLE001 - the last place that can still tell the user
-        traceback.print_exc()
+        _print_trace()
+        by = plugins.blame(error)
         return {
             "state": "failed",
-            "error": f"{type(error).__name__}: {error}",
+            "error": f"{f'In {by}: ' if by else ''}{type(error).__name__}: {error}",
             "hint": None,
             "traceback": traceback.format_exc(),
         }
+
+
+def _print_trace() -> None:
+    """Write the exception at hand to the worker's log."""
+    print(secrets.hide(traceback.format_exc()), file=sys.stderr, flush=True)  # noqa: T201 - this is the worker's log
 
 
 def _job(kind: str) -> Job:

@@ -8,6 +8,7 @@ Readers skip what they do not know, so later versions may add types and fields.
 
 from __future__ import annotations
 
+import errno
 import json
 import time
 import zlib
@@ -20,6 +21,8 @@ from tune_magic import files
 Event = dict[str, Any]
 _CRC = b',"crc":'
 _CHUNK_BYTES = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+PATIENCE_S, RETRY_S = 600.0, 0.5  # how long a full disk is waited for, and how often it is looked at
 DURABLE = frozenset({"state", "plan", "checkpoint"})  # flushed to the device; the rest costs 8 microseconds a line
 
 
@@ -61,12 +64,28 @@ class EventLog:
     def append(self, type: str, /, **fields: Any) -> Event:  # noqa: A002 - the field's name on disk
         """Append one event and return it.
 
+        On a full disk the event is held and tried again, so that training waits and nothing is lost; when there is room
+        again a warning says how long it took.
+
         Raises:
-            OSError: Nothing was appended, not even half a line.
+            OSError: Nothing was appended, not even half a line; a full disk had ten minutes to become less so.
         """
         event = {"seq": self._seq, "attempt": self.attempt, "t": round(time.time(), 3), "type": type, **fields}
-        files.append(self._descriptor, encode(event), durable=type in DURABLE)
+        line, waited_since = encode(event), None
+        while True:
+            try:
+                files.append(self._descriptor, line, durable=type in DURABLE)
+                break
+            except OSError as error:
+                waited_since = waited_since or time.monotonic()
+                if error.errno not in _FULL or time.monotonic() - waited_since > PATIENCE_S:
+                    raise
+                time.sleep(RETRY_S)
         self._seq += 1
+        if waited_since is not None:
+            seconds = round(time.monotonic() - waited_since, 1)
+            message = f"The disk was full for {seconds:.0f} s; the run waited and went on."
+            self.append("warning", kind="disk_full", message=message, seconds=seconds)
         return event
 
     def close(self) -> None:

@@ -28,6 +28,7 @@ from tune_magic.errors import CheckpointError
 from tune_magic.training import optimizer as optim
 
 FORMAT = 1
+_ROOM_BYTES = 64 << 20  # that a checkpoint leaves free: the log must go on
 _PREFIX = "step-"
 _MEMBERS = frozenset({"trainable.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"})
 
@@ -74,10 +75,13 @@ def save(
         if not bool(torch.isfinite(parameter).all()):
             raise CheckpointError(f"The parameter {name} is not finite after step {progress.step}.")
     names = {id(p): name for name, p in model.named_parameters()}
+    state = optim.state_tensors(optimizer, names)
+    size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*trainable.values(), *state.values()))
+    files.ensure_room(folder.parent, size_bytes + _ROOM_BYTES)
     target = folder / name_of(progress.step)
     with files.new_folder(target) as temporary:
         _save_tensors(temporary / "trainable.safetensors", trainable)
-        _save_tensors(temporary / "optimizer.safetensors", optim.state_tensors(optimizer, names))
+        _save_tensors(temporary / "optimizer.safetensors", state)
         _save_tensors(temporary / "random.safetensors", random_state)
         files.write_json(temporary / "state.json", vars(progress))
         members = {path.name: _describe(path) for path in sorted(temporary.iterdir())}

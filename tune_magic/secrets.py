@@ -1,0 +1,33 @@
+"""Tokens and passwords never reach the disk: every text that is written passes through here."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import Any
+
+HIDDEN = "[hidden]"
+_SHAPES = re.compile(
+    r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|xox[abprs]-[\w-]{10,}"
+    r"|AKIA[0-9A-Z]{16}|glpat-[\w-]{16,}|AIza[\w-]{30,})|(?<=Bearer )[\w.~+/-]{16,}=*|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
+)
+_HINTS = ("hf_", "sk-", "gh", "xox", "AKIA", "glpat-", "AIza", "Bearer ", "://")  # one of them is in every shape
+_NAMES = re.compile(r"(?:^|_)(?:token|secret|password|passwd|api_?key|access_?key|credentials?)$", re.IGNORECASE)
+_LEAST_LENGTH = 8  # shorter values of the environment are words, not secrets
+
+
+def hide(text: str) -> str:
+    """Return a text with what looks like a secret, or is one of the environment's, replaced."""
+    for value in _of_environment():
+        if value in text:
+            text = text.replace(value, HIDDEN)
+    return _SHAPES.sub(HIDDEN, text) if any(hint in text for hint in _HINTS) else text
+
+
+def is_secret_name(name: Any) -> bool:
+    """Return whether a field of this name holds a secret when it holds a text."""
+    return isinstance(name, str) and _NAMES.search(name) is not None
+
+
+def _of_environment() -> list[str]:
+    return [value for name, value in os.environ.items() if len(value) >= _LEAST_LENGTH and is_secret_name(name)]
