@@ -82,6 +82,15 @@ def test_rows_without_padding_are_exact_for_every_family(family):
     assert engine.packed, engine.reason
 
 
+@pytest.mark.parametrize("family", ["bert", "distilbert", "llama"])
+def test_activations_computed_twice_are_exact_too(family):
+    engine = engine_of(classifier(family))
+    once = loss_and_gradient(engine, engine.states, some_rows())
+    engine.inner.activation_checkpointing_enable({"use_reentrant": False})
+    twice = loss_and_gradient(engine, engine.states, some_rows())
+    torch.testing.assert_close(twice, once, rtol=1e-5, atol=1e-6)
+
+
 def test_no_token_of_padding_is_computed():
     engine = engine_of(classifier("bert"))
     rows = some_rows()

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.autograd.function import once_differentiable
 
 NAME = "tune_magic_rows"
 
@@ -72,11 +73,41 @@ def _attend(
         )
         return found
 
-    def padded(states: torch.Tensor) -> torch.Tensor:
-        by_token = states[0].transpose(0, 1).index_select(0, rows.into)  # (rows * width, H, D)
+    def padded(states: torch.Tensor) -> Any:
+        by_token: Any = _Pad.apply(states[0].transpose(0, 1), rows)  # type: ignore[no-untyped-call]
         return by_token.view(*rows.shape, *by_token.shape[1:]).transpose(1, 2)
 
     joined = torch.nn.functional.scaled_dot_product_attention(
         padded(query), padded(key), padded(value), attn_mask=rows.mask, dropout_p=dropout, scale=scaling
     )
-    return joined.transpose(1, 2).flatten(0, 1).index_select(0, rows.out)[None], None
+    unpadded: Any = _Unpad.apply(joined.transpose(1, 2).flatten(0, 1), rows)  # type: ignore[no-untyped-call]
+    return unpadded[None], None
+
+
+class _Pad(torch.autograd.Function):
+    """(tokens, H, D) to (rows * width, H, D). No gradient comes from padding, so each token has one place to look at."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, rows: Rows) -> Any:
+        ctx.rows = rows
+        return states.index_select(0, rows.into)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        return gradient.index_select(0, ctx.rows.out), None
+
+
+class _Unpad(torch.autograd.Function):
+    """(rows * width, H, D) to (tokens, H, D), whose padding gets a gradient of zero."""
+
+    @staticmethod
+    def forward(ctx: Any, states: torch.Tensor, rows: Rows) -> torch.Tensor:
+        ctx.rows = rows
+        return states.index_select(0, rows.out)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        padded = gradient.new_zeros(len(ctx.rows.into), *gradient.shape[1:])
+        return padded.index_copy_(0, ctx.rows.out, gradient), None

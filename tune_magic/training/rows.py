@@ -1,11 +1,13 @@
 """The engine for whole rows: one output a row, by an encoder, or by a decoder with a head on its last token.
 
 Rows lie behind each other without padding. Of each, the head is given one token's state: the first of an encoder's, the
-last of a decoder's. Families whose heads do that are on a list, and the self-check compares with padded rows.
+last of a decoder's. Where a layer is attention and then a part that works token by token, that part of the last layer is
+computed for these tokens alone. Families whose heads do that are on a list, and the self-check compares with padded rows.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +31,8 @@ _FIRST_POSITIONS: dict[str, Callable[[Any], int]] = {
     "xlm-roberta": lambda config: int(config.pad_token_id) + 1,
     "camembert": lambda config: int(config.pad_token_id) + 1,
 }
+# Of these, the module of a layer after which everything works token by token.
+_ATTENTION = dict.fromkeys(("bert", "electra", "roberta", "xlm-roberta", "camembert"), "attention")
 
 
 @dataclass
@@ -117,7 +121,7 @@ class RowEngine(Engine):
     def kept(self, batch: Batch, num_layers: int) -> list[np.ndarray]:
         """Return the places that matter above the first `num_layers` layers: one a row when there is no other layer."""
         if batch.attention is None and num_layers == len(self._layers):
-            return [places[self._anchor : self._anchor + 1 or None] for places in batch.places]
+            return [np.array([place]) for place in self._anchors(batch)]
         return list(batch.places)
 
     @property
@@ -138,12 +142,40 @@ class RowEngine(Engine):
         ids = self.tensor(batch.input_ids)
         has_types = hasattr(self.inner.config, "type_vocab_size")  # GPT-2 takes them too, for words of the vocabulary
         options: dict[str, Any] = {"token_type_ids": torch.zeros_like(ids)} if has_types else {}
-        with self.autocast(), output_of(self._layers[-1]) as found:
+        with self.autocast(), self._narrowed(batch), output_of(self._layers[-1]) as found:
             self.inner.base_model(
                 input_ids=ids, position_ids=self.tensor(batch.position_ids + first), attention_mask=mask, **options
             )
-        places = np.array([places[self._anchor] for places in batch.places])
-        return found[0][0].index_select(0, self.tensor(places))
+        return found[0][0].index_select(0, self.tensor(self._anchors(batch)))
+
+    @property
+    def _narrows(self) -> bool:
+        """Whether the last layer is cut short; computed again in the backward pass, it would no longer be."""
+        return self.inner.config.model_type in _ATTENTION and not self.inner.is_activation_checkpointing
+
+    def _anchors(self, batch: Batch) -> np.ndarray:
+        """Return where the token that the head reads of each row is in what the last layer gives."""
+        if self._narrows:
+            return np.arange(len(batch.places))
+        return np.array([places[self._anchor] for places in batch.places])
+
+    @contextlib.contextmanager
+    def _narrowed(self, batch: Batch) -> Iterator[None]:
+        """While inside, the last layer goes on after its attention with the tokens that the head reads."""
+        if not self._narrows:
+            yield
+            return
+        chosen = self.tensor(np.array([places[self._anchor] for places in batch.places]))
+
+        def narrow(_module: Any, _given: Any, output: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            return (output[0].index_select(1, chosen), *output[1:])
+
+        attention = getattr(self._layers[-1], _ATTENTION[self.inner.config.model_type])
+        handle = attention.register_forward_hook(narrow)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _logits_of(self, states: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Run what comes after the last layer, by giving the whole model rows of one token."""
