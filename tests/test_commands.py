@@ -196,7 +196,7 @@ FLAGS = ["--background", "--fresh", "--budget", "--dry-run", "--executor", "--tr
         ("%evaluate ", "", ["bot", "stored_bot"]),
         ("%export b", "b", ["bot"]),
         ("%tune runs ", "", []),
-        ("%tune runs --", "--", ["--all"]),
+        ("%tune runs --", "--", ["--all", "--limit"]),
         ("%tune zzz ", "", []),
         ("%export bot --t", "--t", ["--to", "--tolerance"]),
         ("%export bot --to ", "", plugins.names("exporter")),

@@ -374,3 +374,26 @@ def test_a_file_that_was_deleted_is_fetched_anew(answers, ask):
     assert server.asked
     assert path.read_bytes() == content  # the same rows are the same fingerprint, so the same run
     assert [p.name for p in path.parent.iterdir() if not p.name.endswith(".parquet")] == []
+
+
+def test_of_many_runs_only_those_shown_are_read(tmp_path, monkeypatch, capsys, make_run):
+    import shutil
+
+    from tune_magic import commands
+    from tune_magic.magics.verbs import do_verb
+    from tune_magic.storage.folder import RunFolder
+
+    first = make_run().path
+    for number in range(70):
+        shutil.copytree(first, first.parent / f"20200101-{number:06d}-abcd")
+    monkeypatch.chdir(first.parent.parent)
+    read, real = [], RunFolder.summary
+    monkeypatch.setattr(RunFolder, "summary", lambda run: read.append(run.id) or real(run))
+    command = commands.COMMANDS["tune runs"]
+    do_verb("runs", commands.parse(command, ""), None)
+    shown = capsys.readouterr().out
+    assert len(set(read)) == commands.SHOWN_RUNS
+    assert first.name in shown
+    assert "and 21 older: `--limit N` shows more" in shown
+    do_verb("runs", commands.parse(command, "--limit 100"), None)
+    assert "older" not in capsys.readouterr().out

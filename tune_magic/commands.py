@@ -108,6 +108,7 @@ LAUNCH_FLAGS = (
     Flag("traceback", "show the worker's whole traceback when it fails"),
     Flag("output", "folder for runs; default: tune_runs beside the notebook", "FOLDER"),
 )
+SHOWN_RUNS = 50
 _RUN = "name or id of a run; default: the last one"
 _SHOW_CODE = Flag("show-code", "print the Python twin and train nothing")
 COMMANDS = {
@@ -136,7 +137,13 @@ COMMANDS = {
                 Flag("output", "a folder that does not exist yet; default: inside the run folder", "FOLDER"),
             ),
         ),
-        Command("tune runs", "List the runs, newest first.", flags=(Flag("all", "those of other folders too"),)),
+        Command(
+            "tune runs", "List the runs, newest first.",
+            flags=(
+                Flag("all", "those of other folders too"),
+                Flag("limit", f"only this many; default: {SHOWN_RUNS}", "N", kind=int),
+            ),
+        ),
         Command("tune show", "Show the card of a run.", "RUN", _RUN),
         Command(
             "tune watch", "Show a live run; Interrupt ends the watching, not the run.", "RUN", _RUN, False,

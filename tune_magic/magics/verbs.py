@@ -130,7 +130,9 @@ def do_verb(verb: str, parsed: Parsed, find: Any) -> Run | None:
     match verb:
         case "runs":
             roots = None if parsed.flags.get("all") else [places.default_root()]
-            display.show(runs_table([Run(path) for path in places.folders(roots)]))
+            paths = list(places.folders(roots))
+            shown = paths[: parsed.flags.get("limit", commands.SHOWN_RUNS)]
+            display.show(runs_table([Run(path) for path in shown], num_more=len(paths) - len(shown)))
         case "show":
             find().show()
         case "watch":

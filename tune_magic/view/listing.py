@@ -15,8 +15,8 @@ from tune_magic.view.html import BLUE, Bundle, Html, box, bundle, clean, code, g
 COLUMNS = ("name", "state", "step", "held-out loss", "started", "size", "id")
 
 
-def runs_table(runs: Sequence[RunFolder]) -> Bundle:
-    """Return the runs as a table, newest first."""
+def runs_table(runs: Sequence[RunFolder], num_more: int = 0) -> Bundle:
+    """Return the runs as a table in their order; `num_more` older ones are not in it."""
     if not runs:
         return note_bundle("There are no runs yet. `%%finetune NAME` starts one.")
     rows = [_row(run) for run in runs]
@@ -27,7 +27,8 @@ def runs_table(runs: Sequence[RunFolder]) -> Bundle:
     lines = [COLUMNS, *rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(COLUMNS))]
     text = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
-    return bundle(box(table(cells, align="llrrlrl")), text)
+    more = f"and {num_more:,} older: `--limit N` shows more" if num_more else ""
+    return bundle(box(table(cells, align="llrrlrl"), *([grey(more)] if more else [])), [*text, more] if more else text)
 
 
 def _row(run: RunFolder) -> list[str]:
