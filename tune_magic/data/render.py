@@ -7,7 +7,9 @@ model answers, so training and generation see the same tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import os
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,8 @@ from tune_magic.data.example import Example, Segment
 from tune_magic.data.formats import Content, Labelled, PromptCompletion, Text, Turns
 from tune_magic.data.read import RowFaults
 from tune_magic.errors import DataError
+
+_AT_ONCE = 1024  # rows tokenised in one call
 
 
 class Renderer:
@@ -47,12 +51,10 @@ class Renderer:
         faults = RowFaults(source)
         examples = []
         was_cut = False
-        for index, content in enumerate(contents):
+        for index, example in enumerate(self._encoded(contents)):
             place = places[index] if places else f"row {index + 1}"
-            try:
-                example = self.encode(content, index)
-            except ValueError as error:
-                faults.add(place, str(error))
+            if isinstance(example, ValueError):
+                faults.add(place, str(example))
                 continue
             if not example.weight:
                 why = f" within max_length ({self.max_length})" if example.num_cut else ""
@@ -62,27 +64,45 @@ class Renderer:
         faults.raise_if_any("Raise `max_length`, or shorten the prompts." if was_cut else None)
         return examples
 
-    def encode(self, content: Content, index: int = 0) -> Example:
-        """Encode one content, cut to `max_length`.
+    def _encoded(self, contents: Sequence[Content]) -> Iterator[Example | ValueError]:
+        """Yield the example of each content, or why there is none; many texts are tokenised in one call."""
+        for first in range(0, len(contents), _AT_ONCE):
+            some = contents[first : first + _AT_ONCE]
+            pieces: list[list[tuple[str, bool]] | ValueError] = []
+            for content in some:
+                try:
+                    pieces.append(self.pieces(content))
+                except ValueError as error:
+                    pieces.append(error)
+            opens = [not self._is_templated(content) for content in some]
+            found = [(found, opening) for found, opening in zip(pieces, opens, strict=True) if isinstance(found, list)]
+            openers = iter(self._tokenise([parts[0][0] for parts, opening in found if opening], opens=True))
+            others = iter(
+                self._tokenise([text for parts, opening in found for text, _ in parts[opening:]], opens=False)
+            )
+            for number, (content, parts) in enumerate(zip(some, pieces, strict=True)):
+                if isinstance(parts, ValueError):
+                    yield parts
+                    continue
+                ids = [next(openers if opens[number] and place == 0 else others) for place in range(len(parts))]
+                yield self._example(content, ids, [trained for _, trained in parts], first + number)
 
-        Raises:
-            ValueError: The chat template cannot render it, or it has no tokens.
-        """
-        templated = self._is_templated(content)
+    def _example(
+        self, content: Content, pieces: list[list[int]], trained: list[bool], index: int
+    ) -> Example | ValueError:
         tokens: list[int] = []
         weights: list[float] = []
         starts: list[int] = []
-        for number, (text, trained) in enumerate(self.pieces(content)):
-            ids = self._tokenise(text, opens=number == 0 and not templated)
-            if trained:
+        for ids, is_trained in zip(pieces, trained, strict=True):
+            if is_trained:
                 starts.append(len(tokens))
             tokens += ids
-            weights += [1.0 if trained else 0.0] * len(ids)
-        if not templated and self.tokenizer.eos_token_id is not None:
+            weights += [1.0 if is_trained else 0.0] * len(ids)
+        if not self._is_templated(content) and self.tokenizer.eos_token_id is not None:
             tokens.append(self.tokenizer.eos_token_id)
             weights.append(1.0)
         if not tokens:
-            raise ValueError("it has no tokens")
+            return ValueError("it has no tokens")
         weights[0] = 0.0  # nothing comes before the first token, so nothing predicts it
         kept = max((i for i, start in enumerate(starts) if start < self.max_length), default=0)
         asked, answered = exchanges(content)[kept]
@@ -98,21 +118,33 @@ class Renderer:
             index=index,
         )
 
-    def classified(self, content: Labelled, label: int, index: int = 0) -> Example:
-        """Encode a text of a class, with the tokenizer's special tokens, cut to `max_length`."""
-        whole = self.tokenizer(content.text)["input_ids"]
-        kept = whole
-        if len(whole) > self.max_length:
-            kept = self.tokenizer(content.text, truncation=True, max_length=self.max_length)["input_ids"]
-        tokens = np.asarray(kept, dtype=np.int32)
-        return Example(
-            trunk=Segment(tokens, np.zeros(len(tokens), dtype=np.float32)),
-            question=content.text,
-            reference=content.label,
-            num_cut=len(whole) - len(kept),
-            index=index,
-            label=label,
-        )
+    def classified(self, contents: Sequence[Labelled], labels: Sequence[int], indices: Sequence[int]) -> list[Example]:
+        """Encode texts of classes, with the tokenizer's special tokens, cut to `max_length`.
+
+        Args:
+            contents: The texts.
+            labels: Number of the class of each.
+            indices: Number of each in its source.
+        """
+        examples = []
+        for first in range(0, len(contents), _AT_ONCE):
+            some = slice(first, first + _AT_ONCE)
+            found = self._token_ids([content.text for content in contents[some]], add_special_tokens=True)
+            for content, whole, label, index in zip(contents[some], found, labels[some], indices[some], strict=True):
+                kept = whole
+                if len(whole) > self.max_length:
+                    kept = self.tokenizer(content.text, truncation=True, max_length=self.max_length)["input_ids"]
+                tokens = np.asarray(kept, dtype=np.int32)
+                example = Example(
+                    trunk=Segment(tokens, np.zeros(len(tokens), dtype=np.float32)),
+                    question=content.text,
+                    reference=content.label,
+                    num_cut=len(whole) - len(kept),
+                    index=index,
+                    label=label,
+                )
+                examples.append(example)
+        return examples
 
     def pieces(self, content: Content) -> list[tuple[str, bool]]:
         """Return the text in pieces, each with whether it is trained. Joined, they are what the model sees."""
@@ -130,9 +162,9 @@ class Renderer:
     def prompt_tokens(self, prompt: str | list[dict[str, str]]) -> list[int]:
         """Return the tokens up to where the model answers a user's message, or a chat that ends with one."""
         if isinstance(prompt, str) and not self.uses_template:
-            return self._tokenise(prompt, opens=True)
+            return self._tokenise([prompt], opens=True)[0]
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        return self._tokenise(self._template(messages, add_generation_prompt=True), opens=False)
+        return self._tokenise([self._template(messages, add_generation_prompt=True)], opens=False)[0]
 
     def _chat_pieces(self, turns: Turns) -> list[tuple[str, bool]]:
         messages = turns.messages
@@ -168,12 +200,37 @@ class Renderer:
         except TemplateError as error:
             raise ValueError(f"the chat template refuses it ({error})") from None
 
-    def _tokenise(self, text: str, *, opens: bool) -> list[int]:
-        """Tokenise a piece, with the tokenizer's opening tokens when it opens a plain text."""
-        ids: list[int] = self.tokenizer(text, add_special_tokens=opens)["input_ids"]
-        if opens and len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
-            ids = ids[:-1]
-        return ids
+    def _tokenise(self, texts: list[str], *, opens: bool) -> list[list[int]]:
+        """Tokenise pieces, with the tokenizer's opening tokens when they open a plain text."""
+        found, eos = self._token_ids(texts, add_special_tokens=opens), self.tokenizer.eos_token_id
+        return [ids[:-1] if opens and len(ids) > 1 and ids[-1] == eos else ids for ids in found]
+
+    def _token_ids(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
+        if not texts:
+            return []
+        if not self.tokenizer.is_fast:
+            found: list[list[int]] = self.tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
+            return found
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_padding()  # a tokenizer's file may ask for either
+        backend.no_truncation()
+        with _all_cores():
+            return [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
+
+
+@contextlib.contextmanager
+def _all_cores() -> Iterator[None]:
+    """Let the tokenizer use every core; elsewhere it is told not to, since it warns at each fork after it has."""
+    name = "TOKENIZERS_PARALLELISM"
+    before = os.environ.get(name)
+    os.environ[name] = "true"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def exchanges(content: Content) -> list[tuple[str | None, str | None]]:

@@ -63,16 +63,17 @@ class Classify(Objective):
         """Encode the texts, with the number of each class."""
         numbers = {name: number for number, name in enumerate(self.classes)}
         faults = RowFaults(source)
-        examples = []
+        known: list[tuple[int, Labelled]] = []
         for index, (content, place) in enumerate(zip(contents, places, strict=True)):
             if not isinstance(content, Labelled):
                 raise TypeError(f"{type(content).__name__} has no class")
             if content.label in numbers:
-                examples.append(renderer.classified(content, numbers[content.label], index))
+                known.append((index, content))
             else:
                 faults.add(place, "no training row has this class", content.label)
         faults.raise_if_any(f"Classes: {', '.join(self.classes)}.")
-        return examples
+        labelled = [content for _, content in known]
+        return renderer.classified(labelled, [numbers[c.label] for c in labelled], [index for index, _ in known])
 
     def load(self, folder: Path, dtype: torch.dtype) -> Any:
         """Load the model with a new head of as many outputs as there are classes."""

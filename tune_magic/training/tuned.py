@@ -133,5 +133,6 @@ def classify(run: RunFolder, texts: Sequence[str]) -> tuple[list[str], np.ndarra
     tuned = load_tuned(run)
     classes = list(tuned.objective.facts()["classes"])
     renderer = tuned.rows().renderer
-    examples = [renderer.classified(Labelled(text, classes[0]), 0) for text in texts]
+    contents = [Labelled(text, classes[0]) for text in texts]
+    examples = renderer.classified(contents, [0] * len(contents), range(len(contents)))
     return classes, torch.softmax(row_logits(tuned.engine(), examples), -1).numpy()
