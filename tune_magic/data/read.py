@@ -157,7 +157,9 @@ def _decode(text: str) -> Any:
         ValueError: Not JSON, nested too deep, a key that is there twice, or half a character.
     """
     try:
-        content = json.loads(text, object_pairs_hook=_without_doubles)
+        content = json.loads(text)
+        if not isinstance(content, dict) or text.count(":") > len(content):  # fewer colons than pairs: none is doubled
+            content = _STRICT.decode(text)
     except RecursionError:
         raise ValueError("nested too deep") from None
     if "\\ud" in text.lower():  # an escaped surrogate: only pairs of them make a character
@@ -174,6 +176,9 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"the key `{next(name for name in names if names.count(name) > 1)}` is there twice")
     return content
+
+
+_STRICT = json.JSONDecoder(object_pairs_hook=_without_doubles)
 
 
 def _read_table(path: Path) -> Iterator[Row]:

@@ -8,6 +8,7 @@ model answers, so training and generation see the same tokens.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -80,37 +81,25 @@ class Renderer:
             others = iter(
                 self._tokenise([text for parts, opening in found for text, _ in parts[opening:]], opens=False)
             )
+            end = [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+            laid_out: list[list[list[int]]] = []
+            for known, opening in found:
+                ids = [next(openers if opening and place == 0 else others) for place in range(len(known))]
+                laid_out.append([*ids, end] if opening and end else ids)
+            arrays = iter(_arrays(laid_out, [[trained for _, trained in parts] for parts, _ in found]))
             for number, (content, parts) in enumerate(zip(some, pieces, strict=True)):
-                if isinstance(parts, ValueError):
-                    yield parts
-                    continue
-                ids = [next(openers if opens[number] and place == 0 else others) for place in range(len(parts))]
-                yield self._example(content, ids, [trained for _, trained in parts], first + number)
+                yield parts if isinstance(parts, ValueError) else self._example(content, *next(arrays), first + number)
 
     def _example(
-        self, content: Content, pieces: list[list[int]], trained: list[bool], index: int
+        self, content: Content, tokens: np.ndarray, weights: np.ndarray, starts: list[int], index: int
     ) -> Example | ValueError:
-        tokens: list[int] = []
-        weights: list[float] = []
-        starts: list[int] = []
-        for ids, is_trained in zip(pieces, trained, strict=True):
-            if is_trained:
-                starts.append(len(tokens))
-            tokens += ids
-            weights += [1.0 if is_trained else 0.0] * len(ids)
-        if not self._is_templated(content) and self.tokenizer.eos_token_id is not None:
-            tokens.append(self.tokenizer.eos_token_id)
-            weights.append(1.0)
-        if not tokens:
+        if not len(tokens):
             return ValueError("it has no tokens")
         weights[0] = 0.0  # nothing comes before the first token, so nothing predicts it
         kept = max((i for i, start in enumerate(starts) if start < self.max_length), default=0)
         asked, answered = exchanges(content)[kept]
         return Example(
-            trunk=Segment(
-                np.asarray(tokens[: self.max_length], dtype=np.int32),
-                np.asarray(weights[: self.max_length], dtype=np.float32),
-            ),
+            trunk=Segment(tokens[: self.max_length], weights[: self.max_length]),
             answer_start=starts[kept],
             question=asked,
             reference=answered,
@@ -216,6 +205,31 @@ class Renderer:
         backend.no_truncation()
         with _all_cores():
             return [row.ids for row in backend.encode_batch_fast(texts, add_special_tokens=add_special_tokens)]
+
+
+def _arrays(
+    rows: list[list[list[int]]], trained: list[list[bool]]
+) -> Iterator[tuple[np.ndarray, np.ndarray, list[int]]]:
+    """Yield tokens, weights, and where trained pieces start, of each row; a piece beyond those known is trained.
+
+    The arrays of all rows are parts of two, which is faster to make and smaller to hold.
+    """
+    lengths = [[len(piece) for piece in pieces] for pieces in rows]
+    flags = [[*known, *[True] * (len(pieces) - len(known))] for known, pieces in zip(trained, rows, strict=True)]
+    flat = [piece for pieces in rows for piece in pieces]
+    total = sum(map(sum, lengths))
+    tokens = np.fromiter(itertools.chain.from_iterable(flat), dtype=np.int32, count=total)
+    each = list(itertools.chain.from_iterable(lengths))
+    weights = np.repeat(np.array(list(itertools.chain.from_iterable(flags)), dtype=np.float32), each)
+    start = 0
+    for sizes, known in zip(lengths, trained, strict=True):
+        end, starts = start, []
+        for number, size in enumerate(sizes):
+            if number < len(known) and known[number]:
+                starts.append(end - start)
+            end += size
+        yield tokens[start:end], weights[start:end], starts
+        start = end
 
 
 @contextlib.contextmanager

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import heapq
 import itertools
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +104,10 @@ class Rows:
         Raises:
             DataError: Naming file, line, column and text of what is wrong.
         """
+        with _no_collections():
+            return self._examples(reference)
+
+    def _examples(self, reference: str) -> list[Example]:
         rows = read.read_rows(ensure(reference, self.folder))
         source = source_name(reference)
         learns = self._objective is None
@@ -124,6 +130,18 @@ class Rows:
         if not train_rows:
             raise DataError("No row is left for training.", hint="Lower `data.held_out` or add rows.")
         return Dataset([rows[i] for i in train_rows], [rows[i] for i in held_out_rows])
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """Do without the garbage collector for a while: it would look at every row made so far, again and again."""
+    was_on = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()
 
 
 def _objective_name(recipe: Recipe, rows: list[read.Row]) -> str:
