@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import time
+
+import classify
 import first_step
 import load_ext
+import many_runs
+import peak_memory
 import sft
+import tokenise
+import view
 import where_time_goes
 
+ALL = (load_ext, many_runs, first_step, sft, where_time_goes, classify, peak_memory, tokenise, view)
+
 if __name__ == "__main__":
-    for benchmark in (load_ext, first_step, sft, where_time_goes):
+    for benchmark in ALL:
         print(f"\n## {benchmark.__doc__.splitlines()[0]}\n")
+        started = time.perf_counter()
         benchmark.main()
+        print(f"\n({time.perf_counter() - started:.0f} s)", flush=True)

@@ -24,7 +24,7 @@ from tune_magic.view.html import BLUE, Bundle, bar, box, bundle, clean, grey, he
 
 _FRAME_S = 0.5
 _LINE_S = 5.0
-_DRAWING_SHARE = 50
+_DRAWING_SHARE = 100
 
 
 class WatchingEnded(Exception):
@@ -54,7 +54,7 @@ class Interrupts:
 
 
 class FrameMaker:
-    """Makes a run's frames; the curve is drawn again no sooner than 50 times its last drawing took.
+    """Makes a run's frames; the curve is drawn again no sooner than 100 times its last drawing took.
 
     Args:
         run: The run.

@@ -1,6 +1,6 @@
 """Predicted against measured peak memory, each in a process of its own.
 
-    python benchmarks/memory.py [--cases lora full]
+    python benchmarks/peak_memory.py [--cases lora full]
 
 For each recipe: the forecast a run logs in its plan before the first step (counted from the self-check's rows), the one
 of ``--dry-run`` (after two dry steps), and the high-water mark of a real run of a few steps with evaluation and
