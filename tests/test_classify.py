@@ -356,6 +356,20 @@ def test_kept_outputs_are_the_same_after_a_resume(train, make_run, monkeypatch):
         assert curve(run) == curve(whole)
 
 
+def test_f22_too_little_memory_to_keep_outputs_costs_time_not_the_run(train, monkeypatch):
+    import torch
+
+    from tune_magic.training.trunk import Trunk
+
+    def refuse(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Trunk, "_outputs", refuse)
+    run = train(**FROZEN)
+    run.raise_for_state()
+    assert [event["kind"] for event in run.events("warning")] == ["trunk_not_kept"]
+
+
 def test_f23_a_full_disk_costs_time_not_the_run(train, monkeypatch):
     import contextlib
     import errno

@@ -46,7 +46,7 @@ def finetune(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
 
 
 def _keep_frozen_outputs(session: Session) -> None:
-    """Compute what frozen layers make of all rows, if the plan says so; a full disk costs time, not the run."""
+    """Compute what frozen layers make of all rows, if the plan says so; without room for it they stay as they are."""
     depth = session.plan["kept_layers"]
     if not depth:
         return
@@ -59,7 +59,9 @@ def _keep_frozen_outputs(session: Session) -> None:
     kept = Trunk(session.engine, depth)
     try:
         kept.fill(examples, session.folder, look)
-    except OSError as error:
+    except (OSError, MemoryError, RuntimeError) as error:
+        if not isinstance(error, OSError) and not memory.is_exhausted(error):
+            raise
         message = f"Outputs of the frozen layers are not kept: {error}. They are computed anew in each epoch."
         session.log.append("warning", kind="trunk_not_kept", message=message)
         return

@@ -25,6 +25,7 @@ from tune_magic.training.engine import Engine
 _MARGIN = 0.9  # of what is free
 _TIGHT = 0.6  # a forecast above this share of what is free is worth two dry steps
 _TWICE = 4 / 3  # a forward pass more, beside one forward and one backward pass of twice its work
+_LEAST_CORRECTION = 0.5  # what is saved must lie somewhere, be it where something else was
 _OPTIMIZER_STATES = 2  # of AdamW, each as large as what is trained
 
 
@@ -109,10 +110,10 @@ class Planner:
         engine, random = self.engine, checkpoint.random_state()
         self.apply(option)
         engine.method.to_training(engine.model)
+        microbatches = [part for step in self.steps for part in engine.microbatches(step)]
+        heaviest = max(microbatches, key=lambda part: engine.lay_out(part).input_ids.size)
+        adds_up = len(microbatches) > len(self.steps)  # then gradients are there from the second pass on
         try:
-            microbatches = [part for step in self.steps for part in engine.microbatches(step)]
-            heaviest = max(microbatches, key=lambda part: engine.lay_out(part).input_ids.size)
-            adds_up = len(microbatches) > len(self.steps)  # then gradients are there from the second pass on
             for _ in range(2):
                 look()
                 loss_sum(engine.states(heaviest)).backward()  # type: ignore[no-untyped-call]
@@ -128,7 +129,8 @@ class Planner:
             checkpoint.set_random_state(random)
         forecast = self._peak(engine.lay_out(heaviest).input_ids.size, option.gradient_checkpointing)
         forecast -= self.level + _OPTIMIZER_STATES * self._trained_bytes()
-        self._correction *= max(1, peak_bytes - self.level) / max(1, forecast)
+        measured = (peak_bytes - self.level) / max(1, forecast)
+        self._correction *= max(_LEAST_CORRECTION, measured)
         memory.give_back()
 
     def apply(self, option: Option) -> None:
