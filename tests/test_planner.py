@@ -152,8 +152,12 @@ def test_dry_steps_that_do_not_fit_are_no_error(session, monkeypatch):
 
 @pytest.fixture
 def little_room(monkeypatch):
-    """Let every option but those that compute activations twice be too large."""
-    real = Planner.__init__
+    """Let every option but those that compute activations twice be too large; returns the measurements made."""
+    real, real_measure, calls = Planner.__init__, Planner.measure, []
+
+    def measure(planner, *arguments):
+        calls.append(real_measure(planner, *arguments))
+        planner._correction = 1.0  # this process was larger before, so its peak says nothing about these steps
 
     def init(planner, *arguments):
         real(planner, *arguments)
@@ -161,22 +165,16 @@ def little_room(monkeypatch):
         room_for(planner, max(twice, key=lambda option: option.peak_bytes))
 
     monkeypatch.setattr(Planner, "__init__", init)
+    monkeypatch.setattr(Planner, "measure", measure)
+    return calls
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_activations_computed_twice_give_the_same_run(train, make_run, little_room, monkeypatch, dropout):
     method = {"name": "lora", "r": 4, "lora_dropout": dropout}
-    calls = []
-    real = Planner.measure
-
-    def measure(planner, *arguments):
-        calls.append(real(planner, *arguments))
-        planner._correction = 1.0  # this process was larger before, so its peak says nothing about these steps
-
-    monkeypatch.setattr(Planner, "measure", measure)
     twice = train(**WIDE, method=method)
     assert twice.status == "finished"
-    assert len(calls) == 1  # tight: the forecast was measured
+    assert len(little_room) == 1  # tight: the forecast was measured
     plan = twice.summary().plan
     assert plan["gradient_checkpointing"] or plan["microbatch_tokens"] < 2048
     assert "to fit" in twice.card()["text/html"]
