@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from conftest import make_tokenizer
 from sklearn.metrics import accuracy_score, f1_score
+from test_training import StopAt
 
 import tune_magic
 from tune_magic.data.split import split
@@ -332,24 +333,13 @@ def test_frozen_layers_are_computed_once_a_row(train, monkeypatch, layers):
 
 
 def test_kept_outputs_are_the_same_after_a_resume(train, make_run, monkeypatch):
-    from tune_magic.storage.control import Control, StopRequested
-
-    whole = train(**FROZEN)
-    real = Control.check
-    looks = []
     with monkeypatch.context() as patch:
-        patch.setattr(Control, "check", lambda *a, **k: (looks.append(1), real(*a, **k))[1])
-        train(**FROZEN)
-    for stop in (4, len(looks) // 3, len(looks) - 3):  # the first while the outputs are computed
-        run, count = make_run(**FROZEN), iter(range(1, 10_000))
-
-        def check(control, done=0, total=0, stop=stop, count=count):
-            if next(count) == stop:
-                raise StopRequested
-            real(control, done, total)
-
+        looks = StopAt(patch, n=-1)
+        whole = train(**FROZEN)
+    for stop in (4, looks.count // 3, looks.count - 3):  # the first while the outputs are computed
+        run = make_run(**FROZEN)
         with monkeypatch.context() as patch:
-            patch.setattr(Control, "check", check)
+            StopAt(patch, stop)
             local.start(run.path, "inline")
         assert run.status == "stopped"
         run.resume("inline")

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_training import assert_same, losses
+from test_training import StopAt, assert_same, losses
 
 from tune_magic.executors import local
 from tune_magic.recipe import build_recipe
@@ -188,18 +188,10 @@ def test_activations_computed_twice_give_the_same_run(train, make_run, little_ro
 
 
 def test_a_resumed_run_is_computed_as_it_was(train, make_run, little_room, monkeypatch):
-    from tune_magic.storage.control import Control, StopRequested
-
     whole = train(**WIDE)
-    run, real, count = make_run(**WIDE), Control.check, iter(range(10_000))
-
-    def check(control, done=0, total=0):
-        if next(count) == 12:
-            raise StopRequested
-        real(control, done, total)
-
+    run = make_run(**WIDE)
     with monkeypatch.context() as patch:
-        patch.setattr(Control, "check", check)
+        StopAt(patch, 12)
         local.start(run.path, "inline")
     assert run.status == "stopped"
     monkeypatch.setattr(Planner, "fits", lambda *_: True)  # there is room now; the sums would come in another order
