@@ -6,7 +6,7 @@ import pytest
 from test_training import losses, weights
 
 import tune_magic
-from tune_magic.errors import RecipeError
+from tune_magic.errors import RecipeError, TuneError
 from tune_magic.executors import local
 from tune_magic.recipe.build import build_launch
 from tune_magic.recipe.launch import seconds_of
@@ -104,6 +104,16 @@ def test_a_run_ends_in_time_and_goes_on_exactly(make_run, train, wait_for):
     assert losses(short) == losses(whole)
 
 
+def test_a_budget_that_is_over_before_the_first_step_says_so(make_run):
+    run = make_run(**ENDLESS)
+    run.limit("0.001s")
+    local.start(run.path, "inline")
+    run.raise_for_state()
+    assert (run.status, run.summary().step) == ("stopped", 0)
+    assert "its time was up before the first step" in run.card()["text/plain"]
+    assert "%tune resume" in run.card()["text/html"]
+
+
 def test_a_budget_is_for_one_attempt(make_run, monkeypatch):
     run = make_run(max_steps=40, eval={"steps": 20, "samples": 0})
     with monkeypatch.context() as patch:
@@ -172,6 +182,8 @@ def test_pause_checkpoint_and_continue_from_a_line(make_run, wait_for, capsys):
     assert max(run.checkpoints) == at >= saved["step"]
     time.sleep(0.5)
     assert run.summary().step == at
+    with pytest.raises(TuneError, match="keeps the time it was given"):
+        run.resume(budget="1m")
     run.resume()
     wait_for(run, lambda e: e["type"] == "state" and e["state"] == "running" and e["seq"] > paused["seq"])
     wait_for(run, lambda e: e["type"] == "step" and e["step"] > at)

@@ -147,6 +147,8 @@ class Run(RunFolder):
         from tune_magic.executors import local
 
         if self.status == "paused":
+            if budget is not None:
+                raise TuneError("A paused run keeps the time it was given.", hint="Stop it, then resume with a budget.")
             self.request("continue")
             return self
         if self.status not in RESUMABLE:

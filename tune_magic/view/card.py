@@ -116,6 +116,8 @@ def outcome(run: RunFolder, state: State, summary: Summary) -> str:
             by = "its time was up" if summary.outcome.get("reason") == "budget" else state
             where = f"{by} at step {summary.step} of {total}"
             return f"{where} · checkpoint of step {kept}" if kept else f"{where} · no checkpoint"
+        case "stopped" if summary.outcome.get("reason") == "budget":
+            return "its time was up before the first step"
         case "damaged":
             return f"{run.damage} · was {summary.state}"
     return state
