@@ -5,7 +5,7 @@ import torch
 from test_training import StopAt, losses, weights
 
 from tune_magic.executors import local
-from tune_magic.training import memory
+from tune_magic.training import memory, prepare
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 ON_GPU = {"dtype": "float32", "eval": {"steps": 5, "samples": 0}}
@@ -27,6 +27,16 @@ def test_f8_a_resumed_run_ends_as_an_unbroken_one(train, make_run, monkeypatch, 
     ours, theirs = weights(run), weights(whole)
     for name in theirs:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_trees_are_flex_attention_and_give_what_the_cpu_gives(train, monkeypatch, compiled):
+    ours = train(**ON_GPU, torch_compile=compiled)
+    plan = ours.summary().plan
+    assert (plan["attention"], plan["compiled"]) == ("flex", compiled), plan["engine_note"]
+    monkeypatch.setattr(prepare, "device", lambda: torch.device("cpu"))
+    for mine, theirs in zip(losses(ours), losses(train(**ON_GPU)), strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-3)
 
 
 def test_f22_the_allocators_own_refusal_halves_the_microbatch(train):

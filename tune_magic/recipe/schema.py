@@ -163,6 +163,9 @@ class Recipe(Part):
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 turns it off.")
     dtype: Dtype = Field("auto", description="Compute precision; auto is bfloat16 where the hardware is fast at it.")
     share_prefixes: bool = Field(True, description="Compute a prompt that rows share once; exact, faster.")
+    torch_compile: bool = Field(
+        False, description="Compile the layers (torch.compile), for long runs on a GPU; on a CPU it gains little."
+    )
     train_sampling_strategy: Sampling = Field(
         "random",
         description="Which rows meet in a step: any, or those alike in length or beginning, which is faster and makes "

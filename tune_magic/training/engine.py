@@ -21,7 +21,9 @@ from torch.utils.checkpoint import checkpoint
 
 from tune_magic.data.example import Example, Segment
 from tune_magic.methods.base import Method
+from tune_magic.models.layers import layers_of
 from tune_magic.training import memory, packing, tree_attention
+from tune_magic.training.compiled import CompiledLayers
 from tune_magic.training.packing import Batch
 from tune_magic.training.tree_attention import Tree
 
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
 PACKABLE = frozenset(
     {"llama", "qwen2", "qwen3", "mistral", "phi", "phi3", "smollm3", "olmo2", "stablelm", "gpt_neox", "gpt2"}
 )
-_CHUNK_LOGITS, _LEAST_CHUNK = 2**22, 32  # logits that fit a processor's cache; targets that are worth a product
+_CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**25}  # that fit a processor's cache; that fill a GPU
+_LEAST_CHUNK = 32  # targets that are worth a product
 _CHECK_FIRST, _CHECK_LAST = 8, 12  # tokens of a row in the self-check: it delays every start
 Head = Callable[[torch.Tensor], torch.Tensor]
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
@@ -64,7 +67,8 @@ class TargetStates:
         """Return (T,) float32: the log-probability of each target. Logits never exist for more than a chunk."""
         if self.head is None:
             return _log_probs(self.states, self.targets, None)
-        size = max(_LEAST_CHUNK, _CHUNK_LOGITS // self.vocabulary)
+        logits = _CHUNK_LOGITS.get(self.states.device.type, _CHUNK_LOGITS["cpu"])
+        size = max(_LEAST_CHUNK, logits // self.vocabulary)
         if not self.head_is_trained:
             found: torch.Tensor = _FrozenHead.apply(self.states, self.targets, self.head, size)  # type: ignore[no-untyped-call]
             return found
@@ -120,9 +124,11 @@ class Engine(abc.ABC):
 
     Attributes:
         packed: Whether rows lie behind each other in one row without padding.
-        reason: Why not, where they could have been; None where nothing is lost.
+        reason: Why not, where they could have been, or not in the best way; None where nothing is lost.
         shares: Whether prefixes are computed once.
         reads_one_token: Whether what comes after the last layer reads one token of an example, so that `above` can.
+        attention: How attention over a packed row is computed, where that is a tree.
+        compiled: Whether the layers are compiled.
         saved_bytes_per_token: What autograd keeps of a token for the backward pass, by the self-check's count.
         trunk: What the frozen layers give, where that is kept; None where they are computed each time.
     """
@@ -131,6 +137,7 @@ class Engine(abc.ABC):
     reason: str | None = None
     shares = False
     reads_one_token = False
+    compiled = False
     saved_bytes_per_token = 0.0
     trunk: Trunk | None = None
 
@@ -141,6 +148,7 @@ class Engine(abc.ABC):
         self.device = next(model.parameters()).device
         self.dtype = dtype
         self.max_tokens = max_tokens
+        self.attention = tree_attention.way_on(self.device)
         self.has_dropout = method.has_active_dropout() or _has_dropout(model)
 
     @abc.abstractmethod
@@ -159,7 +167,7 @@ class Engine(abc.ABC):
 
     def lay_out(self, examples: Sequence[Example]) -> Batch:
         """Lay out a microbatch, packed or padded."""
-        return packing.pack(examples, share=self.shares) if self.packed else self._padded(examples)
+        return self._packed(examples) if self.packed else self._padded(examples)
 
     @abc.abstractmethod
     def compute(self, batch: Batch, examples: Sequence[Example]) -> Any:
@@ -179,12 +187,16 @@ class Engine(abc.ABC):
         """Return for each example the places of a batch whose states matter above the first `num_layers` layers."""
         return list(batch.places)
 
+    def _packed(self, examples: Sequence[Example], worth: int = packing.WORTH) -> Batch:
+        batch = packing.pack(examples, share=self.shares, worth=worth)
+        return packing.rounded(batch) if self.attention == "flex" else batch
+
     def _padded(self, examples: Sequence[Example]) -> Batch:
         return packing.pad(examples, pad_token_id=self.inner.config.pad_token_id or 0)
 
     def _fast(self, examples: Sequence[Example]) -> Any:
         """Compute in the way that must prove itself, with everything shared that can be."""
-        return self.compute(packing.pack(examples, share=self.shares, worth=1), examples)
+        return self.compute(self._packed(examples, worth=1), examples)
 
     def _plainly(self, examples: Sequence[Example]) -> Any:
         """Compute in the way that is right by construction."""
@@ -206,11 +218,23 @@ class Engine(abc.ABC):
             saved_when_padded = self.saved_bytes_per_token
             self.reason = self._why_not_right(rows, loss_sum, reference)
             self.packed = self.reason is None
+            if not self.packed and self.attention == "flex":
+                flex, self.attention = self.reason, "dense"
+                self.packed = self._why_not_right(rows, loss_sum, reference) is None
+                self.reason = f"a dense mask instead of FlexAttention: {flex}" if self.packed else flex
             if not self.packed:
                 self.saved_bytes_per_token = saved_when_padded
         if self.has_dropout:  # its masks are saved too
             self._count_in_training(rows, loss_sum)
         self.model.train(was_training)
+
+    def compile(self, examples: Sequence[Example], loss_sum: Callable[[Any], torch.Tensor]) -> str | None:
+        """Compute with compiled layers from now on; return why not where that cannot be."""
+        return "torch_compile is for packed rows of language models"
+
+    def _why_apart(self, ours: list[torch.Tensor], reference: list[torch.Tensor]) -> str | None:
+        difference = max(_difference(a, b) for a, b in zip(ours, reference, strict=True))
+        return None if difference <= _TOLERANCE[self.dtype] else f"loss or gradients differ by {difference:.1e}"
 
     def _count_in_training(self, rows: list[Example], loss_sum: Any) -> None:
         self.method.to_training(self.model)
@@ -221,13 +245,11 @@ class Engine(abc.ABC):
 
     def _why_not_right(self, rows: list[Example], loss_sum: Any, reference: list[torch.Tensor]) -> str | None:
         try:
-            ours = self._loss_and_gradients(rows, packing.pack(rows, share=self.shares, worth=1), loss_sum)
+            ours = self._loss_and_gradients(rows, self._packed(rows, worth=1), loss_sum)
         except (RuntimeError, TypeError, ValueError, AttributeError) as error:  # whatever a model makes of the mask
             return f"packed rows cannot be computed by this model: {str(error)[:200]}"
-        difference = max(_difference(a, b) for a, b in zip(ours, reference, strict=True))
-        if not difference <= _TOLERANCE[self.dtype]:
-            return f"packed rows differ from padded ones by {difference:.1e} on this model"
-        return None
+        apart = self._why_apart(ours, reference)
+        return apart and f"packed rows are not as padded ones on this model: {apart}"
 
     def _loss_and_gradients(self, rows: list[Example], batch: Batch, loss_sum: Any) -> list[torch.Tensor]:
         with memory.count_saved(self.model) as saved:
@@ -265,6 +287,7 @@ class TokenEngine(Engine):
     ) -> None:
         super().__init__(model, method, dtype=dtype, max_tokens=max_tokens)
         self.share_prefixes = share_prefixes
+        self._layers = CompiledLayers()
         head = self.inner.get_output_embeddings()
         self._vocabulary = self.inner.config.get_text_config().vocab_size
         self._head_is_trained = head is None or any(p.requires_grad for p in head.parameters())
@@ -288,11 +311,11 @@ class TokenEngine(Engine):
     def compute(self, batch: Batch, examples: Sequence[Example]) -> TargetStates:
         """Run the model over a batch; a padded one by the whole model and with every logit."""
         if batch.attention is None:
-            with self.autocast():
+            with self.autocast(), self._layers.on():
                 hidden = self.inner.base_model(
                     input_ids=self.tensor(batch.input_ids),
                     position_ids=self.tensor(batch.position_ids),
-                    attention_mask=Tree(batch.nodes, self.device).as_mask(),
+                    attention_mask=Tree(batch.nodes, self.device, self.attention).as_mask(),
                     use_cache=False,
                 ).last_hidden_state[0]
             return self._gather(batch, hidden, self._head)
@@ -303,6 +326,25 @@ class TokenEngine(Engine):
                 use_cache=False,
             ).logits
         return self._gather(batch, logits.flatten(0, 1), None)
+
+    def compile(self, examples: Sequence[Example], loss_sum: Callable[[Any], torch.Tensor]) -> str | None:
+        """Compile the layers; where that fails, or loss or gradients change, leave them as they are and return why."""
+        if not self.packed:
+            return super().compile(examples, loss_sum)
+        rows, was_training = [_shortened(e) for e in examples], self.model.training
+        self.model.eval()
+        reference = self._loss_and_gradients(rows, self.lay_out(rows), loss_sum)
+        self._layers = CompiledLayers(layers_of(self.inner))
+        try:
+            reason = self._why_apart(self._loss_and_gradients(rows, self.lay_out(rows), loss_sum), reference)
+            self._count_in_training(rows, loss_sum)
+        except (RuntimeError, OSError) as error:  # no compiler, or something it does not know
+            reason = str(error).strip().splitlines()[0][:200]
+        self.compiled = reason is None
+        if not self.compiled:
+            self._layers = CompiledLayers()
+        self.model.train(was_training)
+        return reason and f"the layers are not compiled: {reason}"
 
     def _gather(self, batch: Batch, states: torch.Tensor, head: Any) -> TargetStates:
         # index_select, not states[sources]: its backward adds in a fixed order

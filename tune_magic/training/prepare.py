@@ -38,6 +38,7 @@ from tune_magic.training.order import Order
 from tune_magic.training.planner import Planner
 from tune_magic.training.rows import RowEngine
 
+_CHECKED_ROWS = 8
 _LENS_ROWS = 3
 _LENS_TOKENS = 400
 _EVALUATIONS = 8
@@ -218,7 +219,9 @@ def prepare(
     control.check()
 
     engine = make_engine(recipe, model, method, objective, dtype)
-    engine.self_check(dataset.train[:8], objective.loss_sum)
+    engine.self_check(dataset.train[:_CHECKED_ROWS], objective.loss_sum)
+    if recipe.torch_compile:
+        engine.reason = engine.compile(dataset.train[:_CHECKED_ROWS], objective.loss_sum) or engine.reason
     order = Order(len(dataset.train), recipe.batch_size, recipe.seed, _ranks(recipe, dataset.train))
     session = Session(recipe, folder, log, control, {}, dataset, tokenizer, method, objective, model, engine, order)
     forecast = _plan_memory(session, inherited, measure=measure)
@@ -374,6 +377,8 @@ def _facts_of_training(session: Session) -> dict[str, Any]:
         "save_steps": recipe.save_steps or evaluations,
         "base_first": not session.method.adds,
         "packed": engine.packed,
+        "attention": engine.attention if engine.packed else "padded",
+        "compiled": engine.compiled,
         "shares_prefixes": engine.packed and recipe.share_prefixes and not engine.has_dropout,
         "engine_note": engine.reason,
         "kept_layers": kept.depth if pays else 0,

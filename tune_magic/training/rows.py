@@ -70,6 +70,8 @@ class RowEngine(Engine):
         self.reason = self._why_not_packed()
         self.packed = self.reason is None
         self.reads_one_token = True
+        if self._is_encoder:
+            self.attention = "dense"
         self._layers = layers_of(self.inner)
         if self.packed:
             attention = row_attention if self._is_encoder else tree_attention
@@ -138,7 +140,7 @@ class RowEngine(Engine):
             mask = row_attention.Rows(batch.nodes, self.device).as_mask()
             first = _FIRST_POSITIONS[self.inner.config.model_type](self.inner.config)
         else:
-            mask, first = tree_attention.Tree(batch.nodes, self.device).as_mask(), 0
+            mask, first = tree_attention.Tree(batch.nodes, self.device, self.attention).as_mask(), 0
         ids = self.tensor(batch.input_ids)
         has_types = hasattr(self.inner.config, "type_vocab_size")  # GPT-2 takes them too, for words of the vocabulary
         options: dict[str, Any] = {"token_type_ids": torch.zeros_like(ids)} if has_types else {}

@@ -6,21 +6,27 @@ The parts of a softmax are joined by their log-sum-exp, as in FlashAttention (Da
 its backward pass is exact for each part given the joined one. Nothing is repeated in memory, however many rows share a
 prefix.
 
-On the CPU this needs the kernel that also gives the log-sum-exp, which torch has but does not promise; without it, on
-other devices, and with attention dropout, a dense mask is used.
+On the CPU this needs the kernel that also gives the log-sum-exp, which torch has but does not promise. A GPU is given the
+same tree as a block mask of FlexAttention (Dong et al. 2024, arXiv:2412.05496), which skips blocks of pairs that nobody
+sees. Elsewhere, and with attention dropout, a dense mask is used.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 NAME = "tune_magic_tree"
 _KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
+Way = Literal["pairs", "flex", "dense"]
 
 Nodes = Sequence[tuple[int, int, int]]
 
@@ -31,27 +37,54 @@ class Tree:
     Args:
         nodes: As in `packing.Batch`.
         device: Where attention runs.
+        way: How it is computed; None: `way_on` the device.
     """
 
-    def __init__(self, nodes: Nodes, device: torch.device) -> None:
+    def __init__(self, nodes: Nodes, device: torch.device, way: Way | None = None) -> None:
         self.nodes = nodes
         self.device = device
+        self.way = way or way_on(device)
         self.size = max(end for _, end, _ in nodes)
+        stops = np.empty(self.size, dtype=np.int64)
+        for start, end, stop in nodes:
+            stops[start:end] = stop
+        self._stops = torch.from_numpy(stops).to(device)
+
+    @property
+    def sees(self) -> Callable[[Any, Any, torch.Tensor, torch.Tensor], torch.Tensor]:
+        """Whether tokens see others, as FlexAttention asks for it: what lies under a node comes right behind it."""
+        stops = self._stops
+
+        def sees(_batch: Any, _head: Any, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+            return (key <= query) & (query < stops[key])
+
+        return sees
 
     @functools.cached_property
     def mask(self) -> torch.Tensor:
         """The same as a mask: (1, 1, S, S) bool, True where row may look at column."""
-        mask = torch.zeros(self.size, self.size, dtype=torch.bool)
-        for start, end, stop in self.nodes:
-            mask[start:end, start:end] = True
-            mask[end:stop, start:end] = True
-        return mask.tril()[None, None].to(self.device)
+        places = torch.arange(self.size, device=self.device)
+        return self.sees(None, None, places[:, None], places[None, :])[None, None]
+
+    @functools.cached_property
+    def blocks(self) -> BlockMask:
+        """The same as FlexAttention takes it."""
+        return create_block_mask(self.sees, None, None, self.size, self.size, self.device)
 
     def as_mask(self) -> torch.Tensor:
         """Return what a model is given as its attention mask: four dimensions, so that it is passed on as it is."""
+        if self.way == "dense":
+            return self.mask
         carrier = torch.empty((1, 1, self.size, 0), dtype=torch.bool, device=self.device)
         carrier.tree = self  # type: ignore[attr-defined]
         return carrier
+
+
+def way_on(device: torch.device) -> Way:
+    """Return how attention over trees is computed on a device."""
+    if device.type == "cuda":
+        return "flex"
+    return "pairs" if device.type == "cpu" and hasattr(torch.ops.aten, _KERNEL) else "dense"
 
 
 def install() -> None:
@@ -88,25 +121,31 @@ def _attend(
     Returns:
         (B, S, H, D), and None for the scores.
     """
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
     tree: Tree | None = getattr(attention_mask, "tree", None)
-    if tree is None or dropout or not _has_kernel(query, key):
-        mask = attention_mask if tree is None else tree.mask
-        found: tuple[torch.Tensor, None] = sdpa_attention_forward(
-            module, query, key, value, mask, dropout=dropout, scaling=scaling, **options
-        )
-        return found
+    if tree is not None and not dropout:
+        if tree.way == "flex":
+            found: tuple[torch.Tensor, Any] = flex_attention_forward(
+                module, query, key, value, tree.blocks, scaling=scaling
+            )
+            return found[0], None
+        if query.shape[1] % key.shape[1] == 0:  # otherwise the kernel would end the process
+            return _attend_in_pairs(query, key, value, tree, scaling), None
+    mask = attention_mask if tree is None else tree.mask
+    output: tuple[torch.Tensor, None] = sdpa_attention_forward(
+        module, query, key, value, mask, dropout=dropout, scaling=scaling, **options
+    )
+    return output
+
+
+@torch.compiler.disable
+def _attend_in_pairs(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, tree: Tree, scaling: float | None
+) -> torch.Tensor:
+    """Attend as `_attend` does; never traced, since each row has other nodes."""
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     rows = [x[0].transpose(0, 1) for x in (query, key, value)]
     joined: torch.Tensor = _TreeAttention.apply(*rows, tree, scale)  # type: ignore[no-untyped-call]
-    return joined[None], None
-
-
-def _has_kernel(query: torch.Tensor, key: torch.Tensor) -> bool:
-    """Return whether the kernel computes this; with fewer heads than keys it would end the process."""
-    shares_keys_evenly = query.shape[1] % key.shape[1] == 0
-    return query.device.type == "cpu" and hasattr(torch.ops.aten, _KERNEL) and shares_keys_evenly
+    return joined[None]
 
 
 class _TreeAttention(torch.autograd.Function):

@@ -132,7 +132,7 @@ def about(run: RunFolder, summary: Summary) -> list[Html]:
         plan["model"]["note"],
     ]
     if plan["engine_note"]:
-        lines.append(f"rows are padded: {plan['engine_note']}")
+        lines.append(plan["engine_note"] if plan["packed"] else f"rows are padded: {plan['engine_note']}")
     lines += [f"memory: {text}" for text in memory_words(plan)]
     return [div(grey(escape(text, 200), size=11)) for text in lines]
 
