@@ -65,6 +65,7 @@ def ours(way: str, data) -> None:
     import torch
 
     from tune_magic.data.example import Example, Segment
+    from tune_magic.data.table import TableWriter
     from tune_magic.objectives.classify import Classify
     from tune_magic.recipe.schema import Recipe
     from tune_magic.training import trunk
@@ -73,15 +74,13 @@ def ours(way: str, data) -> None:
 
     method, model = load(way)
     engine = RowEngine(model, method, dtype=torch.float32, max_tokens=Recipe.model_fields["microbatch_tokens"].default)
-    examples = [
-        Example(Segment(tokens, np.zeros(len(tokens), np.float32)), label=label, index=number)
-        for number, (tokens, label) in enumerate(data)
-    ]
     objective = Classify(CLASSES)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, TableWriter(Path(folder)) as writer:
+        writer.add([Example(Segment(tokens, np.zeros(len(tokens), np.float32)), label=label) for tokens, label in data])
+        examples = writer.table()
         if way == "frozen":
-            engine.trunk = trunk.Trunk(engine, trunk.plan(engine, examples, Path(folder)).depth)
-            engine.trunk.fill(examples, Path(folder), lambda done: None)
+            engine.trunk = trunk.Trunk(engine, trunk.plan(engine, [examples], Path(folder)).depth)
+            engine.trunk.fill([examples], Path(folder), lambda done: None)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=0.0, fused=True)
     before, first = peak_rss(), 0

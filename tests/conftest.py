@@ -79,6 +79,36 @@ def rows(count=24):
     ]
 
 
+def normalise(rows, options, source):
+    """Bring rows to normal form, all at once."""
+    from tune_magic.data.formats import Normaliser
+
+    normaliser = Normaliser(rows, options, source)
+    contents = normaliser.contents(rows)
+    normaliser.raise_if_any()
+    return contents
+
+
+def encode(renderer, contents, source="rows.jsonl", places=None):
+    """Encode contents, all at once."""
+    from tune_magic.data.read import RowFaults
+    from tune_magic.data.render import Part
+
+    part = Part(contents, places or [f"row {i + 1}" for i in range(len(contents))], 0, RowFaults(source))
+    examples = renderer.examples(part)
+    part.faults.raise_if_any()
+    return examples
+
+
+def table_of(examples, folder):
+    """Return examples as a table."""
+    from tune_magic.data.table import TableWriter
+
+    with TableWriter(folder) as writer:
+        writer.add(examples)
+        return writer.table()
+
+
 @pytest.fixture
 def data_file(tmp_path):
     path = tmp_path / "rows.jsonl"

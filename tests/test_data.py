@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_tokenizer
+from conftest import encode, make_tokenizer, normalise
 
-from tune_magic.data.formats import PromptCompletion, Text, Turns, detect, fill, normalise
+from tune_magic.data.formats import PromptCompletion, Text, Turns, detect, fill
 from tune_magic.data.locate import data_path, references
 from tune_magic.data.read import Row, read_rows
 from tune_magic.data.render import Renderer, exchanges
@@ -44,7 +44,7 @@ def known(reason, *values):
     ],
 )
 def test_rows_come_with_their_places(write, name, content, rows):
-    assert read_rows(write(name, content)) == [Row(values, place) for values, place in rows]
+    assert list(read_rows(write(name, content))) == [Row(values, place) for values, place in rows]
 
 
 def test_parquet_gives_the_rows_that_went_in(tmp_path):
@@ -55,7 +55,7 @@ def test_parquet_gives_the_rows_that_went_in(tmp_path):
     table = pa.Table.from_pylist([{"messages": turns, "n": 1}, {"messages": turns[1:], "n": None}])
     pq.write_table(table, tmp_path / "a.parquet")
     assert (
-        read_rows(tmp_path / "a.parquet")
+        list(read_rows(tmp_path / "a.parquet"))
         == [
             Row({"messages": turns, "n": 1}, "row 1"),  # `name` is not given to the turn that had none
             Row({"messages": turns[1:], "n": None}, "row 2"),
@@ -96,7 +96,7 @@ def test_parquet_gives_the_rows_that_went_in(tmp_path):
 def test_a_file_that_cannot_be_read_says_where_and_what(write, name, content, says):
     path = write(name, content)
     with pytest.raises(DataError) as caught:
-        read_rows(path)
+        list(read_rows(path))
     for part in says:
         assert part in str(caught.value)
     assert len(str(caught.value)) < 700
@@ -105,7 +105,7 @@ def test_a_file_that_cannot_be_read_says_where_and_what(write, name, content, sa
 def test_the_first_bad_rows_are_shown_and_the_rest_counted(write):
     path = write("a.jsonl", "".join('{"a": 1}\n' if i % 2 else f"bad {i}\n" for i in range(40)))
     with pytest.raises(DataError) as caught:
-        read_rows(path)
+        list(read_rows(path))
     lines = str(caught.value).splitlines()
     assert lines[0] == "a.jsonl: 20 bad rows."
     assert [line.split(",")[0].strip() for line in lines[1:6]] == ["line 1", "line 3", "line 5", "line 7", "line 9"]
@@ -114,10 +114,10 @@ def test_the_first_bad_rows_are_shown_and_the_rest_counted(write):
 
 def test_a_path_without_a_file_says_where_it_looked(tmp_path):
     with pytest.raises(DataError) as caught:
-        read_rows(tmp_path / "gone.jsonl")
+        list(read_rows(tmp_path / "gone.jsonl"))
     assert str(caught.value) == f"There is no file {tmp_path / 'gone.jsonl'}. The working directory is {Path.cwd()}."
     with pytest.raises(DataError, match=r"is a folder. Name a file in it: \.jsonl, \.json, \.csv, \.tsv, \.parquet\."):
-        read_rows(tmp_path)
+        list(read_rows(tmp_path))
 
 
 def test_a_disk_that_fails_is_told_as_such(write, monkeypatch):
@@ -127,7 +127,7 @@ def test_a_disk_that_fails_is_told_as_such(write, monkeypatch):
     path = write("a.jsonl", "{}")
     monkeypatch.setattr(type(path), "open", fail)
     with pytest.raises(DataError, match=r"a\.jsonl cannot be read: Input/output error\."):
-        read_rows(path)
+        list(read_rows(path))
 
 
 def test_a_table_given_as_an_object_is_found_in_the_run(tmp_path):
@@ -293,7 +293,7 @@ def plain_tokenizer():
 
 def render(tokenizer, content, *, chat_template=True, max_length=512):
     renderer = Renderer(tokenizer, chat_template=chat_template, max_length=max_length)
-    (example,) = renderer.examples([content], "rows.jsonl")
+    (example,) = encode(renderer, [content])
     return example
 
 
@@ -438,7 +438,7 @@ def test_rows_that_lose_all_they_teach_are_an_error(tokenizer):
     renderer = Renderer(tokenizer, chat_template=True, max_length=50)
     fits, long = PromptCompletion("p", "c"), PromptCompletion("p" * 60, "c")
     with pytest.raises(DataError) as caught:
-        renderer.examples([fits, long, fits, long], "rows.jsonl")
+        encode(renderer, [fits, long, fits, long])
     message = str(caught.value)
     assert "rows.jsonl: 2 bad rows.\n  row 2: no trained token is left within max_length (50)\n  row 4:" in message
     assert message.endswith("Raise `max_length`, or shorten the prompts.")
@@ -468,12 +468,17 @@ def test_chats_need_a_chat_template(plain_tokenizer):
 
 def test_examples_keep_the_order_and_number_of_their_rows(tokenizer):
     renderer = Renderer(tokenizer, chat_template=True, max_length=512)
-    examples = renderer.examples([PromptCompletion(f"p{i}", f"c{i}") for i in range(5)], "rows.jsonl")
+    examples = encode(renderer, [PromptCompletion(f"p{i}", f"c{i}") for i in range(5)])
     assert [(e.index, e.question, e.reference) for e in examples] == [(i, f"p{i}", f"c{i}") for i in range(5)]
     assert all(e.trunk.tokens.dtype == np.int32 and e.trunk.weights.dtype == np.float32 for e in examples)
 
 
 # --- the split -------------------------------------------------------------------------------------------------------
+
+
+def drawn(*given, **options):
+    train, kept = split(*given, **options)
+    return train.tolist(), kept.tolist()
 
 
 @pytest.mark.parametrize(
@@ -487,7 +492,7 @@ def test_examples_keep_the_order_and_number_of_their_rows(tokenizer):
     ],
 )  # fmt: skip
 def test_as_many_rows_are_held_out_as_promised(num_rows, share, held_out):
-    train, kept = split(num_rows, share, seed=42)
+    train, kept = drawn(num_rows, share, seed=42)
     assert len(kept) == held_out
     assert sorted(train + kept) == list(range(num_rows))
     assert train == sorted(train)
@@ -495,13 +500,13 @@ def test_as_many_rows_are_held_out_as_promised(num_rows, share, held_out):
 
 
 def test_the_split_follows_from_the_seed_alone():
-    assert split(100, 0.2, 1) == split(100, 0.2, 1)
-    assert split(100, 0.2, 1) != split(100, 0.2, 2)
-    assert split(12, 0.25, 42) == ([0, 1, 2, 3, 4, 6, 7, 9, 11], [5, 8, 10])  # a later version must draw the same
+    assert drawn(100, 0.2, 1) == drawn(100, 0.2, 1)
+    assert drawn(100, 0.2, 1) != drawn(100, 0.2, 2)
+    assert drawn(12, 0.25, 42) == ([0, 1, 2, 3, 4, 6, 7, 9, 11], [5, 8, 10])  # a later version must draw the same
     np.random.seed(0)
-    first = split(100, 0.2, 1)
+    first = drawn(100, 0.2, 1)
     np.random.seed(1)
-    assert split(100, 0.2, 1) == first
+    assert drawn(100, 0.2, 1) == first
 
 
 # --- hard cases -------------------------------------------------------------------------------------------------------
@@ -520,13 +525,13 @@ def test_the_split_follows_from_the_seed_alone():
 )
 def test_hard_files_are_refused_with_their_place(write, name, content, says):
     with pytest.raises(DataError) as caught:
-        read_rows(write(name, content))
+        list(read_rows(write(name, content)))
     assert says in str(caught.value)
 
 
 def test_text_where_a_path_belongs(tmp_path):
     with pytest.raises(DataError):
-        read_rows(tmp_path / ("x" * 300 + ".jsonl"))
+        list(read_rows(tmp_path / ("x" * 300 + ".jsonl")))
 
 
 @pytest.mark.parametrize(
@@ -574,12 +579,11 @@ def test_a_chat_cut_before_its_last_answer_is_asked_the_one_before(tokenizer):
 
 
 def test_a_row_is_named_as_the_reader_names_it(tokenizer, write):
-    rows = read_rows(write("a.jsonl", "\n\n" + json.dumps({"prompt": "p" * 60, "completion": "c"})))
+    rows = list(read_rows(write("a.jsonl", "\n\n" + json.dumps({"prompt": "p" * 60, "completion": "c"}))))
     contents = normalise(rows, DataOptions(train="a.jsonl"), "a.jsonl")
+    renderer = Renderer(tokenizer, chat_template=True, max_length=50)
     with pytest.raises(DataError, match="line 3"):
-        Renderer(tokenizer, chat_template=True, max_length=50).examples(
-            contents, "a.jsonl", [row.place for row in rows]
-        )
+        encode(renderer, contents, "a.jsonl", [row.place for row in rows])
 
 
 def test_the_advice_fits_the_fault():

@@ -13,9 +13,10 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from conftest import normalise
 
 from tune_magic.data import hub
-from tune_magic.data.formats import PromptCompletion, normalise
+from tune_magic.data.formats import PromptCompletion
 from tune_magic.data.locate import data_path, ensure, source_name
 from tune_magic.data.read import SUFFIXES, Row, read_rows
 from tune_magic.errors import DataError
@@ -55,7 +56,7 @@ from tune_magic.recipe import DataOptions
     ],
 )  # fmt: skip
 def test_a_table_gives_its_rows_with_their_lines(write, name, content, rows):
-    assert read_rows(write(name, content)) == [Row(values, place) for values, place in rows]
+    assert list(read_rows(write(name, content))) == [Row(values, place) for values, place in rows]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +86,7 @@ def test_a_table_gives_its_rows_with_their_lines(write, name, content, rows):
 )  # fmt: skip
 def test_a_table_that_cannot_be_read_says_where_and_what(write, name, content, says):
     with pytest.raises(DataError) as caught:
-        read_rows(write(name, content))
+        list(read_rows(write(name, content)))
     for part in says:
         assert part in str(caught.value)
     assert len(str(caught.value)) < 700
@@ -94,16 +95,16 @@ def test_a_table_that_cannot_be_read_says_where_and_what(write, name, content, s
 def test_cells_may_be_long_and_the_limit_of_others_stays(write):
     before = csv.field_size_limit()
     cell = "x" * 10_000_000
-    assert read_rows(write("a.csv", f'a,b\n"{cell}",{cell}\n')) == [Row({"a": cell, "b": cell}, "line 2")]
+    assert list(read_rows(write("a.csv", f'a,b\n"{cell}",{cell}\n'))) == [Row({"a": cell, "b": cell}, "line 2")]
     with pytest.raises(DataError):
-        read_rows(write("b.csv", 'a\n"'))
+        list(read_rows(write("b.csv", 'a\n"')))
     assert csv.field_size_limit() == before
 
 
 def test_an_empty_cell_is_told_only_where_it_is_needed(write):
-    rows = read_rows(write("a.csv", "prompt,completion,system\np,c,\n"))
+    rows = list(read_rows(write("a.csv", "prompt,completion,system\np,c,\n")))
     assert normalise(rows, DataOptions(train="a.csv"), "a.csv") == [PromptCompletion("p", "c")]
-    rows = read_rows(write("b.csv", "prompt,completion,system\np,c,s\np,,s\np,  ,s\n"))
+    rows = list(read_rows(write("b.csv", "prompt,completion,system\np,c,s\np,,s\np,  ,s\n")))
     with pytest.raises(DataError, match=r"(?s)line 3: column `completion` is missing.*line 4: .* is empty"):
         normalise(rows, DataOptions(train="b.csv"), "b.csv")
 
@@ -170,7 +171,7 @@ def test_a_hub_id_has_one_file_however_it_is_written(tmp_path):
 def test_a_path_of_a_known_kind_never_asks_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"^There is no file data/rows\.jsonl\."):
-        read_rows(ensure("data/rows.jsonl", tmp_path))
+        list(read_rows(ensure("data/rows.jsonl", tmp_path)))
 
 
 # --- the hub ---------------------------------------------------------------------------------------------------------

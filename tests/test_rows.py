@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from conftest import table_of
 
 from tune_magic.data.example import Example, Segment
 from tune_magic.methods.freeze import Freeze, FreezeOptions
@@ -50,7 +51,12 @@ def some_rows(count=12, longest=40, seed=0, prefix=()):
         own = draw.integers(3, 290, draw.integers(2, longest))
         tokens = np.concatenate([np.array(prefix, dtype=np.int64), own]).astype(np.int32)
         rows.append(
-            Example(Segment(tokens, np.zeros(len(tokens), np.float32)), label=int(draw.integers(3)), index=number)
+            Example(
+                Segment(tokens, np.zeros(len(tokens), np.float32)),
+                label=int(draw.integers(3)),
+                index=number,
+                number=number,
+            )
         )
     return rows
 
@@ -175,9 +181,9 @@ def freeze(layers=0):
 
 
 def kept(engine, rows, folder):
-    planned = trunk.plan(engine, rows, folder)
+    planned = trunk.plan(engine, [rows], folder)
     found = Trunk(engine, planned.depth)
-    found.fill(rows, folder, lambda done: None)
+    found.fill([rows], folder, lambda done: None)
     assert found._kept.numel() * 2 == planned.size_bytes
     assert list(folder.iterdir()) == []  # the file has no name any more
     return found
@@ -190,8 +196,8 @@ def test_frozen_layers_computed_once_give_the_same_up_to_half_precision(family, 
     dropout = {"hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1} if family == "bert" else {}
     engine = engine_of(classifier(family, **dropout), freeze(layers))
     engine.packed = packed
-    rows = some_rows()
-    plan = trunk.plan(engine, rows, tmp_path)
+    rows = table_of(some_rows(), tmp_path)
+    plan = trunk.plan(engine, [rows], tmp_path)
     assert plan.depth == 3 - layers
     one_a_row = packed and layers == 0
     assert plan.size_bytes == 2 * 32 * (len(rows) if one_a_row else sum(map(len, rows)))
@@ -218,6 +224,7 @@ def test_a_language_models_frozen_layers_are_kept_token_by_token(tiny, tmp_path,
         tokens = np.array([5, 6, 7, 8, 9, 10, 11, 12, 13, *draw.integers(3, 90, 6)], dtype=np.int32)
         branch = Segment(draw.integers(3, 90, 3).astype(np.int32), np.ones(3, np.float32))
         rows.append(Example(Segment(tokens, (np.arange(len(tokens)) > 11).astype(np.float32)), (branch, branch)))
+    rows = table_of(rows, tmp_path)
     engine.trunk = kept(engine, rows, tmp_path)
     for some in (rows, rows[1:4]):
         ours, fresh = (loss_and_gradient(engine, way, some, SFT()) for way in (engine.states, engine._plainly))
@@ -226,25 +233,27 @@ def test_a_language_models_frozen_layers_are_kept_token_by_token(tiny, tmp_path,
 
 
 def test_layers_that_change_are_never_kept(tmp_path):
-    rows = some_rows()
-    assert trunk.plan(engine_of(classifier("bert")), rows, tmp_path).depth == 0
+    rows = table_of(some_rows(), tmp_path)
+    assert trunk.plan(engine_of(classifier("bert")), [rows], tmp_path).depth == 0
     lora = Lora(LoraOptions(target_modules=r".*layer\.2\..*query"))
-    assert trunk.plan(engine_of(classifier("bert"), lora), rows, tmp_path).depth == 2
+    assert trunk.plan(engine_of(classifier("bert"), lora), [rows], tmp_path).depth == 2
     draws = engine_of(classifier("bert", hidden_dropout_prob=0.1), lora)
-    assert trunk.plan(draws, rows, tmp_path).depth == 0
+    assert trunk.plan(draws, [rows], tmp_path).depth == 0
 
 
 def test_nothing_is_kept_that_the_disk_cannot_hold(tmp_path, monkeypatch):
     monkeypatch.setattr(trunk.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1500})())
-    assert trunk.plan(engine_of(classifier("bert"), freeze()), some_rows(12), tmp_path).depth == 0  # 768 bytes, twice
-    assert trunk.plan(engine_of(classifier("bert"), freeze()), some_rows(11), tmp_path).depth == 3
+    assert (
+        trunk.plan(engine_of(classifier("bert"), freeze()), [table_of(some_rows(12), tmp_path)], tmp_path).depth == 0
+    )  # 768 bytes, twice
+    assert trunk.plan(engine_of(classifier("bert"), freeze()), [table_of(some_rows(11), tmp_path)], tmp_path).depth == 3
 
 
 def test_numbers_too_large_for_float16_are_kept_in_bfloat16(tmp_path):
     engine = engine_of(classifier("llama"), freeze(1))
     with torch.no_grad():
         engine.inner.model.embed_tokens.weight.mul_(1e6)
-    rows = some_rows()
+    rows = table_of(some_rows(), tmp_path)
     engine.trunk = kept(engine, rows, tmp_path)
     assert engine.trunk._kept.dtype == torch.bfloat16
     torch.testing.assert_close(engine.states(rows).logits, engine._plainly(rows).logits, rtol=0.05, atol=0.05)

@@ -12,6 +12,7 @@ import errno
 import itertools
 import json
 import math
+import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -166,23 +167,38 @@ def sweep(folder: Path) -> list[str]:
     return [path.name for path in leftovers]
 
 
+class Scratch:
+    """A file that has lost its name: the system frees its space with the last that has it open or mapped."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def append(self, data: bytes) -> None:
+        """Write behind what is there.
+
+        Raises:
+            OSError: When the disk is full.
+        """
+        write_all(self._descriptor, data)
+
+    def map(self) -> mmap.mmap | bytearray:
+        """Return the content, as writable memory whose changes stay this process's own."""
+        size = os.fstat(self._descriptor).st_size
+        if not size:
+            return bytearray()  # nothing cannot be mapped
+        return mmap.mmap(self._descriptor, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+
+
 @contextlib.contextmanager
-def scratch(folder: Path) -> Iterator[tuple[Path, Callable[[bytes], None]]]:
-    """Yield the path of a new file in `folder` and what appends to it; the name goes away with the block.
-
-    Who maps the file inside keeps its content, and the system frees the space with the last map: nothing is left by a
-    process that is killed, but for a temporary name when that happens inside the block.
-
-    Raises:
-        OSError: From the append, when the disk is full.
-    """
+def scratch(folder: Path) -> Iterator[Scratch]:
+    """Yield a new file on the disk of `folder`; who maps it inside keeps its content."""
     path = _temporary(folder / "scratch")
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    os.unlink(path)
     try:
-        yield path, lambda data: write_all(descriptor, data)
+        yield Scratch(descriptor)
     finally:
         os.close(descriptor)
-        os.unlink(path)
 
 
 def open_append(path: Path) -> int:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tune_magic import files, plugins, secrets
+from tune_magic import collector, files, plugins, secrets
 from tune_magic.errors import LockedError, TuneError
 from tune_magic.storage import places
 from tune_magic.storage.control import Control, StopRequested
@@ -125,6 +125,7 @@ def _print_trace() -> None:
     print(secrets.hide(traceback.format_exc()), file=sys.stderr, flush=True)  # noqa: T201 - this is the worker's log
 
 
+@collector.off()
 def _job(kind: str) -> Job:
     """Import what the kind of job needs, and no more."""
     if kind in ("finetune", "plan"):
@@ -215,6 +216,7 @@ def _only_standby() -> Lock | None:
     return None
 
 
+@collector.off()
 def _import_libraries() -> bool:
     """Import what jobs need and return whether all of it could be."""
     try:

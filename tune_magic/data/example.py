@@ -38,6 +38,7 @@ class Example:
         reference: Text of the last answer, None for plain text.
         num_cut: Tokens beyond the longest allowed that were cut off.
         index: Number of the row in its source, from 0.
+        number: Tells it from every other example of a job.
         label: Number of its class, where whole rows are classified; the row then weighs 1.
     """
 
@@ -49,6 +50,7 @@ class Example:
     num_cut: int = 0
     index: int = 0
     label: int | None = None
+    number: int = 0
 
     @property
     def prompt(self) -> np.ndarray:

@@ -62,32 +62,63 @@ class Labelled:
 Content = Turns | PromptCompletion | Labelled | Text
 
 
-def normalise(
-    rows: Sequence[Row], options: DataOptions, source: str, known: Sequence[str] = tuple(COLUMNS)
-) -> list[Content]:
-    """Bring every row to a normal form.
+class Normaliser:
+    """Brings rows to a normal form, some at a time.
 
     Args:
-        rows: The rows.
+        first: The first rows; their columns tell the format.
         options: How they become text.
         source: Name of the file or object.
         known: Formats that may be recognised: those the objective learns from.
 
+    Attributes:
+        faults: Rows that do not fit.
+
     Raises:
-        DataError: The format is not recognised, or rows do not fit it (all of them counted, the first ones shown).
+        DataError: There are none, or their format is not recognised.
     """
-    if not rows:
-        raise DataError(f"{source} has no rows.")
-    convert = _converter(rows, options, source, known)
-    faults = RowFaults(source)
-    contents: list[Content] = []
-    for row in rows:
+
+    def __init__(
+        self, first: Sequence[Row], options: DataOptions, source: str, known: Sequence[str] = tuple(COLUMNS)
+    ) -> None:
+        if not first:
+            raise DataError(f"{source} has no rows.")
+        self.faults = RowFaults(source)
+        self._columns = _columns(first)
+        self._missing = dict.fromkeys(options.columns.values())
+        self._see_columns(first)
         try:
-            contents.append(convert(row.values))
-        except _BadRow as error:
-            faults.add(row.place, str(error), error.text)
-    faults.raise_if_any()
-    return contents
+            self._convert = _converter(first, options, source, known)
+        except DataError:
+            self.raise_if_any()  # a column that is not there explains an unknown format
+            raise
+
+    def contents(self, rows: Sequence[Row]) -> list[Content]:
+        """Return the normal form of each row; those that have none become `faults`."""
+        self._see_columns(rows)
+        found: list[Content] = []
+        for row in rows:
+            try:
+                found.append(self._convert(row.values))
+            except _BadRow as error:
+                self.faults.add(row.place, str(error), error.text)
+        return found
+
+    def raise_if_any(self) -> None:
+        """Raise one error that tells what was wrong so far (all rows counted, the first ones shown)."""
+        if self._missing:
+            raise DataError(
+                f"{self.faults.source} has no column `{next(iter(self._missing))}`.",
+                hint=f"Its columns: {', '.join(self._columns)}.",
+            )
+        self.faults.raise_if_any()
+
+    def _see_columns(self, rows: Sequence[Row]) -> None:
+        for row in rows:
+            if not self._missing:
+                return
+            for column in row.values.keys() & self._missing.keys():
+                del self._missing[column]
 
 
 def detect(columns: Sequence[str], known: Sequence[str] = tuple(COLUMNS)) -> str | None:
@@ -114,9 +145,6 @@ def _converter(
     rows: Sequence[Row], options: DataOptions, source: str, known: Sequence[str]
 ) -> Callable[[Mapping[str, Any]], Content]:
     present = _columns(rows)
-    missing = [column for column in options.columns.values() if not any(column in row.values for row in rows)]
-    if missing:
-        raise DataError(f"{source} has no column `{missing[0]}`.", hint=f"Its columns: {', '.join(present)}.")
     format_name = format_of(rows, options, known)
     if format_name not in known:
         raise DataError(

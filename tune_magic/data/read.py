@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import io
 import json
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from tune_magic.errors import DataError
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "bars"}  # spreadsheets in Europe write semicolons
+_HEAD_CHARACTERS = 1 << 16  # in which the names of columns stand
+_BATCH_ROWS = 4096
 _SHOWN_FAULTS = 5
 _SHOWN_CHARACTERS = 100
 
@@ -44,10 +45,15 @@ class RowFaults:
         self.source = source
         self._shown: list[str] = []
         self._count = 0
+        self._hint: str | None = None
 
-    def add(self, place: str, problem: str, text: Any = None) -> None:
-        """Note a bad row; the first few are kept with their text."""
+    def __len__(self) -> int:
+        return self._count
+
+    def add(self, place: str, problem: str, text: Any = None, *, hint: str | None = None) -> None:
+        """Note a bad row; the first few are kept with their text, and the last hint."""
         self._count += 1
+        self._hint = hint or self._hint
         if len(self._shown) < _SHOWN_FAULTS:
             excerpt = "" if text is None else f": `{_excerpt(text)}`"
             self._shown.append(f"{place}: {problem}{excerpt}")
@@ -59,14 +65,15 @@ class RowFaults:
         noun = "row" if self._count == 1 else "rows"
         more = self._count - len(self._shown)
         tail = [f"and {more} more."] if more else []
-        raise DataError("\n  ".join([f"{self.source}: {self._count} bad {noun}.", *self._shown, *tail]), hint=hint)
+        lines = [f"{self.source}: {self._count} bad {noun}.", *self._shown, *tail]
+        raise DataError("\n  ".join(lines), hint=hint or self._hint)
 
 
-def read_rows(path: Path) -> list[Row]:
-    """Read every row of a file of one of the kinds in `SUFFIXES`.
+def read_rows(path: Path) -> Iterator[Row]:
+    """Yield every row of a file of one of the kinds in `SUFFIXES`; of a JSON array alone, all of them are held at once.
 
     Raises:
-        DataError: Naming file, line, column and the offending text.
+        DataError: Naming file, line, column and the offending text; where rows are bad, after the last one.
     """
     try:
         there = path.exists()
@@ -82,7 +89,7 @@ def read_rows(path: Path) -> list[Row]:
         )
     readers = {".jsonl": _read_lines, ".json": _read_array, ".csv": _read_table, ".tsv": _read_table}
     try:
-        return list(readers.get(path.suffix, _read_parquet)(path))
+        yield from readers.get(path.suffix, _read_parquet)(path)
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
 
@@ -182,26 +189,35 @@ _STRICT = json.JSONDecoder(object_pairs_hook=_without_doubles)
 
 
 def _read_table(path: Path) -> Iterator[Row]:
-    """Read a table of texts: its first line names the columns, and an empty cell is a value that is missing."""
-    text, faults = _text(path), RowFaults(path.name)
-    delimiter = "\t" if path.suffix == ".tsv" else _delimiter(text)
-    with _cells_of_any_size():
-        lines = list(io.StringIO(text, newline=""))  # newline="": line breaks inside quotes stay as they are
-        records = list(_records(lines, delimiter, faults))
-    faults.raise_if_any('A quote in a quoted cell is written twice: "He said ""yes""".')
-    if not records:
-        raise DataError(f"{path.name} is empty.", hint="Its first line must name the columns.")
-    names = _column_names(path.name, *records[0])
-    if len(records) == 1:
+    """Yield a table's rows of texts: its first line names the columns, and an empty cell is a value that is missing."""
+    quotes, widths = RowFaults(path.name), RowFaults(path.name)
+    try:
+        with _cells_of_any_size(), path.open(encoding="utf-8-sig", newline="") as stream:
+            # newline="": line breaks inside quotes stay as they are
+            delimiter = "\t" if path.suffix == ".tsv" else _delimiter(stream.read(_HEAD_CHARACTERS))
+            stream.seek(0)
+            records = _records(stream, delimiter, quotes)
+            head = next(records, None)
+            quotes_hint = 'A quote in a quoted cell is written twice: "He said ""yes""".'
+            if head is None:
+                quotes.raise_if_any(quotes_hint)
+                raise DataError(f"{path.name} is empty.", hint="Its first line must name the columns.")
+            names = _column_names(path.name, *head)
+            is_bare = True
+            for place, cells in records:
+                is_bare = False
+                if len(cells) == len(names):
+                    yield Row({name: cell for name, cell in zip(names, cells, strict=True) if cell}, place)
+                else:
+                    count = f"{_counted(len(cells), 'cell')} for {_counted(len(names), 'column')}"
+                    widths.add(place, count, delimiter.join(cells))
+    except UnicodeDecodeError:
+        _text(path)  # raises, with the line
+        raise
+    quotes.raise_if_any(quotes_hint)
+    if is_bare:
         raise DataError(f"{path.name} has no rows, only the names of columns: `{_excerpt(', '.join(names))}`.")
-    for place, cells in records[1:]:
-        if len(cells) == len(names):
-            yield Row({name: cell for name, cell in zip(names, cells, strict=True) if cell}, place)
-        else:
-            faults.add(
-                place, f"{_counted(len(cells), 'cell')} for {_counted(len(names), 'column')}", delimiter.join(cells)
-            )
-    faults.raise_if_any(f"Cells are separated by {_DELIMITERS[delimiter]}; a cell with one in it stands in quotes.")
+    widths.raise_if_any(f"Cells are separated by {_DELIMITERS[delimiter]}; a cell with one in it stands in quotes.")
 
 
 def _delimiter(text: str) -> str:
@@ -211,18 +227,26 @@ def _delimiter(text: str) -> str:
     return max(_DELIMITERS, key=re.sub(r'"[^"]*"?', "", first[0]).count)
 
 
-def _records(lines: Sequence[str], delimiter: str, faults: RowFaults) -> Iterator[tuple[str, list[str]]]:
+def _records(lines: Iterable[str], delimiter: str, faults: RowFaults) -> Iterator[tuple[str, list[str]]]:
     """Yield each record with the line it begins on, which is not its last where a cell holds line breaks."""
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
+    own: list[str] = []  # lines of the record at hand
+
+    def noted() -> Iterator[str]:
+        for line in lines:
+            own.append(line)
+            yield line
+
+    reader = csv.reader(noted(), delimiter=delimiter, strict=True)
     while True:
         first = reader.line_num
+        own.clear()
         try:
             cells = next(reader)
         except StopIteration:
             return
         except csv.Error as error:
             problem = "a quote is not closed" if "end of data" in str(error) else "text after a closing quote"
-            faults.add(f"line {first + 1}", problem, lines[first])
+            faults.add(f"line {first + 1}", problem, own[0])
             continue
         if len(cells) > 1 or any(cell.strip() for cell in cells):
             yield f"line {first + 1}", cells
@@ -255,16 +279,18 @@ def _counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _read_parquet(path: Path) -> list[Row]:
+def _read_parquet(path: Path) -> Iterator[Row]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    number = 0
     try:
-        content = pq.read_table(path).to_pylist()
+        with pq.ParquetFile(path) as content:
+            for batch in content.iter_batches(_BATCH_ROWS):
+                for number, values in enumerate(batch.to_pylist(), start=number + 1):  # noqa: B020 - goes on counting
+                    yield Row({key: _without_nulls(value) for key, value in values.items()}, f"row {number}")
     except pa.ArrowException as error:
         raise DataError(f"{path.name} is not a Parquet file: {error}.") from error
-    return [Row({key: _without_nulls(value) for key, value in values.items()}, f"row {number}")
-            for number, values in enumerate(content, start=1)]  # fmt: skip
 
 
 def _without_nulls(value: Any) -> Any:

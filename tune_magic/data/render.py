@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,23 @@ from tune_magic.data.read import RowFaults
 from tune_magic.errors import DataError
 
 _AT_ONCE = 1024  # rows tokenised in one call
+
+
+@dataclass
+class Part:
+    """Some rows of a source, behind each other.
+
+    Attributes:
+        contents: The rows in normal form.
+        places: Where each stands, for people.
+        first: Number of the first in its source.
+        faults: Takes rows that no example can be made of.
+    """
+
+    contents: Sequence[Content]
+    places: Sequence[str]
+    first: int
+    faults: RowFaults
 
 
 class Renderer:
@@ -38,34 +56,21 @@ class Renderer:
         self.uses_template = chat_template and self.has_template
         self.max_length = max_length
 
-    def examples(self, contents: Sequence[Content], source: str, places: Sequence[str] | None = None) -> list[Example]:
-        """Encode every content.
-
-        Args:
-            contents: One for each row.
-            source: Name of the file or object.
-            places: Where each row stands, for errors; default: row 1, row 2, ...
-
-        Raises:
-            DataError: Rows in which no trained token is left, or which the chat template refuses.
-        """
-        faults = RowFaults(source)
+    def examples(self, part: Part) -> list[Example]:
+        """Encode rows; those in which no trained token is left, or which the chat template refuses, become faults."""
         examples = []
-        was_cut = False
-        for index, example in enumerate(self._encoded(contents)):
-            place = places[index] if places else f"row {index + 1}"
+        for place, example in zip(part.places, self._encoded(part.contents, part.first), strict=True):
             if isinstance(example, ValueError):
-                faults.add(place, str(example))
+                part.faults.add(place, str(example))
                 continue
             if not example.weight:
                 why = f" within max_length ({self.max_length})" if example.num_cut else ""
-                faults.add(place, f"no trained token is left{why}")
-                was_cut = was_cut or example.num_cut > 0
+                hint = "Raise `max_length`, or shorten the prompts." if example.num_cut else None
+                part.faults.add(place, f"no trained token is left{why}", hint=hint)
             examples.append(example)
-        faults.raise_if_any("Raise `max_length`, or shorten the prompts." if was_cut else None)
         return examples
 
-    def _encoded(self, contents: Sequence[Content]) -> Iterator[Example | ValueError]:
+    def _encoded(self, contents: Sequence[Content], index: int) -> Iterator[Example | ValueError]:
         """Yield the example of each content, or why there is none; many texts are tokenised in one call."""
         for first in range(0, len(contents), _AT_ONCE):
             some = contents[first : first + _AT_ONCE]
@@ -88,7 +93,11 @@ class Renderer:
                 laid_out.append([*ids, end] if opening and end else ids)
             arrays = iter(_arrays(laid_out, [[trained for _, trained in parts] for parts, _ in found]))
             for number, (content, parts) in enumerate(zip(some, pieces, strict=True)):
-                yield parts if isinstance(parts, ValueError) else self._example(content, *next(arrays), first + number)
+                yield (
+                    parts
+                    if isinstance(parts, ValueError)
+                    else self._example(content, *next(arrays), index + first + number)
+                )
 
     def _example(
         self, content: Content, tokens: np.ndarray, weights: np.ndarray, starts: list[int], index: int

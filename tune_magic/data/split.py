@@ -11,9 +11,9 @@ _STREAM = 7919  # keeps the split's random numbers apart from those of the data 
 
 
 def split(
-    num_rows: int, share: float | None, seed: int, labels: Sequence[int] | None = None
-) -> tuple[list[int], list[int]]:
-    """Return the indices of training and held-out rows, each in file order.
+    num_rows: int, share: float | None, seed: int, labels: Sequence[int] | np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the indices of training and held-out rows, each in file order, int64.
 
     Args:
         num_rows: Rows in the file.
@@ -35,7 +35,7 @@ def split(
     order = np.random.default_rng([seed, _STREAM]).permutation(num_rows)
     if labels is not None:
         order = _by_class(order, np.asarray(labels), count)
-    return sorted(order[count:].tolist()), sorted(order[:count].tolist())
+    return np.sort(order[count:]), np.sort(order[:count])
 
 
 def _by_class(order: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:

@@ -112,7 +112,7 @@ class AnswerScorer(Scorer):
     def _losses(self, model: Any) -> np.ndarray:
         engine = self.tuned.engine(model)
         engine.self_check(self.examples[:8], self.tuned.objective.loss_sum)
-        numbers = {id(example): number for number, example in enumerate(self.examples)}
+        places = {example.number: place for place, example in enumerate(self.examples)}
         losses = np.zeros(len(self.examples))
         with torch.no_grad():
             for microbatch in engine.microbatches(self.examples):
@@ -120,8 +120,8 @@ class AnswerScorer(Scorer):
                 sums = torch.zeros(len(microbatch)).index_add(
                     0, states.owners.cpu(), -(states.log_probs() * states.weights).cpu()
                 )
-                places = [numbers[id(example)] for example in microbatch]  # they come in the engine's order
-                losses[places] = (sums / torch.tensor([example.weight for example in microbatch])).numpy()
+                own = [places[example.number] for example in microbatch]  # they come in the engine's order
+                losses[own] = (sums / torch.tensor([example.weight for example in microbatch])).numpy()
                 self.advance(len(microbatch))
         return losses
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from tune_magic import files
-from tune_magic.data.example import Example
 from tune_magic.data.locate import ensure, references, source_name
+from tune_magic.data.table import Table
 from tune_magic.errors import DataError
 from tune_magic.evaluation.answers import AnswerScorer
 from tune_magic.evaluation.classes import ClassScorer
@@ -25,8 +25,8 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     log.append("state", state="running")
     options = job.info["options"]
     tuned = load_tuned(RunFolder(job.path.parent.parent))
-    examples, split = rows_to_score(tuned, job.path, options.get("data"))
-    examples = examples[: options.get("limit")]
+    rows, split = rows_to_score(tuned, job.path, options.get("data"))
+    examples = rows[: options.get("limit")]
     done = 0
 
     def advance(count: int) -> None:
@@ -40,7 +40,7 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     scorer = kind(tuned, examples, options, advance)
     scored = scorer.score(tuned.model)
     base = _score_base(tuned, scorer)
-    rows = [
+    scores = [
         {
             "row": example.index,
             "question": example.question,
@@ -58,12 +58,12 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     }
     metrics = {name: comparison.to_dict() for name, comparison in scorer.compare(base, scored).items()}
     content = {"format": FORMAT, "about": about, "metrics": metrics, **scorer.tables(base, scored)}
-    files.write_text(job.path / "rows.jsonl", "".join(files.to_json(row) + "\n" for row in rows))
+    files.write_text(job.path / "rows.jsonl", "".join(files.to_json(row) + "\n" for row in scores))
     files.write_json(job.path / "report.json", content)
     return {"state": "finished"}
 
 
-def rows_to_score(tuned: Tuned, folder: Path, named: str | None = None) -> tuple[list[Example], str]:
+def rows_to_score(tuned: Tuned, folder: Path, named: str | None = None) -> tuple[Table, str]:
     """Return rows that were not trained on, and what they are: named by the user, test, or held-out.
 
     Args:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tune_magic.data.example import Example
 from tune_magic.data.formats import Content
-from tune_magic.data.render import Renderer
+from tune_magic.data.render import Part, Renderer
 from tune_magic.models.load import load_causal_lm
 
 if TYPE_CHECKING:
@@ -20,17 +20,19 @@ class Objective(abc.ABC):
     """Base class of objectives: rows become examples, a batch becomes a loss.
 
     Attributes:
+        learns: `learn` has something to do; the training rows are read once more for it.
         formats: Formats of rows it learns from, see `data.formats.COLUMNS`.
         task: PEFT's name of the task.
         scores_rows: The loss is one a row, on the model's own outputs (`training.rows.RowStates`); otherwise one a
             token, on hidden states (`training.engine.TargetStates`).
     """
 
+    learns: ClassVar[bool] = False
     formats: ClassVar[tuple[str, ...]] = ("messages", "prompt_completion", "instruction", "text")
     task: ClassVar[str] = "CAUSAL_LM"
     scores_rows: ClassVar[bool] = False
 
-    def learn(self, contents: Sequence[Content], source: str) -> None:  # noqa: B027 - most have nothing to learn
+    def learn(self, contents: Iterable[Content], source: str) -> None:  # noqa: B027 - most have nothing to learn
         """Look at the training rows once, before any example is made, at class names say.
 
         Raises:
@@ -41,15 +43,9 @@ class Objective(abc.ABC):
         """Return what was learned, JSON-ready; the plan keeps it, and as keywords it makes the same objective again."""
         return {}
 
-    def examples(
-        self, contents: Sequence[Content], renderer: Renderer, source: str, places: Sequence[str]
-    ) -> list[Example]:
-        """Turn rows into examples; `places` says where each row stands, for errors.
-
-        Raises:
-            DataError: Rows this objective cannot learn from.
-        """
-        return renderer.examples(contents, source, places)
+    def examples(self, part: Part, renderer: Renderer) -> list[Example]:
+        """Turn rows into examples; those this objective cannot learn from become faults of the part."""
+        return renderer.examples(part)
 
     def load(self, folder: Path, dtype: torch.dtype) -> Any:
         """Load the base model in the form that is trained.

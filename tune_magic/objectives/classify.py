@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tune_magic.data.example import Example
 from tune_magic.data.formats import Content, Labelled
-from tune_magic.data.read import RowFaults
-from tune_magic.data.render import Renderer
+from tune_magic.data.render import Part, Renderer
 from tune_magic.errors import DataError
 from tune_magic.models.load import load_classifier
 from tune_magic.objectives.base import Objective
@@ -29,6 +29,7 @@ class Classify(Objective):
         classes: Names of the classes in the order of the head's outputs; learned from the training rows by `learn`.
     """
 
+    learns = True
     formats = ("text_label",)
     task: ClassVar[str] = "SEQ_CLS"
     scores_rows = True
@@ -36,18 +37,19 @@ class Classify(Objective):
     def __init__(self, classes: Sequence[str] = ()) -> None:
         self.classes = list(classes)
 
-    def learn(self, contents: Sequence[Content], source: str) -> None:
+    def learn(self, contents: Iterable[Content], source: str) -> None:
         """Take the classes of the training rows, in order: numbers by value, names by the alphabet.
 
         Raises:
             DataError: There is one class only, or nearly every row has one of its own.
         """
-        found = {content.label for content in contents if isinstance(content, Labelled)}
+        rows = Counter(content.label for content in contents if isinstance(content, Labelled))
+        found, num_rows = list(rows), rows.total()
         if len(found) < 2:
-            raise DataError(f"{source} has one class only, {found.pop()!r}.", hint="A classifier needs two or more.")
-        if len(found) > 2 and len(found) > _MOST_CLASSES_SHARE * len(contents):
+            raise DataError(f"{source} has one class only, {found[0]!r}.", hint="A classifier needs two or more.")
+        if len(found) > 2 and len(found) > _MOST_CLASSES_SHARE * num_rows:
             raise DataError(
-                f"{source} has {len(found)} classes in {len(contents)} rows.",
+                f"{source} has {len(found)} classes in {num_rows} rows.",
                 hint="Is `label` the right column? `columns: {label: YOURS}` names another.",
             )
         is_numbered = all(name.lstrip("-").isdecimal() for name in found)
@@ -57,21 +59,18 @@ class Classify(Objective):
         """The class names."""
         return {"classes": self.classes}
 
-    def examples(
-        self, contents: Sequence[Content], renderer: Renderer, source: str, places: Sequence[str]
-    ) -> list[Example]:
+    def examples(self, part: Part, renderer: Renderer) -> list[Example]:
         """Encode the texts, with the number of each class."""
         numbers = {name: number for number, name in enumerate(self.classes)}
-        faults = RowFaults(source)
         known: list[tuple[int, Labelled]] = []
-        for index, (content, place) in enumerate(zip(contents, places, strict=True)):
+        for index, (content, place) in enumerate(zip(part.contents, part.places, strict=True), start=part.first):
             if not isinstance(content, Labelled):
                 raise TypeError(f"{type(content).__name__} has no class")
             if content.label in numbers:
                 known.append((index, content))
             else:
-                faults.add(place, "no training row has this class", content.label)
-        faults.raise_if_any(f"Classes: {', '.join(self.classes)}.")
+                hint = f"Classes: {', '.join(self.classes)}."
+                part.faults.add(place, "no training row has this class", content.label, hint=hint)
         labelled = [content for _, content in known]
         return renderer.classified(labelled, [numbers[c.label] for c in labelled], [index for index, _ in known])
 

@@ -50,15 +50,16 @@ def _keep_frozen_outputs(session: Session) -> None:
     depth = session.plan["kept_layers"]
     if not depth:
         return
-    examples = session.dataset.train + session.dataset.held_out
+    sources = [session.dataset.train, session.dataset.held_out]
+    total = sum(map(len, sources))
 
     def look(done: int) -> None:
         session.control.check()
-        session.log.append("progress", done=done, total=len(examples))
+        session.log.append("progress", done=done, total=total)
 
     kept = Trunk(session.engine, depth)
     try:
-        kept.fill(examples, session.folder, look)
+        kept.fill(sources, session.folder, look)
     except (OSError, MemoryError, RuntimeError) as error:
         if not isinstance(error, OSError) and not memory.is_exhausted(error):
             raise
@@ -85,8 +86,8 @@ def _measure(session: Session) -> dict[str, Any]:
     """Compute the step with the most tokens, update nothing, and predict the run's peak memory and time."""
     plan, train, order = session.plan, session.dataset.train, session.order
     loop = Loop(session, own_checkpoints=set())
-    steps = range(1, min(plan["steps_per_epoch"], plan["total_steps"]) + 1)
-    tokens = {step: sum(len(train[row]) for row in order.rows(step)) for step in steps}
+    steps, lengths = range(1, min(plan["steps_per_epoch"], plan["total_steps"]) + 1), train.lengths
+    tokens = {step: int(lengths[order.rows(step)].sum()) for step in steps}
     heaviest = max(tokens, key=lambda step: tokens[step])
     examples = [train[row] for row in order.rows(heaviest)]
     seconds = 0.0

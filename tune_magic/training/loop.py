@@ -9,6 +9,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 
 from tune_magic import files
@@ -117,7 +118,7 @@ class Loop:
         if seconds is None:
             return None
         trained = sum(p.numel() * p.element_size() for p in self.session.model.parameters() if p.requires_grad)
-        return Budget(seconds, sum(map(len, self.session.dataset.held_out)), 3 * trained)
+        return Budget(seconds, int(self.session.dataset.held_out.lengths.sum()), 3 * trained)
 
     def _out_of_time(self) -> bool:
         """Whether another step would leave too little time to score and save; says once how far time will reach."""
@@ -316,7 +317,7 @@ class Loop:
         session = self.session
         started = time.perf_counter()
         session.model.eval()
-        weight = sum(example.weight for example in session.dataset.held_out)
+        weight = float(session.dataset.held_out.weights.sum(dtype=np.float64))
         sums: defaultdict[str, float] = defaultdict(float)
         try:
             with torch.no_grad():

@@ -27,7 +27,9 @@ class Order:
         ranks: A number for each row by which to group, or None for a plain permutation.
     """
 
-    def __init__(self, num_rows: int, batch_size: int, seed: int, ranks: Sequence[int] | None = None) -> None:
+    def __init__(
+        self, num_rows: int, batch_size: int, seed: int, ranks: Sequence[int] | np.ndarray | None = None
+    ) -> None:
         self.num_rows = num_rows
         self.batch_size = batch_size
         self.seed = seed

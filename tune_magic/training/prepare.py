@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import heapq
 import itertools
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from tune_magic import plugins
-from tune_magic.data import formats, read
+from tune_magic import collector, plugins
 from tune_magic.data.example import Example
-from tune_magic.data.locate import data_path, ensure, fingerprints, identity, references, source_name
-from tune_magic.data.render import Renderer
-from tune_magic.data.split import split
-from tune_magic.errors import DataError, TuneError
+from tune_magic.data.locate import data_path, fingerprints, identity, references
+from tune_magic.data.table import Table
+from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
 from tune_magic.models.find import ModelSource, find_model
 from tune_magic.models.load import load_tokenizer, local_folder
@@ -32,27 +26,19 @@ from tune_magic.recipe.schema import Recipe
 from tune_magic.storage import fingerprint
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
-from tune_magic.training import memory, packing, trunk
+from tune_magic.training import checked, memory, packing, trunk
+from tune_magic.training.dataset import Dataset, Rows
 from tune_magic.training.engine import Engine, TokenEngine
 from tune_magic.training.order import Order
 from tune_magic.training.planner import Planner
 from tune_magic.training.rows import RowEngine
 
-_CHECKED_ROWS = 8
 _LENS_ROWS = 3
 _LENS_TOKENS = 400
 _EVALUATIONS = 8
 _SAMPLED_STEPS = 8  # of which memory is planned
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")  # their first positions stand for padding
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-
-
-@dataclass
-class Dataset:
-    """The examples of a run, each list in file order."""
-
-    train: list[Example]
-    held_out: list[Example]
 
 
 @dataclass
@@ -71,83 +57,6 @@ class Session:
     model: Any
     engine: Engine
     order: Order
-
-
-class Rows:
-    """The rows a recipe names, read, recognised and encoded.
-
-    Args:
-        recipe: Names them.
-        folder: The job folder, which holds tables given as objects.
-        tokenizer: The model's.
-        max_length: Longest example in tokens.
-        objective: What was trained, for rows that come after it; None: by the recipe and the training rows.
-    """
-
-    def __init__(
-        self, recipe: Recipe, folder: Path, tokenizer: Any, max_length: int, objective: Objective | None = None
-    ) -> None:
-        self.recipe = recipe
-        self.folder = folder
-        self.renderer = Renderer(tokenizer, chat_template=recipe.data.chat_template, max_length=max_length)
-        self.objective_name = ""
-        self._objective = objective
-
-    @property
-    def objective(self) -> Objective:
-        """What is minimised; known once the training rows were read."""
-        assert self._objective is not None
-        return self._objective
-
-    def examples(self, reference: str) -> list[Example]:
-        """Read, check and encode the rows behind a reference.
-
-        Raises:
-            DataError: Naming file, line, column and text of what is wrong.
-        """
-        with _no_collections():
-            return self._examples(reference)
-
-    def _examples(self, reference: str) -> list[Example]:
-        rows = read.read_rows(ensure(reference, self.folder))
-        source = source_name(reference)
-        learns = self._objective is None
-        if self._objective is None:
-            self.objective_name = _objective_name(self.recipe, rows)
-            self._objective = plugins.get("objective", self.objective_name)()
-        contents = formats.normalise(rows, self.recipe.data, source, self.objective.formats)
-        if learns:
-            self.objective.learn(contents, source)
-        return self.objective.examples(contents, self.renderer, source, [row.place for row in rows])
-
-    def dataset(self) -> Dataset:
-        """Return training and held-out examples."""
-        rows = self.examples(self.recipe.data.train)
-        held_out = self.recipe.data.held_out
-        if isinstance(held_out, str):
-            return Dataset(rows, self.examples(held_out))
-        labels = [example.label for example in rows if example.label is not None]
-        train_rows, held_out_rows = split(len(rows), held_out, self.recipe.seed, labels or None)
-        if not train_rows:
-            raise DataError("No row is left for training.", hint="Lower `data.held_out` or add rows.")
-        return Dataset([rows[i] for i in train_rows], [rows[i] for i in held_out_rows])
-
-
-@contextlib.contextmanager
-def _no_collections() -> Iterator[None]:
-    """Do without the garbage collector for a while: it would look at every row made so far, again and again."""
-    was_on = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if was_on:
-            gc.enable()
-
-
-def _objective_name(recipe: Recipe, rows: list[read.Row]) -> str:
-    """Return the objective of the recipe; rows with a class are classified unless it says otherwise."""
-    return recipe.objective or ("classify" if formats.format_of(rows, recipe.data) == "text_label" else "sft")
 
 
 def longest_example(recipe: Recipe, model_folder: Path) -> int:
@@ -203,8 +112,9 @@ def prepare(
     at_start = memory.level(device())
     source = find_model(recipe.model)
     model_folder = local_folder(source)
-    tokenizer = load_tokenizer(model_folder)
-    rows = Rows(recipe, folder, tokenizer, longest_example(recipe, model_folder))
+    with collector.off():
+        tokenizer = load_tokenizer(model_folder)
+    rows = Rows(recipe, folder, tokenizer, longest_example(recipe, model_folder), look=control.check)
     dataset, objective = rows.dataset(), rows.objective
     control.check()
 
@@ -214,20 +124,24 @@ def prepare(
     method: Method = plugins.get("method", recipe.method.name)(recipe.method)
     torch.manual_seed(recipe.seed)
     np.random.seed(recipe.seed)
-    model = build_model(recipe, model_folder, objective, method, dtype if method.adds else torch.float32)
+    with collector.off():
+        model = build_model(recipe, model_folder, objective, method, dtype if method.adds else torch.float32)
     model.to(device())
     control.check()
 
     engine = make_engine(recipe, model, method, objective, dtype)
-    engine.self_check(dataset.train[:_CHECKED_ROWS], objective.loss_sum)
-    if recipe.torch_compile:
-        engine.reason = engine.compile(dataset.train[:_CHECKED_ROWS], objective.loss_sum) or engine.reason
+    paths = {reference: data_path(reference, folder) for reference in references(recipe).values()}
+    prints = fingerprints(recipe, source.path or model_folder, paths.__getitem__)
+    checked.self_check(engine, recipe, objective, dataset.train, prints["model"])
     order = Order(len(dataset.train), recipe.batch_size, recipe.seed, _ranks(recipe, dataset.train))
     session = Session(recipe, folder, log, control, {}, dataset, tokenizer, method, objective, model, engine, order)
     forecast = _plan_memory(session, inherited, measure=measure)
     forecast["memory"]["at_start"] = at_start
     session.plan = {
         **_facts_of_inputs(session, source, model_folder),
+        "fingerprints": prints,
+        "data_files": {reference: str(path) for reference, path in paths.items()},
+        "identity": identity(recipe, prints),
         **_facts_of_rows(session, rows),
         **_facts_of_training(session),
         **forecast,
@@ -258,13 +172,13 @@ def _refuse_changes(before: dict[str, Any], now: dict[str, Any]) -> None:
         )
 
 
-def _ranks(recipe: Recipe, examples: list[Example]) -> Sequence[int] | None:
+def _ranks(recipe: Recipe, examples: Table) -> np.ndarray | None:
     """Return a number for each row by which rows of a step are alike; None where any rows may meet."""
     match recipe.train_sampling_strategy:
         case "group_by_length":
-            return [len(example) for example in examples]
+            return examples.lengths
         case "group_by_prefix":
-            return [int(rank) for rank in np.argsort(packing.alike_together(examples))]
+            return np.argsort(packing.alike_together(examples))
         case _:
             return None
 
@@ -312,22 +226,17 @@ def _plan_memory(session: Session, inherited: dict[str, Any] | None, *, measure:
 def _heaviest_steps(session: Session) -> list[list[Example]]:
     """Return the examples of the steps of an epoch with the most tokens."""
     order, train = session.order, session.dataset.train
-    lengths = np.array([len(example) for example in train])
+    lengths = train.lengths
     steps = range(1, min(order.steps_per_epoch, total_steps(session.recipe, order)) + 1)
-    heaviest = heapq.nlargest(_SAMPLED_STEPS, steps, key=lambda step: lengths[order.rows(step)].sum())
+    heaviest = heapq.nlargest(_SAMPLED_STEPS, steps, key=lambda step: int(lengths[order.rows(step)].sum()))
     return [[train[row] for row in order.rows(step)] for step in heaviest]
 
 
 def _facts_of_inputs(session: Session, source: ModelSource, model_folder: Path) -> dict[str, Any]:
-    """What goes in: recipe, fingerprints, versions, model."""
+    """What goes in: recipe, versions, model."""
     recipe, parameters = session.recipe, list(session.model.parameters())
-    paths = {reference: data_path(reference, session.folder) for reference in references(recipe).values()}
-    prints = fingerprints(recipe, source.path or model_folder, paths.__getitem__)
     return {
         "recipe": recipe.normalised(),
-        "fingerprints": prints,
-        "data_files": {reference: str(path) for reference, path in paths.items()},
-        "identity": identity(recipe, prints),
         "versions": fingerprint.versions(),
         "model": {"name": source.name, "origin": source.origin, "note": source.note, "folder": str(model_folder)},
         "parameters": sum(p.numel() for p in parameters),
@@ -338,33 +247,36 @@ def _facts_of_inputs(session: Session, source: ModelSource, model_folder: Path) 
 def _facts_of_rows(session: Session, rows: Rows) -> dict[str, Any]:
     """The rows in numbers, and the first ones as the model sees them."""
     train = session.dataset.train
-    lengths = [len(example) for example in train]
     return {
         "objective": {"name": rows.objective_name, **rows.objective.facts()},
-        **_class_rows(train),
+        **_class_rows(train, rows.objective),
         "train_rows": len(train),
         "held_out_rows": len(session.dataset.held_out),
-        "tokens_per_epoch": sum(lengths),
-        "trained_tokens_per_epoch": int(sum(example.weight for example in train)),
-        "longest_row_tokens": max(lengths),
-        "cut_rows": sum(example.num_cut > 0 for example in train),
+        "tokens_per_epoch": int(train.lengths.sum(dtype=np.int64)),
+        "trained_tokens_per_epoch": int(train.weights.sum(dtype=np.float64)),
+        "longest_row_tokens": int(train.lengths.max()),
+        "cut_rows": int((train.num_cut > 0).sum()),
         "max_length": rows.renderer.max_length,
         "chat_template": rows.renderer.uses_template and not session.objective.scores_rows,
         "lens": [_lens(example, session.tokenizer) for example in train[:_LENS_ROWS]],
     }
 
 
-def _class_rows(examples: list[Example]) -> dict[str, Any]:
-    """Return the number of training rows of each class, where rows have classes."""
-    counts = Counter(example.reference for example in examples if example.label is not None)
-    return {"class_rows": dict(counts.most_common())} if counts else {}
+def _class_rows(train: Table, objective: Objective) -> dict[str, Any]:
+    """Return the number of training rows of each class, the largest first, where rows have classes."""
+    if train.labels is None:
+        return {}
+    numbers, counts = np.unique(train.labels, return_counts=True)
+    names = objective.facts()["classes"]
+    ordered = sorted(zip(counts.tolist(), numbers.tolist(), strict=True), key=lambda pair: -pair[0])
+    return {"class_rows": {names[number]: count for count, number in ordered}}
 
 
 def _facts_of_training(session: Session) -> dict[str, Any]:
     """Every resolved value of the training itself."""
     recipe, engine = session.recipe, session.engine
     steps = total_steps(recipe, session.order)
-    kept = trunk.plan(engine, session.dataset.train + session.dataset.held_out, session.folder)
+    kept = trunk.plan(engine, [session.dataset.train, session.dataset.held_out], session.folder)
     pays = recipe.cache_frozen_layers and steps > session.order.steps_per_epoch
     evaluations = recipe.eval.steps or max(1, math.ceil(steps / _EVALUATIONS))
     return {

@@ -207,11 +207,11 @@ def row_logits(engine: Engine, examples: Sequence[Example], done: Callable[[int]
         examples: At least one.
         done: Called with the number of rows of each batch; may raise to break off.
     """
-    numbers = {id(example): number for number, example in enumerate(examples)}
+    places = {example.number: place for place, example in enumerate(examples)}
     order, parts = [], []
     with torch.no_grad():
         for batch in engine.microbatches(examples):
-            order += [numbers[id(example)] for example in batch]
+            order += [places[example.number] for example in batch]
             parts.append(engine.states(batch).logits.cpu())
             if done is not None:
                 done(len(batch))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 
 import torch
@@ -23,8 +24,8 @@ class Sampler:
         self._session = session
         self._started = time.monotonic()
         self._spent_s = 0.0
-        answerable = [example for example in session.dataset.held_out if example.reference is not None]
-        self._examples = answerable[: session.recipe.eval.samples]
+        answerable = (example for example in session.dataset.held_out if example.reference is not None)
+        self._examples = list(itertools.islice(answerable, session.recipe.eval.samples))
 
     def sample(self, step: int) -> None:
         """Answer the prompts with the model as it stands after `step`."""

@@ -7,18 +7,22 @@ before the first step, in batches that follow from the rows alone, so a run that
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from tune_magic import files
 from tune_magic.data.example import Example
+from tune_magic.data.table import Table
 from tune_magic.models.layers import before, layers_of, output_of, skipped
 from tune_magic.training.engine import Engine
 
+_ROWS_AT_ONCE = 4096
 _SHARE_OF_DISK = 0.5  # of what is free
 
 
@@ -35,12 +39,11 @@ class Trunk:
         self.depth = depth
         self._layers = layers_of(engine.inner)
         self._kept = torch.empty(0)
-        self._ranges: dict[int, tuple[int, int]] = {}  # by id of the example
-        self._examples: list[Example] = []  # alive, so that an id stays theirs
+        self._starts = self._ends = np.empty(0, dtype=np.int64)  # by the example's number
 
     def knows(self, examples: Sequence[Example]) -> bool:
         """Return whether the outputs for all of these are kept."""
-        return all(id(example) in self._ranges for example in examples)
+        return all(example.number < len(self._ends) and self._ends[example.number] for example in examples)
 
     def states(self, examples: Sequence[Example]) -> Any:
         """Compute what the objective sees of a microbatch from the kept outputs."""
@@ -54,11 +57,11 @@ class Trunk:
         with skipped(self._layers[: self.depth], given.view(*shape, -1)):
             return self.engine.compute(batch, examples)
 
-    def fill(self, examples: Sequence[Example], folder: Path, look: Callable[[int], None]) -> None:
-        """Compute and keep the outputs for these examples.
+    def fill(self, sources: Sequence[Sequence[Example]], folder: Path, look: Callable[[int], None]) -> None:
+        """Compute and keep the outputs for examples.
 
         Args:
-            examples: All that will be asked for.
+            sources: All that will be asked for.
             folder: On a disk with room for them.
             look: Called with the number of examples done after each batch; may raise to break off.
 
@@ -67,39 +70,49 @@ class Trunk:
         """
         self.engine.model.eval()
         for dtype in (torch.bfloat16,) if self.engine.dtype == torch.bfloat16 else (torch.float16, torch.bfloat16):
-            if self._try_to_fill(list(examples), folder, dtype, look):
+            if self._try_to_fill(sources, folder, dtype, look):
                 return
         raise OSError("the outputs of the frozen layers are not finite")
 
-    def _try_to_fill(self, examples: list[Example], folder: Path, dtype: torch.dtype, look: Any) -> bool:
+    def _try_to_fill(
+        self, sources: Sequence[Sequence[Example]], folder: Path, dtype: torch.dtype, look: Callable[[int], None]
+    ) -> bool:
         """Return False when a number does not fit the precision."""
-        ranges, end, width = {}, 0, 0
-        with files.scratch(folder) as (path, append):
-            for microbatch, states in self._outputs(examples):
+        size = 1 + max(example.number for source in sources for example in source)
+        starts, ends = np.zeros(size, dtype=np.int64), np.zeros(size, dtype=np.int64)
+        done, end, width = 0, 0, 0
+        with files.scratch(folder) as scratch:
+            for microbatch, states in self._outputs(sources):
                 rounded = [kept.to("cpu", dtype).contiguous() for kept in states]
                 if not all(bool(kept.isfinite().all()) for kept in rounded):
                     return False
                 for example, kept in zip(microbatch, rounded, strict=True):
-                    append(kept.view(torch.int16).numpy().tobytes())
-                    ranges[id(example)] = (end, end + len(kept))
+                    scratch.append(kept.view(torch.int16).numpy().tobytes())
+                    starts[example.number], ends[example.number] = end, end + len(kept)
                     end, width = end + len(kept), kept.shape[1]
-                look(len(ranges))
-            self._kept = torch.from_file(str(path), shared=False, size=end * width, dtype=dtype).view(end, width)
-        self._ranges, self._examples = ranges, examples
+                done += len(microbatch)
+                look(done)
+            self._kept = torch.frombuffer(scratch.map(), dtype=dtype).view(end, width)
+        self._starts, self._ends = starts, ends
         return True
 
-    def _outputs(self, examples: list[Example]) -> Iterator[tuple[list[Example], list[torch.Tensor]]]:
+    def _outputs(self, sources: Sequence[Sequence[Example]]) -> Iterator[tuple[list[Example], list[torch.Tensor]]]:
         """Yield microbatches with the states that matter of each example, (tokens, width)."""
         engine, rest = self.engine, self._layers[self.depth :]
-        for microbatch in engine.microbatches(examples):
+        for microbatch in itertools.chain.from_iterable(map(self._microbatches, sources)):
             batch = engine.lay_out(microbatch)
             with torch.no_grad(), output_of(self._layers[self.depth - 1]) as found, skipped(rest):
                 engine.compute(batch, microbatch)
             states = found[0].flatten(0, 1)
             yield microbatch, [states[engine.tensor(places)] for places in engine.kept(batch, self.depth)]
 
+    def _microbatches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
+        """Cut a source into microbatches, some of its rows at a time, so that not all of them are held at once."""
+        for start in range(0, len(examples), _ROWS_AT_ONCE):
+            yield from self.engine.microbatches(examples[start : start + _ROWS_AT_ONCE])
+
     def _read(self, example: Example) -> torch.Tensor:
-        start, end = self._ranges[id(example)]
+        start, end = self._starts[example.number], self._ends[example.number]
         return self._kept[start:end].to(self.engine.device, torch.float32)
 
 
@@ -110,12 +123,13 @@ class Plan(NamedTuple):
     size_bytes: int
 
 
-def plan(engine: Engine, examples: Sequence[Example], folder: Path) -> Plan:
+def plan(engine: Engine, sources: Sequence[Table], folder: Path) -> Plan:
     """Return what can be kept of these examples on the disk of a folder."""
     depth = _frozen_depth(engine)
-    if not depth or (not engine.packed and any(example.branches for example in examples)):
+    if not depth or (not engine.packed and any(source.has_branches for source in sources)):
         return Plan(0, 0)
-    tokens = len(examples) if _keeps_one_token(engine, depth) else sum(map(len, examples))
+    keeps_one = _keeps_one_token(engine, depth)
+    tokens = sum(len(source) if keeps_one else int(source.lengths.sum(dtype=np.int64)) for source in sources)
     size_bytes = 2 * tokens * int(engine.inner.config.get_text_config().hidden_size)
     return Plan(depth, size_bytes) if size_bytes <= _SHARE_OF_DISK * shutil.disk_usage(folder).free else Plan(0, 0)
 

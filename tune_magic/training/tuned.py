@@ -23,8 +23,9 @@ from tune_magic.recipe.schema import Recipe
 from tune_magic.storage import fingerprint
 from tune_magic.storage.folder import RunFolder
 from tune_magic.training import checkpoint
+from tune_magic.training.dataset import Rows
 from tune_magic.training.engine import Engine
-from tune_magic.training.prepare import Rows, build_model, device, make_engine
+from tune_magic.training.prepare import build_model, device, make_engine
 from tune_magic.training.rows import row_logits
 
 Chat = list[dict[str, str]]

@@ -1,0 +1,185 @@
+"""Examples on disk, mapped into memory: a million rows cost some bytes each of memory, whatever their length.
+
+A table is columns in files without a name, which the system removes with the process. What every row is asked for
+(lengths, weights, classes) stays in memory; an `Example` is made when it is looked at.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, overload
+
+import numpy as np
+
+from tune_magic import files
+from tune_magic.data.example import Example, Segment
+
+_NONE = -1
+# where a row's tokens, branches and texts begin, and what else it has
+_ROW = np.dtype([
+    ("token", "<i8"), ("branch", "<i8"), ("text", "<i8"), ("index", "<i8"), ("trunk", "<i4"), ("branches", "<i4"),
+    ("answer_start", "<i4"), ("question", "<i4"), ("reference", "<i4"),
+])  # fmt: skip
+_FACTS = np.dtype([("length", "<i4"), ("weight", "<f4"), ("label", "<i4"), ("num_cut", "<i4")])
+_COLUMNS: dict[str, Any] = {"rows": _ROW, "tokens": "<i4", "weights": "<f4", "branches": "<i4", "texts": "u1"}
+
+
+class Table(Sequence[Example]):
+    """Examples of one source, in its order, or some of them.
+
+    Args:
+        columns: Each column's content by its name.
+        facts: What stays in memory of each row.
+        numbers: Of the rows that are in, in their order; None: all.
+        offset: Added to a row's number, so that examples of several tables are told apart.
+    """
+
+    def __init__(
+        self, columns: dict[str, np.ndarray], facts: np.ndarray, numbers: np.ndarray | None = None, offset: int = 0
+    ) -> None:
+        self._columns = columns
+        self._all_facts = facts
+        self._numbers = numbers
+        self._offset = offset
+
+    def __len__(self) -> int:
+        return len(self._all_facts) if self._numbers is None else len(self._numbers)
+
+    @overload
+    def __getitem__(self, place: int) -> Example: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Example]: ...
+    def __getitem__(self, place: int | slice) -> Example | list[Example]:
+        if isinstance(place, slice):
+            return [self[i] for i in range(*place.indices(len(self)))]
+        size = len(self)
+        if not -size <= place < size:
+            raise IndexError(place)
+        place %= size
+        return self._example(place if self._numbers is None else int(self._numbers[place]))
+
+    def take(self, places: Sequence[int] | np.ndarray) -> Table:
+        """Return the rows at these places, in this order; nothing is copied."""
+        chosen = np.asarray(places, dtype=np.int64)
+        numbers = chosen if self._numbers is None else self._numbers[chosen]
+        return Table(self._columns, self._all_facts, numbers, self._offset)
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each example, (rows,) int32."""
+        return self._facts("length")
+
+    @property
+    def weights(self) -> np.ndarray:
+        """Weight of each example, (rows,) float32."""
+        return self._facts("weight")
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """Class number of each example, (rows,) int32; None where rows have no classes."""
+        labels = self._facts("label")
+        return None if not len(labels) or labels[0] == _NONE else labels
+
+    @property
+    def has_branches(self) -> bool:
+        """Whether some example is more than a trunk."""
+        return len(self._columns["branches"]) > 0
+
+    @property
+    def num_cut(self) -> np.ndarray:
+        """Tokens cut off each example, (rows,) int32."""
+        return self._facts("num_cut")
+
+    def _facts(self, name: str) -> np.ndarray:
+        column: np.ndarray = self._all_facts[name]
+        return column if self._numbers is None else column[self._numbers]
+
+    def _example(self, number: int) -> Example:
+        row, facts = self._columns["rows"][number], self._all_facts[number]
+        token, branch, text, index, trunk, branches, answer_start, question, reference = row.item()
+        length, _, label, num_cut = facts.item()
+        tokens, weights = (self._columns[name][token : token + length] for name in ("tokens", "weights"))
+        ends = [trunk, *(trunk + np.cumsum(self._columns["branches"][branch : branch + branches])).tolist()]
+        return Example(
+            trunk=Segment(tokens[:trunk], weights[:trunk]),
+            branches=tuple(Segment(tokens[a:b], weights[a:b]) for a, b in itertools.pairwise(ends)),
+            answer_start=answer_start,
+            question=self._text(text, question),
+            reference=self._text(text + max(0, question), reference),
+            num_cut=num_cut,
+            index=index,
+            label=None if label == _NONE else label,
+            number=self._offset + number,
+        )
+
+    def _text(self, start: int, size: int) -> str | None:
+        return None if size == _NONE else self._columns["texts"][start : start + size].tobytes().decode()
+
+
+class TableWriter:
+    """Takes examples and becomes a table.
+
+    Args:
+        folder: On a disk with room for them.
+        offset: As in `Table`.
+    """
+
+    def __init__(self, folder: Path, offset: int = 0) -> None:
+        self._offset = offset
+        self._open = contextlib.ExitStack()
+        self._scratch = {name: self._open.enter_context(files.scratch(folder)) for name in _COLUMNS}
+        self._ends = dict.fromkeys(("tokens", "branches", "texts"), 0)
+        self._facts: list[np.ndarray] = []
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._open.close()
+
+    def add(self, examples: Sequence[Example]) -> None:
+        """Append examples.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        if not examples:
+            return
+        segments = [segment for example in examples for segment in (example.trunk, *example.branches)]
+        branches = [len(branch) for example in examples for branch in example.branches]
+        texts = [[text.encode() if text else text for text in (e.question, e.reference)] for e in examples]
+        sizes = [[_NONE if text is None else len(text) for text in pair] for pair in texts]
+        self._facts.append(np.array([_facts(example) for example in examples], dtype=_FACTS))
+        rows = list(self._rows(examples, sizes))
+        self._append("rows", np.array(rows, dtype=_ROW))
+        self._append("tokens", np.concatenate([segment.tokens for segment in segments]).astype("<i4", copy=False))
+        self._append("weights", np.concatenate([segment.weights for segment in segments]).astype("<f4", copy=False))
+        self._append("branches", np.array(branches, dtype="<i4"))
+        self._scratch["texts"].append(b"".join(text for pair in texts for text in pair if text))
+
+    def _rows(self, examples: Sequence[Example], sizes: list[list[int]]) -> Iterator[tuple[int, ...]]:
+        ends = self._ends
+        for example, (question, reference) in zip(examples, sizes, strict=True):
+            yield (
+                ends["tokens"], ends["branches"], ends["texts"], example.index, len(example.trunk),
+                len(example.branches), example.answer_start, question, reference,
+            )  # fmt: skip
+            ends["tokens"] += len(example)
+            ends["branches"] += len(example.branches)
+            ends["texts"] += max(0, question) + max(0, reference)
+
+    def _append(self, name: str, column: np.ndarray) -> None:
+        self._scratch[name].append(column.tobytes())
+
+    def table(self) -> Table:
+        """Return everything added so far; call it inside the block, the table outlives it."""
+        columns = {name: np.frombuffer(self._scratch[name].map(), dtype) for name, dtype in _COLUMNS.items()}
+        facts = np.concatenate([np.empty(0, dtype=_FACTS), *self._facts])
+        return Table(columns, facts, offset=self._offset)
+
+
+def _facts(example: Example) -> tuple[int, float, int, int]:
+    return len(example), example.weight, _NONE if example.label is None else example.label, example.num_cut

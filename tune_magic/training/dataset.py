@@ -1,0 +1,139 @@
+"""The rows a recipe names, as examples on disk."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tune_magic import collector, plugins
+from tune_magic.data import formats, read
+from tune_magic.data.example import Example
+from tune_magic.data.locate import ensure, source_name
+from tune_magic.data.render import Part, Renderer
+from tune_magic.data.split import split
+from tune_magic.data.table import Table, TableWriter
+from tune_magic.errors import DataError, TuneError
+from tune_magic.objectives.base import Objective
+from tune_magic.recipe.schema import Recipe
+
+_PART_ROWS = 4096  # read, recognised and encoded at once
+
+
+@dataclass
+class Dataset:
+    """The examples of a run, each table in file order."""
+
+    train: Table
+    held_out: Table
+
+
+class Rows:
+    """Reads, recognises and encodes rows, some at a time.
+
+    Args:
+        recipe: Names them.
+        folder: The job folder, which holds tables given as objects.
+        tokenizer: The model's.
+        max_length: Longest example in tokens.
+        objective: What was trained, for rows that come after it; None: by the recipe and the training rows.
+        look: Called now and then; may raise to break off.
+    """
+
+    def __init__(
+        self, recipe: Recipe, folder: Path, tokenizer: Any, max_length: int, objective: Objective | None = None, *,
+        look: Callable[[], None] = lambda: None,
+    ) -> None:  # fmt: skip
+        self.recipe = recipe
+        self.folder = folder
+        self.renderer = Renderer(tokenizer, chat_template=recipe.data.chat_template, max_length=max_length)
+        self.objective_name = ""
+        self._objective = objective
+        self._look = look
+        self._count = 0  # of examples so far
+
+    @property
+    def objective(self) -> Objective:
+        """What is minimised; known once the training rows were read."""
+        assert self._objective is not None
+        return self._objective
+
+    def examples(self, reference: str) -> Table:
+        """Read, check and encode the rows behind a reference.
+
+        Raises:
+            DataError: Naming file, line, column and text of what is wrong.
+        """
+        with collector.off():
+            return self._examples(reference)
+
+    def dataset(self) -> Dataset:
+        """Return training and held-out examples."""
+        rows = self.examples(self.recipe.data.train)
+        held_out = self.recipe.data.held_out
+        if isinstance(held_out, str):
+            return Dataset(rows, self.examples(held_out))
+        train_rows, held_out_rows = split(len(rows), held_out, self.recipe.seed, rows.labels)
+        if not len(train_rows):
+            raise DataError("No row is left for training.", hint="Lower `data.held_out` or add rows.")
+        return Dataset(rows.take(train_rows), rows.take(held_out_rows))
+
+    def _examples(self, reference: str) -> Table:
+        path, source = ensure(reference, self.folder), source_name(reference)
+        if self._objective is None:
+            self._objective = self._new_objective(path, source)
+        parts = _parts(path)
+        first = next(parts, [])
+        normaliser = formats.Normaliser(first, self.recipe.data, source, self._objective.formats)
+        faults = read.RowFaults(source)
+        with TableWriter(self.folder, offset=self._count) as writer:
+            place = 0
+            for rows in itertools.chain([first], parts):
+                self._look()
+                contents = normaliser.contents(rows)
+                if not normaliser.faults:  # otherwise it ends in an error anyway
+                    part = Part(contents, [row.place for row in rows], place, faults)
+                    self._keep(self._objective.examples(part, self.renderer), writer)
+                place += len(rows)
+            normaliser.raise_if_any()
+            faults.raise_if_any()
+            table = writer.table()
+        self._count += len(table)
+        return table
+
+    def _keep(self, examples: list[Example], writer: TableWriter) -> None:
+        try:
+            writer.add(examples)
+        except OSError as error:
+            raise TuneError(
+                f"The rows cannot be kept as tokens in {self.folder}: {error.strerror}.",
+                hint="Free some space, then resume the run.",
+            ) from error
+
+    def _new_objective(self, path: Path, source: str) -> Objective:
+        """Return the objective of the recipe, with what it learns of the training rows."""
+        parts = _parts(path)
+        first = next(parts, [])
+        is_labelled = formats.format_of(first, self.recipe.data) == "text_label"
+        self.objective_name = self.recipe.objective or ("classify" if is_labelled else "sft")
+        objective: Objective = plugins.get("objective", self.objective_name)()
+        if objective.learns:
+            normaliser = formats.Normaliser(first, self.recipe.data, source, objective.formats)
+
+            def contents() -> Iterator[formats.Content]:
+                for rows in itertools.chain([first], parts):
+                    self._look()
+                    yield from normaliser.contents(rows)
+                normaliser.raise_if_any()
+
+            objective.learn(contents(), source)
+        return objective
+
+
+def _parts(path: Path) -> Iterator[list[read.Row]]:
+    """Yield the rows of a file, many at a time."""
+    rows = read.read_rows(path)
+    while part := list(itertools.islice(rows, _PART_ROWS)):
+        yield part
