@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import pytest
 
 from tune_magic import files
-from tune_magic.evaluation.compare import Comparison
+from tune_magic.evaluation.comparison import Comparison
 from tune_magic.evaluation.report import Scores
 from tune_magic.recipe import build_recipe
 from tune_magic.storage import folder

@@ -10,7 +10,8 @@ import torch
 
 from tune_magic import plugins
 from tune_magic.errors import TuneError
-from tune_magic.evaluation.compare import Comparison, compare, perplexity, weighted_mean
+from tune_magic.evaluation.compare import compare, perplexity, weighted_mean
+from tune_magic.evaluation.comparison import Comparison
 from tune_magic.evaluation.metrics import Metric
 from tune_magic.evaluation.scorer import Scorer
 from tune_magic.models.generate import generate

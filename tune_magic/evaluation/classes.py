@@ -10,7 +10,8 @@ import torch
 
 from tune_magic import plugins
 from tune_magic.errors import TuneError
-from tune_magic.evaluation.compare import Comparison, compare, weighted_mean
+from tune_magic.evaluation.compare import compare, weighted_mean
+from tune_magic.evaluation.comparison import Comparison
 from tune_magic.evaluation.metrics import ClassMetric
 from tune_magic.evaluation.report import PER_CLASS
 from tune_magic.evaluation.scorer import Scorer

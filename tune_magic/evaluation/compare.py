@@ -7,49 +7,15 @@ chapter 16; for language tasks Koehn 2004).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
+
+from tune_magic.evaluation.comparison import Comparison
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
 _CELLS_A_CHUNK = 1 << 22
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A metric of two models over the same rows.
-
-    Attributes:
-        title: What cards call the metric.
-        base: Its value for the base model.
-        tuned: Its value for the tuned model.
-        difference: tuned - base.
-        low: Lower end of the 95% interval of the difference.
-        high: Upper end.
-        higher_is_better: Which way is good.
-    """
-
-    title: str
-    base: float
-    tuned: float
-    difference: float
-    low: float
-    high: float
-    higher_is_better: bool
-
-    @property
-    def verdict(self) -> str:
-        """better, worse, or unclear where the interval holds 0."""
-        if self.low <= 0 <= self.high:
-            return "unclear"
-        return "better" if (self.difference > 0) == self.higher_is_better else "worse"
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the fields as a plain mapping."""
-        return asdict(self)
 
 
 def weighted_mean(values: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune_magic.evaluation.compare import Comparison
+from tune_magic.evaluation.comparison import Comparison
 from tune_magic.storage.events import number
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from tune_magic.data.example import Example
-from tune_magic.evaluation.compare import Comparison
+from tune_magic.evaluation.comparison import Comparison
 from tune_magic.training.tuned import Tuned
 
 

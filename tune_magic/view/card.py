@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from tune_magic.evaluation.compare import Comparison
+from tune_magic.evaluation.comparison import Comparison
 from tune_magic.storage.events import number
 from tune_magic.storage.folder import RunFolder
 from tune_magic.storage.state import State
