@@ -166,7 +166,7 @@ class Squared(SFT):
 @pytest.mark.parametrize("objective", [SFT(), Squared()], ids=["sft", "squared"])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_log_probs_in_chunks_are_the_same(tiny, monkeypatch, frozen, objective):
-    from tune_magic.training import engine as module
+    from tune_magic.training import target_states
 
     torch.manual_seed(0)
     engine = engine_of(load(tiny), Lora(LoraOptions(r=2)) if frozen else None)
@@ -175,8 +175,8 @@ def test_log_probs_in_chunks_are_the_same(tiny, monkeypatch, frozen, objective):
             parameter.add_(0.05 * torch.randn_like(parameter))  # also where LoRA begins with zeros
     reference = loss_and_gradient(engine, engine._plainly, CASES["branches"], objective)
     for smallest in (100, 3):
-        monkeypatch.setattr(module, "_CHUNK_LOGITS", 0)
-        monkeypatch.setattr(module, "_LEAST_CHUNK", smallest)
+        monkeypatch.setattr(target_states, "_CHUNK_LOGITS", {"cpu": 0})
+        monkeypatch.setattr(target_states, "_LEAST_CHUNK", smallest)
         assert engine.states(CASES["branches"]).head_is_trained is not frozen
         pieces = loss_and_gradient(engine, engine.states, CASES["branches"], objective)
         for expected, found in zip(reference, pieces, strict=True):

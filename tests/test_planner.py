@@ -54,6 +54,7 @@ def session(make_run, monkeypatch):
 
         with monkeypatch.context() as patch, EventLog(run.path / "events.jsonl") as log:
             patch.setattr(Planner, "__init__", note)
+            memory.give_back()  # what earlier tests freed
             found = prepare(build_recipe(run.info["recipe"]), run.path, log, Control(run.path, 1))
         return found, planners[0]
 

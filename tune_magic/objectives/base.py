@@ -24,7 +24,7 @@ class Objective(abc.ABC):
         formats: Formats of rows it learns from, see `data.formats.COLUMNS`.
         task: PEFT's name of the task.
         scores_rows: The loss is one a row, on the model's own outputs (`training.rows.RowStates`); otherwise one a
-            token, on hidden states (`training.engine.TargetStates`).
+            token, on hidden states (`training.target_states.TargetStates`).
     """
 
     learns: ClassVar[bool] = False

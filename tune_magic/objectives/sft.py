@@ -9,7 +9,7 @@ from tune_magic.objectives.base import Objective
 if TYPE_CHECKING:
     import torch
 
-    from tune_magic.training.engine import TargetStates
+    from tune_magic.training.target_states import TargetStates
 
 
 class SFT(Objective):

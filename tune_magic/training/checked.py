@@ -18,6 +18,7 @@ from tune_magic.data.table import Table
 from tune_magic.objectives.base import Objective
 from tune_magic.recipe.schema import Recipe
 from tune_magic.storage import fingerprint, places
+from tune_magic.training import memory
 from tune_magic.training.engine import Engine
 
 _CHECKED_ROWS = 8
@@ -39,11 +40,14 @@ def self_check(engine: Engine, recipe: Recipe, objective: Objective, train: Tabl
     path = _path(engine, recipe, objective, model_print)
     found = _read(path)
     if found is None:
+        before = memory.level(engine.device)
         engine.self_check(rows, objective.loss_sum)
-        _write(path, {name: getattr(engine, name) for name in _FOUND})
+        memory.give_back()
+        seen_bytes = max(0, memory.level(engine.device) - before)
+        _write(path, {**{name: getattr(engine, name) for name in _FOUND}, "unseen_bytes": seen_bytes})
     else:
-        for name in _FOUND:
-            setattr(engine, name, found[name])
+        for name, value in found.items():
+            setattr(engine, name, value)
     if recipe.torch_compile:
         engine.reason = engine.compile(rows, objective.loss_sum) or engine.reason
 
@@ -72,7 +76,7 @@ def _read(path: Path | None) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8")) if path else None
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and set(found) == set(_FOUND) else None
+    return found if isinstance(found, dict) and set(found) == {*_FOUND, "unseen_bytes"} else None
 
 
 def _write(path: Path | None, found: dict[str, Any]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import resource
 import sys
@@ -41,8 +42,17 @@ def snapshot() -> dict[str, Any]:
     return found
 
 
+def forget_peak(device: torch.device) -> None:
+    """Let `peak` begin anew, where the system can do that: on a GPU and on Linux."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_rss() -> int:
-    """Return the high-water mark of resident memory in bytes.
+    """Return the high-water mark of resident memory in bytes, since `forget_peak` where it was called.
 
     Linux's ``ru_maxrss`` outlives an exec, so a worker would start at the size of the kernel that started it; the
     process's own status does not.
@@ -120,6 +130,9 @@ def is_exhausted(error: BaseException) -> bool:
 
 
 def give_back() -> None:
-    """Give unused blocks back to the GPU, so that other sizes fit."""
+    """Give unused blocks back to the GPU, so that other sizes fit, and to the system."""
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc's
+    if trim is not None:
+        trim(0)

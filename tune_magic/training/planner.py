@@ -59,8 +59,8 @@ class Planner:
         self.engine = engine
         self.recipe = recipe
         self.steps = steps
-        self.level = memory.level(engine.device)
-        self.free = memory.free(engine.device)
+        self.level = memory.level(engine.device) + engine.unseen_bytes
+        self.free = max(0, memory.free(engine.device) - engine.unseen_bytes)
         self._correction = 1.0  # measured growth over forecast growth
 
     def options(self, *, checkpointing: bool | None = None) -> list[Option]:
@@ -113,6 +113,8 @@ class Planner:
         microbatches = [part for step in self.steps for part in engine.microbatches(step)]
         heaviest = max(microbatches, key=lambda part: engine.lay_out(part).input_ids.size)
         adds_up = len(microbatches) > len(self.steps)  # then gradients are there from the second pass on
+        memory.give_back()
+        memory.forget_peak(engine.device)
         try:
             for _ in range(2):
                 look()

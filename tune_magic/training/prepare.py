@@ -85,6 +85,7 @@ def make_engine(recipe: Recipe, model: Any, method: Method, objective: Objective
     return engine(model, method, dtype=dtype, max_tokens=recipe.microbatch_tokens, share_prefixes=recipe.share_prefixes)
 
 
+@collector.off()
 def prepare(
     recipe: Recipe,
     folder: Path,
@@ -112,8 +113,7 @@ def prepare(
     at_start = memory.level(device())
     source = find_model(recipe.model)
     model_folder = local_folder(source)
-    with collector.off():
-        tokenizer = load_tokenizer(model_folder)
+    tokenizer = load_tokenizer(model_folder)
     rows = Rows(recipe, folder, tokenizer, longest_example(recipe, model_folder), look=control.check)
     dataset, objective = rows.dataset(), rows.objective
     control.check()
@@ -124,8 +124,7 @@ def prepare(
     method: Method = plugins.get("method", recipe.method.name)(recipe.method)
     torch.manual_seed(recipe.seed)
     np.random.seed(recipe.seed)
-    with collector.off():
-        model = build_model(recipe, model_folder, objective, method, dtype if method.adds else torch.float32)
+    model = build_model(recipe, model_folder, objective, method, dtype if method.adds else torch.float32)
     model.to(device())
     control.check()
 
