@@ -55,7 +55,6 @@ def some_rows(count=12, longest=40, seed=0, prefix=()):
                 Segment(tokens, np.zeros(len(tokens), np.float32)),
                 label=int(draw.integers(3)),
                 index=number,
-                number=number,
             )
         )
     return rows

@@ -113,7 +113,7 @@ class AnswerScorer(Scorer):
     def _losses(self, model: Any) -> np.ndarray:
         engine = self.tuned.engine(model)
         engine.self_check(self.examples[:8], self.tuned.objective.loss_sum)
-        places = {example.number: place for place, example in enumerate(self.examples)}
+        places = {id(example): place for place, example in enumerate(self.examples)}
         losses = np.zeros(len(self.examples))
         with torch.no_grad():
             for microbatch in engine.microbatches(self.examples):
@@ -121,7 +121,7 @@ class AnswerScorer(Scorer):
                 sums = torch.zeros(len(microbatch)).index_add(
                     0, states.owners.cpu(), -(states.log_probs() * states.weights).cpu()
                 )
-                own = [places[example.number] for example in microbatch]  # they come in the engine's order
+                own = [places[id(example)] for example in microbatch]  # they come in the engine's order
                 losses[own] = (sums / torch.tensor([example.weight for example in microbatch])).numpy()
                 self.advance(len(microbatch))
         return losses

@@ -207,11 +207,12 @@ def row_logits(engine: Engine, examples: Sequence[Example], done: Callable[[int]
         examples: At least one.
         done: Called with the number of rows of each batch; may raise to break off.
     """
-    places = {example.number: place for place, example in enumerate(examples)}
+    held = list(examples)  # a table makes an example anew at each look
+    places = {id(example): place for place, example in enumerate(held)}
     order, parts = [], []
     with torch.no_grad():
-        for batch in engine.microbatches(examples):
-            order += [places[example.number] for example in batch]
+        for batch in engine.microbatches(held):
+            order += [places[id(example)] for example in batch]
             parts.append(engine.states(batch).logits.cpu())
             if done is not None:
                 done(len(batch))
