@@ -168,7 +168,7 @@ def test_pause_checkpoint_and_continue_from_a_line(make_run, wait_for, capsys):
     run = make_run(max_steps=100_000, eval={"steps": 50_000, "samples": 0}, save_steps=50_000)
 
     def say(verb):
-        do_verb(verb, commands.parse(commands.COMMANDS[f"tune {verb}"], ""), lambda: type(run)(run.path))
+        do_verb(verb, commands.parse(commands.COMMANDS[f"tune {verb}"], ""), lambda name: type(run)(run.path))
         return capsys.readouterr().out
 
     local.start(run.path)

@@ -129,7 +129,7 @@ def test_no_flag_is_the_beginning_of_a_mistake():
     for command in COMMANDS.values():
         for flag in command.flags:
             value = {int: "3", float: "0.5"}.get(flag.kind, flag.choices[0] if flag.choices else "x")
-            words = [f"--{flag.name}"] + ([value] if flag.value else [])
+            words = ["x"] * command.needed + [f"--{flag.name}"] + ([value] if flag.value else [])
             assert set(parse(command, words).flags) == {flag.key}
 
 
@@ -187,7 +187,7 @@ FLAGS = ["--background", "--fresh", "--budget", "--dry-run", "--executor", "--tr
     ("before", "fragment", "found"),
     [
         # verbs, runs, flags and their values
-        ("%tune ", "", ["runs", "show", "watch", "stop", "resume", "pause", "checkpoint"]),
+        ("%tune ", "", ["runs", "show", "watch", "stop", "resume", "compare", "rm", "rename", "note", "export-code", "pause", "checkpoint"]),
         ("%tune s", "s", ["show", "stop"]),
         ("  %tune  w", "w", ["watch"]),
         ("import os\n%tune s", "s", ["show", "stop"]),
@@ -196,7 +196,7 @@ FLAGS = ["--background", "--fresh", "--budget", "--dry-run", "--executor", "--tr
         ("%evaluate ", "", ["bot", "stored_bot"]),
         ("%export b", "b", ["bot"]),
         ("%tune runs ", "", []),
-        ("%tune runs --", "--", ["--all", "--limit"]),
+        ("%tune runs --", "--", ["--all", "--here", "--limit"]),
         ("%tune zzz ", "", []),
         ("%export bot --t", "--t", ["--to", "--tolerance"]),
         ("%export bot --to ", "", plugins.names("exporter")),

@@ -437,7 +437,8 @@ def test_the_runs_as_a_table(make):
     first, second = make(name="a"), make(name="longer", state="stopped", evaluations={})
     bundle = runs_table([second, first])
     head, *rows = bundle["text/plain"].splitlines()
-    assert head.split() == ["name", "state", "step", "held-out", "loss", "started", "size", "id"]
+    assert head.split("  ")[0] == "name"
+    assert " ".join(head.split()) == "name state step held-out loss time started size since the run before id"
     assert rows[0].split()[:5] == ["longer", "stopped", "4", "/", "4"]
     assert rows[1].split()[:6] == ["a", "finished", "4", "/", "4", "1.50"]
     assert [row.split()[-1] for row in rows] == [second.id, first.id]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_magic import display, tables
+from tune_magic.comparing import ComparedRuns
 from tune_magic.data.hub import is_hub
 from tune_magic.data.locate import data_path, fingerprints, identity, references
 from tune_magic.data.read import SUFFIXES
@@ -22,12 +24,14 @@ from tune_magic.recipe.build import build_launch, build_recipe, read_recipe_file
 from tune_magic.recipe.launch import LaunchOptions
 from tune_magic.recipe.schema import Recipe
 from tune_magic.storage import folder, places
+from tune_magic.storage.folder import RunFolder
 from tune_magic.view.html import note_bundle
 
 _JOB_FOLDERS = {"evaluate": "evals", "export": "exports"}
 ATTACHED = "The same recipe is training already; this is its live view."
 RESUMED = "The same recipe was stopped before its end; it goes on from its last checkpoint."
 FOUND = "The same recipe, data and model were trained before; this is that run. `--fresh` trains again."
+_LOOKED_AT = 200  # newest runs among which a cell's own is looked for
 last: Run | None = None
 
 
@@ -137,7 +141,8 @@ def begin(
         if found.is_live:
             return found, ATTACHED
         return found.resume(options.executor, options.budget), RESUMED
-    run = Run(folder.create(root, "finetune", content))
+    previous = _previous_run(root, content)
+    run = Run(folder.create(root, "finetune", content | ({"previous": previous} if previous else {})))
     tables.write(run.path, given)
     places.remember_root(root)
     last = run
@@ -287,6 +292,15 @@ def runs() -> list[Run]:
     return [Run(path) for path in places.folders()]
 
 
+def compare(*runs: Run | str) -> ComparedRuns:
+    """Put runs side by side: what differs in their recipes, how they score, their curves; twin of ``%tune compare``.
+
+    Args:
+        *runs: Two or more, or their names or ids.
+    """
+    return ComparedRuns([_resolve(run) for run in runs])
+
+
 def load_model(name: str) -> tuple[Any, Any]:
     """Load a base model by name into this process and return (model, tokenizer)."""
     import torch
@@ -322,6 +336,19 @@ def _identity(recipe: Recipe, given: Mapping[str, tables.Content], scratch: Path
         return None  # still on the hub
     prints = fingerprints(recipe, source.path, lambda reference: data_path(reference, scratch))
     return identity(recipe, prints)
+
+
+def _previous_run(root: Path, content: Mapping[str, Any]) -> str | None:
+    """Return the id of the newest run of the same cell, or, outside a notebook, of the same name."""
+    link, name = content["link"], content["name"]
+    cell = (link.get("notebook"), link.get("cell_id"))
+    for path in itertools.islice(places.folders([root]), _LOOKED_AT):
+        with contextlib.suppress(TuneError):
+            run = RunFolder(path)
+            same_cell = all(cell) and (run.link.get("notebook"), run.link.get("cell_id")) == cell
+            if same_cell or (not all(cell) and name is not None and run.name == name):
+                return run.id
+    return None
 
 
 def _same_run(root: Path, identity: str | None) -> Run | None:

@@ -57,7 +57,7 @@ def _main(words: list[str]) -> int:
             raise BadUsage(f"--to is missing. Usage: {command.usage(_PREFIX)}")
         api.export(_run(parsed.positional), **parsed.flags)
     else:
-        do_verb(verb, parsed, lambda: _run(parsed.positional))
+        do_verb(verb, parsed, _run)
     return 0
 
 

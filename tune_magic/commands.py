@@ -58,6 +58,7 @@ class Command:
         positional: Placeholder of what comes first; None when nothing does.
         positional_help: One line about it.
         needed: Whether it must be there.
+        more: Placeholder of the words that follow it; None when none may.
         flags: The options.
         takes_keys: Whether ``key=value`` pairs of a recipe may follow.
     """
@@ -69,12 +70,14 @@ class Command:
     needed: bool = False
     flags: tuple[Flag, ...] = ()
     takes_keys: bool = False
+    more: str | None = None
 
     def usage(self, prefix: str = "%") -> str:
         """Return the line that shows how to write it."""
         parts = [f"{prefix}{self.name}"]
         if self.positional:
             parts.append(self.positional if self.needed else f"[{self.positional}]")
+        parts += [self.more] if self.more else []
         parts += [f"[--{flag.name}{' ' + flag.value if flag.value else ''}]" for flag in self.flags]
         return " ".join([*parts, "[key=value ...]"] if self.takes_keys else parts)
 
@@ -97,6 +100,7 @@ class Parsed:
     positional: str | None = None
     flags: dict[str, Any] = field(default_factory=dict)
     keys: dict[str, str] = field(default_factory=dict)
+    rest: list[str] = field(default_factory=list)
 
 
 LAUNCH_FLAGS = (
@@ -141,6 +145,7 @@ COMMANDS = {
             "tune runs", "List the runs, newest first.",
             flags=(
                 Flag("all", "those of other folders too"),
+                Flag("here", "only those of this notebook"),
                 Flag("limit", f"only this many; default: {SHOWN_RUNS}", "N", kind=int),
             ),
         ),
@@ -156,6 +161,20 @@ COMMANDS = {
                 Flag("background", "return at once; the run goes on by itself"),
                 Flag("budget", "end within this time, such as 10m", "TIME"),
             ),
+        ),
+        Command(
+            "tune compare", "Compare runs: recipes, scores and curves side by side.", "RUN", "name or id of a run", True,
+            more="RUN ...",
+        ),
+        Command(
+            "tune rm", "Delete a run with its checkpoints, after asking.", "RUN", "name or id of a run", True,
+            (Flag("yes", "do not ask"),),
+        ),
+        Command("tune rename", "Give a run another name.", "RUN", "name or id of a run", True, more="NAME"),
+        Command("tune note", "Write a note on a run; `-` removes it.", "RUN", "name or id of a run", True, more="TEXT"),
+        Command(
+            "tune export-code", "Print the Python that trains a run again.", "RUN", _RUN, False,
+            (Flag("output", "write it to this file", "FILE"),),
         ),
         Command("tune pause", "Let a run save and wait; its memory stays taken.", "RUN", _RUN),
         Command("tune checkpoint", "Let a run save after its current step.", "RUN", _RUN),
@@ -177,7 +196,7 @@ def parse(command: Command, line: str | Sequence[str], prefix: str = "%") -> Par
 
     Example:
         >>> parse(COMMANDS["finetune"], "bot --fresh method.r=8")
-        Parsed(positional='bot', flags={'fresh': True}, keys={'method.r': '8'})
+        Parsed(positional='bot', flags={'fresh': True}, keys={'method.r': '8'}, rest=[])
     """
     words = list(split(line)) if isinstance(line, str) else list(line)
     parsed = Parsed()
@@ -194,12 +213,16 @@ def parse(command: Command, line: str | Sequence[str], prefix: str = "%") -> Par
             if key in parsed.keys:
                 raise BadUsage(f"{key} is there twice.")
             parsed.keys[key] = value
+        elif parsed.positional is not None and command.more is not None:
+            parsed.rest.append(word)
         elif command.positional is None or parsed.positional is not None:
             raise BadUsage(f"What is `{word}`? Usage: {command.usage(prefix)}")
         else:
             parsed.positional = word
     if command.needed and parsed.positional is None:
         raise BadUsage(f"{command.positional} is missing. Usage: {command.usage(prefix)}")
+    if command.more is not None and not parsed.rest:
+        raise BadUsage(f"{command.more} is missing. Usage: {command.usage(prefix)}")
     return parsed
 
 

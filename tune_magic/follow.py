@@ -11,10 +11,11 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import FrameType
 from typing import Any
 
+from tune_magic.diagnosis import Diagnosis, diagnose
 from tune_magic.display import Live, in_kernel, show
 from tune_magic.handles import Run
 from tune_magic.storage.folder import RunFolder
@@ -65,6 +66,7 @@ class FrameMaker:
         self._run = run
         self._interruptible = interruptible
         self._picture: Any = None
+        self._advice: Sequence[Diagnosis] = ()
         self._picture_due = 0.0
         self._evaluations = -1
 
@@ -73,9 +75,9 @@ class FrameMaker:
         summary, now = self._run.summary(), time.monotonic()
         if now >= self._picture_due or len(summary.evaluations) != self._evaluations:
             self._evaluations = len(summary.evaluations)
-            self._picture = frame.curve(summary)
+            self._picture, self._advice = frame.curve(summary), diagnose(summary)
             self._picture_due = now + _DRAWING_SHARE * (time.monotonic() - now)
-        return frame.frame(self._run, state, self._picture, interruptible=self._interruptible)
+        return frame.frame(self._run, state, self._picture, self._advice, interruptible=self._interruptible)
 
 
 class Painter:

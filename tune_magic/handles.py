@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_magic import display
+from tune_magic.diagnosis import Diagnosis, diagnose
 from tune_magic.errors import RunFailed, Stopped, TuneError
 from tune_magic.evaluation.report import Scores, newest_report
 from tune_magic.storage.events import number
 from tune_magic.storage.folder import RunFolder
 from tune_magic.storage.state import RESUMABLE, State
+from tune_magic.view.html import clean
 from tune_magic.view.words import size
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "seconds")
 _POLL_S = 0.2
+_LONGEST_NAME = 80
 
 
 class Run(RunFolder):
@@ -73,6 +76,11 @@ class Run(RunFolder):
         losses = {step: number(event["loss"]) for step, event in summary.evaluations.items()}
         frame["held_out_loss"] = frame["step"].map(losses).astype(float)
         return frame
+
+    @property
+    def diagnoses(self) -> list[Diagnosis]:
+        """What its curve means, in words, each with a line of the recipe to change."""
+        return diagnose(self.summary())
 
     @property
     def report(self) -> Report | None:
@@ -187,6 +195,31 @@ class Run(RunFolder):
             elif self.kind != "finetune":
                 hint = "Try it again."
             raise RunFailed(f"{name} {what}.", hint=hint, log=self.log, run=self)
+
+    def rename(self, name: str) -> Run:
+        """Give the run another name.
+
+        Raises:
+            TuneError: It is not one that can be typed: a word without spaces or slashes.
+        """
+        if not name or name != clean(name, _LONGEST_NAME) or any(c.isspace() or c in "/\\$'\"" for c in name):
+            raise TuneError(
+                f"`{clean(name, 40)}` cannot be a run's name.", hint="A word without spaces, slashes or quotes."
+            )
+        self.annotate(name=name)
+        return self
+
+    def note(self, text: str | None) -> Run:
+        """Write a note that its card and the table of runs show; None removes it."""
+        self.annotate(note=text)
+        return self
+
+    def code(self) -> str:
+        """Return the Python that trains it again."""
+        from tune_magic.recipe.twin import twin_code
+
+        name = self.name if self.name and self.name.isidentifier() else None
+        return twin_code(self.recipe, name, {})
 
     def load(self) -> tuple[Any, Any]:
         """Load the best checkpoint into this process and return (model, tokenizer), ready to answer."""

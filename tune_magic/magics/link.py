@@ -16,7 +16,7 @@ _NEWEST_RUNS = 20
 def notebook_link(shell: Any, source: str | None) -> dict[str, Any]:
     """Return the notebook's path, the cell's id, and our cell's source with its hash, as far as they are known."""
     return {
-        "notebook": _notebook_path(shell),
+        "notebook": notebook_path(shell),
         "cell_id": _cell_id(shell),
         "source": source,
         "source_sha256": of_text(source) if source is not None else None,
@@ -29,7 +29,7 @@ def live_run(shell: Any) -> str | None:
     from tune_magic.storage import places
     from tune_magic.storage.folder import RunFolder
 
-    notebook = _notebook_path(shell)
+    notebook = notebook_path(shell)
     for path in itertools.islice(places.folders([places.default_root(notebook)]), _NEWEST_RUNS):
         run = RunFolder(path)
         with contextlib.suppress(TuneError):  # a damaged neighbour
@@ -38,7 +38,8 @@ def live_run(shell: Any) -> str | None:
     return None
 
 
-def _notebook_path(shell: Any) -> str | None:
+def notebook_path(shell: Any) -> str | None:
+    """Return the path of the notebook a shell belongs to, as far as the front end tells."""
     for named in (
         shell.user_ns.get("__vsc_ipynb_file__"),
         shell.user_ns.get("__session__"),

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NoReturn
 
-from tune_magic import api, commands, display
+from tune_magic import api, commands, display, files
 from tune_magic.commands import BadUsage, HelpWanted, Parsed
+from tune_magic.comparing import ComparedRuns
 from tune_magic.errors import Fault, RecipeError, TuneError
 from tune_magic.follow import follow, follow_in_background
 from tune_magic.handles import Run
-from tune_magic.magics.link import notebook_link
+from tune_magic.magics.link import notebook_link, notebook_path
 from tune_magic.recipe import yaml
 from tune_magic.recipe.build import build_launch, build_recipe, read_recipe_file
 from tune_magic.recipe.schema import Recipe
 from tune_magic.recipe.twin import twin_code
 from tune_magic.storage import places
 from tune_magic.view.listing import runs_table
+from tune_magic.view.words import size
 
 _BODY_LINE = 2  # the first line of a cell is the magic's own
 
@@ -53,8 +56,6 @@ def _finetune(shell: Any, parsed: Parsed, body: str | None) -> Run | None:
     if body is None:
         if name is None:
             raise BadUsage("A recipe is missing: %finetune FILE, or %%finetune NAME with the recipe below it.")
-        from pathlib import Path
-
         recipe, text, name = read_recipe_file(Path(name), overrides), None, None
     else:
         if name is not None and not name.isidentifier():
@@ -110,7 +111,7 @@ def _tune(shell: Any, line: str) -> Any:
             f"There is no %tune {verb}.{commands.nearest(verb, commands.VERBS)} Verbs: {', '.join(commands.VERBS)}."
         )
     parsed = commands.parse(command, rest)
-    return do_verb(verb, parsed, lambda: _run(shell, parsed.positional))
+    return do_verb(verb, parsed, lambda name: _run(shell, name), notebook_path(shell))
 
 
 _ANSWERS = {
@@ -119,31 +120,101 @@ _ANSWERS = {
 }
 
 
-def do_verb(verb: str, parsed: Parsed, find: Any) -> Run | None:
+def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebook: str | None = None) -> Any:
     """Do a verb of ``%tune`` or of the command line.
 
     Args:
-        verb: runs, show, watch, stop, resume, pause or checkpoint.
+        verb: One of `commands.VERBS`.
         parsed: Its options.
-        find: Returns the run it is about.
+        find: Returns the run of a name, or the last one.
+        notebook: Path of the notebook it is done in, as far as that is known.
     """
-    match verb:
-        case "runs":
-            roots = None if parsed.flags.get("all") else [places.default_root()]
-            paths = list(places.folders(roots))
-            shown = paths[: parsed.flags.get("limit", commands.SHOWN_RUNS)]
-            display.show(runs_table([Run(path) for path in shown], num_more=len(paths) - len(shown)))
-        case "show":
-            find().show()
-        case "watch":
-            return _watch(find(), parsed)
-        case "stop":
-            return _stop(find())
-        case "resume":
-            return _watch(_resumed(find(), parsed.flags.get("budget")), parsed, stops=True)
-        case "pause" | "checkpoint":
-            return _ask(find(), verb)
+    if verb == "runs":
+        return _list(parsed, notebook)
+    run = find(parsed.positional)
+    flags, rest = parsed.flags, parsed.rest
+    actions: dict[str, Callable[[], Any]] = {
+        "show": run.show,
+        "watch": lambda: _watch(run, parsed),
+        "stop": lambda: _stop(run),
+        "resume": lambda: _watch(_resumed(run, flags.get("budget")), parsed, stops=True),
+        "pause": lambda: _ask(run, verb),
+        "checkpoint": lambda: _ask(run, verb),
+        "compare": lambda: _compare([run, *map(find, rest)]),
+        "rm": lambda: _remove(run, is_sure=flags.get("yes", False)),
+        "rename": lambda: _rename(run, rest),
+        "note": lambda: _note(run, " ".join(rest)),
+        "export-code": lambda: _export_code(run, flags.get("output")),
+    }
+    return actions[verb]()
+
+
+def _list(parsed: Parsed, notebook: str | None) -> None:
+    here = parsed.flags.get("here", False)
+    if here and notebook is None:
+        raise BadUsage("--here: which notebook this is, is not known. Without it, the folder's runs are listed.")
+    roots = None if parsed.flags.get("all") else [places.default_root(notebook if here else None)]
+    paths = list(places.folders(roots))
+    if here:
+        paths = [path for path in paths if _is_of(path, notebook)]
+    shown = paths[: parsed.flags.get("limit", commands.SHOWN_RUNS)]
+    display.show(runs_table([Run(path) for path in shown], num_more=len(paths) - len(shown)))
+
+
+def _is_of(path: Path, notebook: str | None) -> bool:
+    try:
+        return Run(path).link.get("notebook") == notebook
+    except TuneError:  # its run.json is damaged
+        return False
+
+
+def _compare(runs: list[Run]) -> Any:
+    found = ComparedRuns(runs)
+    if display.in_kernel():
+        return found  # the cell shows its value
+    found.show()
     return None
+
+
+def _remove(run: Run, *, is_sure: bool) -> None:
+    """Delete a run after asking; where nobody can be asked, ``--yes`` says so."""
+    name = run.name or run.id
+    if not is_sure:
+        question = f"Delete {name} ({run.status}, {size(run.size_bytes())}, {len(run.checkpoints)} checkpoints)? [y/N] "
+        try:
+            answer = input(question)
+        except Exception as error:  # noqa: BLE001 - no standard input: each front end has its own error
+            raise BadUsage(
+                f"Nobody can be asked here ({type(error).__name__}). `%tune rm {name} --yes` deletes it."
+            ) from None
+        if answer.strip().lower() not in ("y", "yes"):
+            display.show_text(f"{name} stays.")
+            return
+    run.delete()
+    display.show_text(f"{name} is deleted.")
+
+
+def _rename(run: Run, words: list[str]) -> None:
+    if len(words) != 1:
+        raise BadUsage("A name is one word: %tune rename RUN NAME")
+    before = run.name or run.id
+    display.show_text(f"{before} is called {run.rename(words[0]).name} now.")
+
+
+def _note(run: Run, text: str) -> None:
+    run.note(None if text == "-" else text)
+    display.show_text(f"{run.name or run.id}: {'no note' if text == '-' else text}")
+
+
+def _export_code(run: Run, output: str | None) -> None:
+    if output is None:
+        display.show_text(run.code())
+        return
+    path = Path(output).expanduser()
+    if path.exists():
+        raise BadUsage(f"{output} is there already.")
+    files.write_text(path, run.code() + "\n")
+    display.show_text(f"written to {output}")
 
 
 def _watch(run: Run, parsed: Parsed, *, stops: bool = False) -> Run:

@@ -212,6 +212,22 @@ class RunFolder:
             return False
         return True
 
+    def annotate(self, **content: str | None) -> None:
+        """Change what ``meta.json`` says: name, note, stage; None removes an entry."""
+        merged = self.meta | content
+        files.write_json(self.path / "meta.json", {key: value for key, value in merged.items() if value is not None})
+
+    def delete(self) -> None:
+        """Delete the folder with everything in it.
+
+        Raises:
+            TuneError: A process works on it.
+        """
+        owner = self.holder()
+        if owner is not None:
+            raise TuneError(f"{self.name or self.id} is {self.status}.", hint="Stop it first.")
+        files.discard(self.path)
+
     @property
     def checkpoints(self) -> dict[int, Path]:
         """The checkpoints on disk by step."""

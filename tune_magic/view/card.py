@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from tune_magic.diagnosis import diagnose
 from tune_magic.evaluation.comparison import Comparison
+from tune_magic.storage.cell import has_changed
 from tune_magic.storage.events import number
 from tune_magic.storage.folder import RunFolder
 from tune_magic.storage.state import State
 from tune_magic.storage.summary import Summary
 from tune_magic.view import words
-from tune_magic.view.frame import COLOURS, about, curve, warning
+from tune_magic.view.frame import COLOURS, about, curve, diagnosis, warning
 from tune_magic.view.html import (
     BLUE,
     GREEN,
@@ -34,6 +36,7 @@ from tune_magic.view.html import (
     table,
     tag,
 )  # fmt: skip
+from tune_magic.view.since import since
 
 _NEXT = {
     "finished": ("%evaluate {}", "%export {} --to merged", "%tune show {}"),
@@ -67,6 +70,7 @@ def card(run: RunFolder, comparisons: Mapping[str, Comparison] | None = None, ba
     body = [
         _banner(banner),
         heading(colour, name, outcome(run, state, summary), _when(run, summary)),
+        *(div(grey(line)) for line in _remarks(run)),
         bar(1.0 if state == "finished" else share, colour),
         div(
             div(picture, style="flex:2 1 380px;min-width:0") if picture else None,
@@ -75,6 +79,7 @@ def card(run: RunFolder, comparisons: Mapping[str, Comparison] | None = None, ba
         ),
         _last_sample(summary),
         *(warning(event) for event in [*summary.warnings[-3:], *summary.diagnoses]),
+        *map(diagnosis, diagnose(summary)),
         _failure(summary) if state == "failed" else None,
         _next(name, state),
     ]
@@ -83,6 +88,13 @@ def card(run: RunFolder, comparisons: Mapping[str, Comparison] | None = None, ba
 
 def _banner(banner: str | None) -> Html | None:
     return div(banner, style=f"border-left:3px solid {ORANGE};padding-left:8px;margin-bottom:8px") if banner else None
+
+
+def _remarks(run: RunFolder) -> list[str]:
+    """The run's note, what changed since the run before, and whether its cell says something else by now."""
+    stale = "the cell has changed since this run" if has_changed(run.link) else None
+    note = clean(run.meta["note"], 300) if run.meta.get("note") else None
+    return [line for line in (note, since(run), stale) if line]
 
 
 def scores_table(comparisons: Mapping[str, Comparison], base: str = "base") -> Html | None:
@@ -130,9 +142,11 @@ def card_text(
     summary = run.summary()
     lines = [banner] if banner else []
     lines.append(f"{run.name or run.id}: {outcome(run, state, summary)} ({_when(run, summary)})")
+    lines += [f"  {line}" for line in _remarks(run)]
     lines += [f"  {comparison_line(comparison)}" for comparison in _with_loss(summary, comparisons or {}).values()]
     lines += [f"  {fact}" for fact in (_facts(summary),) if fact]
     lines += [f"  ! {event['message']}" for event in [*summary.warnings[-3:], *summary.diagnoses]]
+    lines += [f"  * {found.text}" for found in diagnose(summary)]
     if state == "failed":
         lines.append(f"  {summary.outcome.get('error')}")
     if state in _NEXT:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _MOST_POINTS = 160
+_LEAST_POINTS = 20
 _MOST_MARKERS = 40
 _MOST_MARKS = 20
 _MOST_NUMBERS = 80  # cells that carry their counts
@@ -25,6 +26,7 @@ _LONGEST_NAME = 24
 _STRONG = 0.7  # white numbers are read from here on
 _SMOOTH_SHARE = 0.04
 _EARLY = 12  # before a twelfth of the steps the curve would be a blot on the left
+_PALETTE = (BLUE, ORANGE, GREEN, RED, "#a371f7", "#1fb8c9", "#d29922", "#e36bb0")
 Points = list[tuple[float, float]]
 
 
@@ -97,6 +99,40 @@ def loss_figure(summary: Summary, total_steps: int | None = None) -> Figure:
             axes.axvline(step, color=RED, linewidth=1)
         _style(axes, _right_end(summary, total_steps or summary.plan.get("total_steps") or 1))
         figure.subplots_adjust(left=0.065, right=0.91, top=0.9, bottom=0.2)
+    return figure
+
+
+def overlaid_figure(summaries: Mapping[str, Summary]) -> Figure:
+    """Draw the losses of several runs over each other, each in its colour: held-out strong, train thin.
+
+    Args:
+        summaries: By what each run is called; from the ninth on, colours come again.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    most = max(_MOST_POINTS // max(1, len(summaries)), _LEAST_POINTS)
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "tune_magic", "path.simplify": True, "font.size": 8}):
+        figure = Figure(figsize=(7.2, 2.8), dpi=100)
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        for number_of, (name, summary) in enumerate(summaries.items()):
+            colour = _PALETTE[number_of % len(_PALETTE)]
+            steps = sorted(summary.steps)
+            train = smooth([number(summary.steps[step]["loss"]) for step in steps])
+            held_out = [(float(s), number(e["loss"])) for s, e in sorted(summary.evaluations.items())]
+            finite = [(float(s), v) for s, v in zip(steps, train, strict=True) if math.isfinite(v)]
+            scored = [point for point in held_out if math.isfinite(point[1])]
+            _line(axes, thin(finite, most), colour, width=0.9, alpha=0.5)
+            marker = "o" if len(scored) * len(summaries) <= _MOST_MARKERS else ""
+            _line(axes, thin(scored, most), colour, width=1.8, marker=marker)
+            axes.plot([], [], color=colour, linewidth=1.8, label=_literal(clean(name, _LONGEST_NAME)))
+        _style(axes, max((summary.step for summary in summaries.values()), default=1))
+        legend = axes.legend(loc="upper right", frameon=False, fontsize=8)
+        for text in legend.get_texts():
+            text.set_color(GREY)
+        axes.set_title("loss: held-out strong, train thin", color=GREY, fontsize=8, loc="left")
+        figure.subplots_adjust(left=0.06, right=0.98, top=0.9, bottom=0.17)
     return figure
 
 

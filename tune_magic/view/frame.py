@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
+from tune_magic.diagnosis import Diagnosis
 from tune_magic.storage.events import number
 from tune_magic.storage.folder import RunFolder
 from tune_magic.storage.state import State
@@ -35,16 +37,20 @@ from tune_magic.view.html import (
 )  # fmt: skip
 
 COLOURS = {"finished": GREEN, "failed": RED, "lost": RED, "damaged": RED, "stopped": ORANGE, "paused": ORANGE}
+_MOST_ADVICE = 2
 _TITLE_STATES = {"running": "training"}
 
 
-def frame(run: RunFolder, state: State, picture: Html | None, *, interruptible: bool = True) -> Bundle:
+def frame(
+    run: RunFolder, state: State, picture: Html | None, advice: Sequence[Diagnosis] = (), *, interruptible: bool = True
+) -> Bundle:
     """Return the live frame of a run.
 
     Args:
         run: The run.
         state: Its state now.
         picture: The loss curve as drawn last, see `curve`; None before the first step.
+        advice: What the curve means, as `diagnose` last found it.
         interruptible: Whether Interrupt would stop the run.
     """
     summary = run.summary()
@@ -56,6 +62,7 @@ def frame(run: RunFolder, state: State, picture: Html | None, *, interruptible: 
         _middle(run, summary, picture, interruptible=interruptible),
         _sample(summary),
         *(warning(event) for event in summary.warnings[-2:]),
+        *map(diagnosis, advice[:_MOST_ADVICE]),
     ]
     return bundle(box(*(part for part in body if part)), [line(run, state)])
 
@@ -248,6 +255,14 @@ def _sample(summary: Summary) -> Html | None:
             parts.append(div("“", escape(item["question"], 300), "”", style=f"color:{GREY}"))
         parts.append(div(code(escape(item["answer"] or "(an empty answer)", 400))))
     return rule(*parts)
+
+
+def diagnosis(found: Diagnosis) -> Html:
+    """Return what a curve means as a part of a frame or card, with the recipe line to paste."""
+    mark = span("◆ ", style=f"color:{BLUE}")
+    if found.change is None:
+        return rule(mark, escape(found.says, 300), " ", grey(escape(found.why, 300), size=13))
+    return rule(mark, escape(found.says, 300), " Try ", code(found.change), grey(f": {found.why}", size=13))
 
 
 def warning(event: dict[str, Any]) -> Html:
