@@ -187,7 +187,25 @@ FLAGS = ["--background", "--fresh", "--budget", "--dry-run", "--executor", "--tr
     ("before", "fragment", "found"),
     [
         # verbs, runs, flags and their values
-        ("%tune ", "", ["runs", "show", "watch", "stop", "resume", "compare", "rm", "rename", "note", "export-code", "pause", "checkpoint"]),
+        (
+            "%tune ",
+            "",
+            [
+                "runs",
+                "show",
+                "watch",
+                "stop",
+                "resume",
+                "compare",
+                "rm",
+                "rename",
+                "note",
+                "export-code",
+                "doctor",
+                "pause",
+                "checkpoint",
+            ],
+        ),
         ("%tune s", "s", ["show", "stop"]),
         ("  %tune  w", "w", ["watch"]),
         ("import os\n%tune s", "s", ["show", "stop"]),

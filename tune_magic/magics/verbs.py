@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tune_magic import api, commands, display, files
+from tune_magic import api, commands, display, doctor, files
 from tune_magic.commands import BadUsage, HelpWanted, Parsed
 from tune_magic.comparing import ComparedRuns
 from tune_magic.errors import Fault, RecipeError, TuneError
@@ -131,6 +131,8 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
     """
     if verb == "runs":
         return _list(parsed, notebook)
+    if verb == "doctor":
+        return _shown(doctor.check())
     run = find(parsed.positional)
     flags, rest = parsed.flags, parsed.rest
     actions: dict[str, Callable[[], Any]] = {
@@ -169,9 +171,13 @@ def _is_of(path: Path, notebook: str | None) -> bool:
 
 
 def _compare(runs: list[Run]) -> Any:
-    found = ComparedRuns(runs)
+    return _shown(ComparedRuns(runs))
+
+
+def _shown(found: Any) -> Any:
+    """Return what a notebook's cell shows as its value; elsewhere, show it."""
     if display.in_kernel():
-        return found  # the cell shows its value
+        return found
     found.show()
     return None
 
