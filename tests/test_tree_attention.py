@@ -141,6 +141,8 @@ def test_without_the_kernel_a_dense_mask_does_it(monkeypatch):
     query, key, value = (torch.randn(1, 4, tree.size, 8) for _ in range(3))
     ours, _ = tree_attention._attend(torch.nn.Module(), query, key, value, tree.as_mask())
     monkeypatch.setattr(tree_attention, "_KERNEL", "gone")
+    tree = Tree(tree.nodes, tree.device)
+    assert tree.way == "dense"
     dense, _ = tree_attention._attend(torch.nn.Module(), query, key, value, tree.as_mask())
     assert not torch.equal(ours, dense)
     torch.testing.assert_close(ours, dense, rtol=1e-5, atol=1e-5)

@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import torch
 
+from tune_magic import files
+
 _GROUPS = Path("/sys/fs/cgroup")
 
 
@@ -48,7 +50,7 @@ def forget_peak(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
         return
     with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        files.tell_system(Path("/proc/self/clear_refs"), "5")
 
 
 def peak_rss() -> int:

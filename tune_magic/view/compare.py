@@ -55,7 +55,8 @@ def comparison_card(
     align = "l" * (len(names) + 1)
     spoken = ", ".join(names)
     drawn = any(summary.steps or summary.evaluations for summary in summaries.values())
-    picture = image(svg(overlaid_figure(summaries)), f"loss by step of {spoken}") if drawn else None
+    curves = image(svg(overlaid_figure(summaries)), f"loss by step of {spoken}") if drawn else None
+    picture = div(curves, style="max-width:640px") if curves else None
     body = [
         heading(BLUE, " · ".join(names), f"{len(names)} runs", ""),
         picture,

@@ -128,7 +128,7 @@ def overlaid_figure(summaries: Mapping[str, Summary]) -> Figure:
             _line(axes, thin(scored, most), colour, width=1.8, marker=marker)
             axes.plot([], [], color=colour, linewidth=1.8, label=_literal(clean(name, _LONGEST_NAME)))
         _style(axes, max((summary.step for summary in summaries.values()), default=1))
-        legend = axes.legend(loc="upper right", frameon=False, fontsize=8)
+        legend = axes.legend(loc="best", frameon=False, fontsize=8)
         for text in legend.get_texts():
             text.set_color(GREY)
         axes.set_title("loss: held-out strong, train thin", color=GREY, fontsize=8, loc="left")
