@@ -18,6 +18,7 @@ from tune_magic.view.html import (
     box,
     bundle,
     clean,
+    div,
     grey,
     heading,
     image,
