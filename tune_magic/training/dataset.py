@@ -82,10 +82,10 @@ class Rows:
 
     def _examples(self, reference: str) -> Table:
         path, source = ensure(reference, self.folder), source_name(reference)
-        if self._objective is None:
-            self._objective = self._new_objective(path, source)
         parts = _parts(path)
         first = next(parts, [])
+        if self._objective is None:
+            self._objective = self._new_objective(first, path, source)
         normaliser = formats.Normaliser(first, self.recipe.data, source, self._objective.formats)
         faults = read.RowFaults(source)
         with TableWriter(self.folder, offset=self._count) as writer:
@@ -112,10 +112,8 @@ class Rows:
                 hint="Free some space, then resume the run.",
             ) from error
 
-    def _new_objective(self, path: Path, source: str) -> Objective:
-        """Return the objective of the recipe, with what it learns of the training rows."""
-        parts = _parts(path)
-        first = next(parts, [])
+    def _new_objective(self, first: list[read.Row], path: Path, source: str) -> Objective:
+        """Return the objective of the recipe, or of the first rows, with what it learns of all of them."""
         is_labelled = formats.format_of(first, self.recipe.data) == "text_label"
         self.objective_name = self.recipe.objective or ("classify" if is_labelled else "sft")
         objective: Objective = plugins.get("objective", self.objective_name)()
@@ -123,7 +121,7 @@ class Rows:
             normaliser = formats.Normaliser(first, self.recipe.data, source, objective.formats)
 
             def contents() -> Iterator[formats.Content]:
-                for rows in itertools.chain([first], parts):
+                for rows in _parts(path):
                     self._look()
                     yield from normaliser.contents(rows)
                 normaliser.raise_if_any()
