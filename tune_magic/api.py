@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tune_magic import display, tables
+from tune_magic import checkup, display, tables
+from tune_magic.checkup import CheckUp
 from tune_magic.comparing import ComparedRuns
 from tune_magic.data.hub import is_hub
 from tune_magic.data.locate import data_path, fingerprints, identity, references
@@ -299,6 +300,11 @@ def compare(*runs: Run | str) -> ComparedRuns:
         *runs: Two or more, or their names or ids.
     """
     return ComparedRuns([_resolve(run) for run in runs])
+
+
+def doctor() -> CheckUp:
+    """Check versions, device, memory, disk, plug-ins and front end; twin of ``%tune doctor``."""
+    return checkup.check()
 
 
 def load_model(name: str) -> tuple[Any, Any]:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tune_magic import api, commands, display, doctor, files
+from tune_magic import api, commands, display, files
 from tune_magic.commands import BadUsage, HelpWanted, Parsed
 from tune_magic.comparing import ComparedRuns
 from tune_magic.errors import Fault, RecipeError, TuneError
@@ -132,7 +132,7 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
     if verb == "runs":
         return _list(parsed, notebook)
     if verb == "doctor":
-        return _shown(doctor.check())
+        return _shown(api.doctor())
     run = find(parsed.positional)
     flags, rest = parsed.flags, parsed.rest
     actions: dict[str, Callable[[], Any]] = {
