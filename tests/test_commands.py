@@ -201,6 +201,7 @@ FLAGS = ["--background", "--fresh", "--budget", "--dry-run", "--executor", "--tr
                 "rename",
                 "note",
                 "export-code",
+                "gpu",
                 "doctor",
                 "pause",
                 "checkpoint",

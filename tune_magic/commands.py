@@ -176,6 +176,10 @@ COMMANDS = {
             "tune export-code", "Print the Python that trains a run again.", "RUN", _RUN, False,
             (Flag("output", "write it to this file", "FILE"),),
         ),
+        Command(
+            "tune gpu", "Show what holds which memory, of the GPU and of the machine.",
+            flags=(Flag("free", "first give back what nobody uses: the last error's frames, garbage, caches"),),
+        ),
         Command("tune doctor", "Check the environment and say what to do."),
         Command("tune pause", "Let a run save and wait; its memory stays taken.", "RUN", _RUN),
         Command("tune checkpoint", "Let a run save after its current step.", "RUN", _RUN),

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
-import os
 import time
 
 import ipywidgets
-import psutil
 from tune_magic.widgets.panel import Panel, button
 
-from tune_magic.storage import places
-from tune_magic.storage.folder import RunFolder
+from tune_magic.holding import gauges
 from tune_magic.view.html import Bundle
 from tune_magic.view.memory import Gauge, gauges_bundle
 
 _PERIOD_S = 2.0
-_NEWEST_RUNS = 50  # older ones are not looked at: a run that trains is a new one
 
 
 class MemoryGauge(Panel):
@@ -48,41 +43,3 @@ class MemoryGauge(Panel):
     def is_over(self) -> bool:
         """Whether its time is up."""
         return time.monotonic() > self._until
-
-
-def gauges() -> list[Gauge]:
-    """Return machine, kernel, live runs and GPUs with their memory in bytes."""
-    machine = psutil.virtual_memory()
-    found = [
-        Gauge("machine", machine.total - machine.available, machine.total),
-        Gauge("this kernel", psutil.Process(os.getpid()).memory_info().rss, machine.total),
-    ]
-    for path in itertools.islice(places.folders(), _NEWEST_RUNS):
-        run = RunFolder(path)
-        owner = run.holder()
-        if owner is not None and owner.pid:
-            found.append(Gauge(run.name or run.id, _resident_bytes(owner.pid), machine.total))
-    return [*found, *_gpus()]
-
-
-def _resident_bytes(pid: int) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss)
-    except psutil.NoSuchProcess:  # it has just ended
-        return 0
-
-
-def _gpus() -> list[Gauge]:
-    """Ask the driver: the kernel itself never touches a GPU."""
-    import pynvml
-
-    try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:  # no NVIDIA driver here
-        return []
-    found = []
-    for index in range(pynvml.nvmlDeviceGetCount()):
-        memory = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(index))
-        found.append(Gauge(f"GPU {index}", int(memory.used), int(memory.total)))
-    pynvml.nvmlShutdown()
-    return found

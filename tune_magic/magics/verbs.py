@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tune_magic import api, commands, display, files
+from tune_magic import api, commands, display, files, holding
 from tune_magic.commands import BadUsage, HelpWanted, Parsed
 from tune_magic.comparing import ComparedRuns
 from tune_magic.errors import Fault, RecipeError, TuneError
@@ -111,6 +111,8 @@ def _tune(shell: Any, line: str) -> Any:
             f"There is no %tune {verb}.{commands.nearest(verb, commands.VERBS)} Verbs: {', '.join(commands.VERBS)}."
         )
     parsed = commands.parse(command, rest)
+    if verb == "gpu":
+        return _shown(holding.look(shell.user_ns, free=parsed.flags.get("free", False)))
     return do_verb(verb, parsed, lambda name: _run(shell, name), notebook_path(shell))
 
 
@@ -133,6 +135,10 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
         return _list(parsed, notebook)
     if verb == "doctor":
         return _shown(api.doctor())
+    if verb == "gpu":
+        if parsed.flags.get("free"):
+            raise BadUsage("--free is for a notebook, whose kernel holds something.")
+        return _shown(holding.look())
     run = find(parsed.positional)
     flags, rest = parsed.flags, parsed.rest
     actions: dict[str, Callable[[], Any]] = {
