@@ -207,3 +207,55 @@ def test_f30_hostile_names_are_harmless_in_every_view():
     for bundle in shown:
         assert "<script" not in bundle["text/html"]
         assert "\x1b" not in bundle["text/html"] + bundle["text/plain"]
+
+
+# --- compare ---------------------------------------------------------------------------------------------------------
+
+
+def test_chosen_runs_are_compared_and_the_list_follows_the_disk(train, monkeypatch):
+    from tune_magic.widgets import ComparePanel
+
+    first = train(max_steps=4).rename("first")
+    monkeypatch.setattr("tune_magic.storage.places.folders", lambda: sorted(first.path.parent.iterdir(), reverse=True))
+    panel = ComparePanel()
+    assert "Choose two" in panel.bundle()["text/plain"]
+    second = train(max_steps=4, learning_rate=1e-3).rename("second")
+    panel.act()
+    assert [run_id for _, run_id in panel.choice.options] == [second.id, first.id]
+    assert panel.choice.options[0][0].startswith("second · finished · held-out loss ")
+    panel.choice.value = (second.id, first.id)
+    text = panel.bundle()["text/plain"]
+    assert "learning_rate" in text
+    assert "second" in text
+    panel.act()
+    assert panel.choice.value == (second.id, first.id)  # what is chosen stays chosen
+    second.delete()
+    panel.act()
+    assert panel.choice.value == (first.id,)
+    assert "Choose two" in panel.bundle()["text/plain"]
+
+
+def test_runs_can_be_chosen_by_name_at_the_start(train, monkeypatch):
+    from tune_magic.widgets import ComparePanel
+
+    runs = [train(max_steps=2, seed=seed).rename(f"run{seed}") for seed in (1, 2)]
+    monkeypatch.setattr("tune_magic.storage.places.folders", lambda *_: [run.path for run in runs])
+    panel = ComparePanel("run1", runs[1])
+    assert set(panel.choice.value) == {run.id for run in runs}
+    assert "seed" in panel.bundle()["text/plain"]
+    with pytest.raises(TuneError, match="no run"):
+        ComparePanel("nobody")
+
+
+def test_a_run_that_trains_is_compared_live(make_run):
+    from tune_magic.widgets import ComparePanel
+
+    from tune_magic.storage.events import EventLog
+
+    runs = [make_run(), make_run()]
+    panel = ComparePanel(*runs)
+    assert "queued" in panel.bundle()["text/plain"] or "starting" in panel.bundle()["text/plain"]
+    with EventLog(runs[0].path / "events.jsonl") as log:
+        log.append("state", state="running", from_step=0)
+        log.append("step", step=1, loss=2.5, grad_norm=1.0, learning_rate=1e-4, tokens=9, seconds=0.1)
+        assert "2.50" in panel.bundle()["text/plain"]

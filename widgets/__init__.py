@@ -1,7 +1,8 @@
 """ipywidgets panels. Callbacks only leave requests or set events; every panel has a form without widgets."""
 
+from tune_magic.widgets.compare_panel import ComparePanel
 from tune_magic.widgets.finetune_panel import FinetunePanel
 from tune_magic.widgets.memory_gauge import MemoryGauge
 from tune_magic.widgets.run_panel import RunPanel
 
-__all__ = ["FinetunePanel", "MemoryGauge", "RunPanel"]
+__all__ = ["ComparePanel", "FinetunePanel", "MemoryGauge", "RunPanel"]
