@@ -45,14 +45,15 @@ def test_the_last_error_is_held_and_let_go(monkeypatch):
     """A failed cell's frames keep what it had made; on a GPU that is how memory leaks."""
 
     def cell():
-        big = torch.zeros(30 * MB)
+        big = torch.ones(30 * MB)
         raise ValueError(len(big))
 
     try:
         cell()
     except ValueError as error:
-        for name, value in (("last_traceback", error.__traceback__), ("last_value", error), ("last_exc", error)):
-            monkeypatch.setattr(sys, name, value, raising=False)
+        monkeypatch.setattr(sys, "last_traceback", error.__traceback__, raising=False)
+        monkeypatch.setattr(sys, "last_value", error, raising=False)
+        monkeypatch.setattr(sys, "last_exc", error, raising=False)
     found = held({})["the last error"]
     assert found.num_bytes == 120 * MB
     assert found.to_free == "%tune gpu --free"
