@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,15 +89,20 @@ class Rows:
             self._objective = self._new_objective(first, path, source)
         normaliser = formats.Normaliser(first, self.recipe.data, source, self._objective.formats)
         faults = read.RowFaults(source)
-        with TableWriter(self.folder, offset=self._count) as writer:
+        # one part is tokenised, which needs no interpreter, while the next is read
+        with TableWriter(self.folder, offset=self._count) as writer, ThreadPoolExecutor(1) as encoder:
             place = 0
+            encoded: Future[list[Example]] = encoder.submit(list)
             for rows in itertools.chain([first], parts):
                 self._look()
                 contents = normaliser.contents(rows)
+                self._keep(encoded.result(), writer)
+                encoded = encoder.submit(list)
                 if not normaliser.faults:  # otherwise it ends in an error anyway
                     part = Part(contents, [row.place for row in rows], place, faults)
-                    self._keep(self._objective.examples(part, self.renderer), writer)
+                    encoded = encoder.submit(self._objective.examples, part, self.renderer)
                 place += len(rows)
+            self._keep(encoded.result(), writer)
             normaliser.raise_if_any()
             faults.raise_if_any()
             table = writer.table()
