@@ -341,3 +341,26 @@ def test_a_committed_notebook_is_a_real_execution(name, metric, most_before, lea
     assert not re.search(r"/(home|root|work|Users|tmp)/", json.dumps(notebook))
     assert "application/vnd.jupyter.widget" not in json.dumps(notebook)
     assert not [o for c in code for o in c.outputs if o.output_type == "error"]
+
+
+def test_runs_are_kept_in_order_from_a_notebook(folder, body):
+    cells = (
+        f"%load_ext tune_magic\n__session__ = '{folder}/n.ipynb'",
+        f"%%finetune a\n{body}max_steps: 6\n",
+        f"%%finetune b\n{body}max_steps: 6\nlearning_rate: 1e-3\n",
+        "%tune compare a b", "%tune rename b c", "%tune note c slower", "%tune runs --here", "%tune gpu --free",
+        "%tune rm c --yes", "%tune runs", "%tune rm a",
+    )  # fmt: skip
+    notebook = notebook_of(*cells)
+    with pytest.raises(CellExecutionError, match=r"UsageError.*%tune rm a --yes"):
+        execute(notebook, folder)  # nobody can be asked here
+    outputs = {cell.source: cell.outputs for cell in notebook.cells}
+    (compared,) = outputs["%tune compare a b"]
+    assert set(compared.data) == {"text/html", "text/plain"}
+    assert "learning_rate" in compared.data["text/plain"]
+    assert len(compared.data["text/html"]) < FRAME_LIMIT
+    assert "c · slower" in outputs["%tune runs --here"][0].data["text/plain"]
+    assert "this kernel" in outputs["%tune gpu --free"][0].data["text/plain"]
+    left = outputs["%tune runs"][0].data["text/plain"]
+    assert "slower" not in left
+    assert len(list((folder / "tune_runs").glob("2*"))) == 1

@@ -81,4 +81,4 @@ class ComparePanel(Panel):
 def _title(run: Run) -> str:
     best = run.summary().best
     loss = f" · held-out loss {words.value(number(best['loss']))}" if best else ""
-    return f"{clean(run.name or '', 60)} · {run.status}{loss} · {run.id}"
+    return f"{clean(run.name or 'unnamed', 60)} · {run.status}{loss} · {run.id}"

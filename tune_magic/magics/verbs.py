@@ -192,7 +192,9 @@ def _remove(run: Run, *, is_sure: bool) -> None:
     """Delete a run after asking; where nobody can be asked, ``--yes`` says so."""
     name = run.name or run.id
     if not is_sure:
-        question = f"Delete {name} ({run.status}, {size(run.size_bytes())}, {len(run.checkpoints)} checkpoints)? [y/N] "
+        count = len(run.checkpoints)
+        kept = f"{count} checkpoint{'' if count == 1 else 's'}"
+        question = f"Delete {name} ({run.status}, {size(run.size_bytes())}, {kept})? [y/N] "
         try:
             answer = input(question)
         except Exception as error:  # noqa: BLE001 - no standard input: each front end has its own error
