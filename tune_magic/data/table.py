@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
@@ -149,27 +149,33 @@ class TableWriter:
         if not examples:
             return
         segments = [segment for example in examples for segment in (example.trunk, *example.branches)]
-        branches = [len(branch) for example in examples for branch in example.branches]
+        weights = np.concatenate([segment.weights for segment in segments]).astype("<f4", copy=False)
         texts = [[text.encode() if text else text for text in (e.question, e.reference)] for e in examples]
-        sizes = [[_NONE if text is None else len(text) for text in pair] for pair in texts]
-        self._facts.append(np.array([_facts(example) for example in examples], dtype=_FACTS))
-        rows = list(self._rows(examples, sizes))
-        self._append("rows", np.array(rows, dtype=_ROW))
+        lengths = np.array([len(example) for example in examples])
+        labels = [_NONE if example.label is None else example.label for example in examples]
+        self._facts.append(_facts(lengths, weights, labels, [example.num_cut for example in examples]))
+        self._append("rows", self._rows(examples, lengths, texts))
         self._append("tokens", np.concatenate([segment.tokens for segment in segments]).astype("<i4", copy=False))
-        self._append("weights", np.concatenate([segment.weights for segment in segments]).astype("<f4", copy=False))
-        self._append("branches", np.array(branches, dtype="<i4"))
+        self._append("weights", weights)
+        self._append("branches", np.array([len(b) for example in examples for b in example.branches], dtype="<i4"))
         self._scratch["texts"].append(b"".join(text for pair in texts for text in pair if text))
 
-    def _rows(self, examples: Sequence[Example], sizes: list[list[int]]) -> Iterator[tuple[int, ...]]:
-        ends = self._ends
-        for example, (question, reference) in zip(examples, sizes, strict=True):
-            yield (
-                ends["tokens"], ends["branches"], ends["texts"], example.index, len(example.trunk),
-                len(example.branches), example.answer_start, question, reference,
-            )  # fmt: skip
-            ends["tokens"] += len(example)
-            ends["branches"] += len(example.branches)
-            ends["texts"] += max(0, question) + max(0, reference)
+    def _rows(self, examples: Sequence[Example], lengths: np.ndarray, texts: list[list[Any]]) -> np.ndarray:
+        rows = np.empty(len(examples), dtype=_ROW)
+        rows["index"] = [example.index for example in examples]
+        rows["trunk"] = [len(example.trunk) for example in examples]
+        rows["branches"] = [len(example.branches) for example in examples]
+        rows["answer_start"] = [example.answer_start for example in examples]
+        for place, name in enumerate(("question", "reference")):
+            rows[name] = [_NONE if pair[place] is None else len(pair[place]) for pair in texts]
+        text_sizes = np.maximum(rows["question"], 0).astype(np.int64) + np.maximum(rows["reference"], 0)
+        for name, column, sizes in (
+            ("token", "tokens", lengths), ("branch", "branches", rows["branches"]), ("text", "texts", text_sizes),
+        ):  # fmt: skip
+            ends = self._ends[column] + np.cumsum(sizes, dtype=np.int64)
+            rows[name] = ends - sizes
+            self._ends[column] = int(ends[-1])
+        return rows
 
     def _append(self, name: str, column: np.ndarray) -> None:
         self._scratch[name].append(column.tobytes())
@@ -181,5 +187,10 @@ class TableWriter:
         return Table(columns, facts, offset=self._offset)
 
 
-def _facts(example: Example) -> tuple[int, float, int, int]:
-    return len(example), example.weight, _NONE if example.label is None else example.label, example.num_cut
+def _facts(lengths: np.ndarray, weights: np.ndarray, labels: list[int], num_cut: list[int]) -> np.ndarray:
+    facts = np.empty(len(lengths), dtype=_FACTS)
+    ends = np.cumsum(lengths)
+    sums = np.concatenate([[0.0], np.cumsum(weights, dtype=np.float64)])
+    facts["length"], facts["label"], facts["num_cut"] = lengths, labels, num_cut
+    facts["weight"] = np.where(facts["label"] == _NONE, sums[ends] - sums[ends - lengths], 1.0)
+    return facts
