@@ -137,3 +137,9 @@ def test_overfitting_names_the_epoch_to_end_at():
         )
     )  # fmt: skip
     assert found.change == "max_steps: 40"
+
+
+def test_twice_of_nearly_nothing_is_no_spike():
+    losses = falling(end=0.004)
+    losses[70] *= 3
+    assert "spikes" not in kinds(recorded(losses, HEALTHY))

@@ -250,6 +250,7 @@ def _unfinished(curves: _Curves) -> Iterator[Diagnosis]:
 def _spikes(curves: _Curves) -> Iterator[Diagnosis]:
     found = []
     losses = curves.losses
+    whole = max((loss for loss in losses[:_ENOUGH_STEPS] if math.isfinite(loss)), default=0.0)
     for place in range(1, len(losses) - 1):
         loss = losses[place]
         # where a curve is steep, its neighbours are high too
@@ -261,7 +262,8 @@ def _spikes(curves: _Curves) -> Iterator[Diagnosis]:
             continue
         usual = statistics.median(around)
         spread = statistics.median(abs(other - usual) for other in around)
-        if loss > _SPIKE * usual and loss - usual > _SPIKE_SPREADS * spread:
+        # on the scale of the whole curve: where the loss is nearly nothing, twice of it is nothing too
+        if loss > _SPIKE * usual and loss - usual > max(_SPIKE_SPREADS * spread, _FLAT * whole):
             found.append((curves.steps[place], loss, usual))
     if found:
         step, loss, usual = max(found, key=lambda spike: spike[1] / spike[2])
