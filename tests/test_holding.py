@@ -102,3 +102,13 @@ def test_programs_are_the_largest_and_not_ours():
     found = [row for row in holding.look({}).held if row.kind == "program"]
     assert len(found) <= 5
     assert not any(f"({holding.os.getpid()})" in row.name for row in found)
+
+
+def test_containers_that_hold_themselves_are_counted_once():
+    """`Out` does, once a cell has shown it."""
+    out = {1: np.zeros(2 * MB)}
+    out[2] = out
+    ring = [out]
+    ring.append(ring)
+    found = held({"Out": out, "ring": ring})
+    assert {name: row.num_bytes for name, row in found.items() if row.kind == "variable"} == {"Out": 16 * MB}

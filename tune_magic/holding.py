@@ -174,12 +174,12 @@ def _size(value: Any, seen: set[int]) -> tuple[int, int]:
             return 0, 0
         seen.add(storage.data_ptr())
         return (0, storage.nbytes()) if value.is_cuda else (storage.nbytes(), 0)
-    if isinstance(value, dict | list | tuple | set):
-        items = value.values() if isinstance(value, dict) else value
-        return _sum(itertools.islice(items, _MOST_ITEMS), seen)
-    if id(value) in seen:
+    if id(value) in seen:  # a container may hold itself, as `Out` does once it was shown
         return 0, 0
     seen.add(id(value))
+    if isinstance(value, dict | list | tuple | set):
+        items = value.values() if isinstance(value, dict) else value
+        return _sum(list(itertools.islice(items, _MOST_ITEMS)), seen)
     return _array_bytes(value), 0
 
 
@@ -220,7 +220,7 @@ def _programs() -> Iterator[Held]:
 def _resident_bytes(pid: int) -> int:
     try:
         return int(psutil.Process(pid).memory_info().rss)
-    except psutil.NoSuchProcess:  # it has just ended
+    except (psutil.NoSuchProcess, psutil.AccessDenied):  # it has just ended, or is not ours to look at
         return 0
 
 
