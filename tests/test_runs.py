@@ -1,6 +1,7 @@
 """Runs as things to keep: compare, rename, note, delete, and what changed since the run before."""
 
 import json
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import nbformat
@@ -17,6 +18,7 @@ from tune_magic.magics import verbs
 from tune_magic.recipe.build import build_launch, build_recipe
 from tune_magic.storage import places
 from tune_magic.storage.cell import has_changed
+from tune_magic.storage.folder import make_id
 from tune_magic.view.listing import runs_table
 from tune_magic.view.since import previous_run, since
 
@@ -38,6 +40,17 @@ def do(line, notebook=None):
     verb, _, rest = line.partition(" ")
     parsed = commands.parse(commands.COMMANDS[f"tune {verb}"], rest)
     return verbs.do_verb(verb, parsed, api.load_run, notebook)
+
+
+def test_ids_sort_by_when_they_were_made_and_two_of_one_moment_differ():
+    second = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+    moments = [second + timedelta(milliseconds=3 * i) for i in range(400)]
+    ids = [make_id(moment) for moment in moments]
+    assert ids == sorted(ids)
+    assert len({run_id[:-2] for run_id in ids}) == 400
+    assert ids[0].startswith("20260301-120000-22")
+    assert make_id(second.replace(microsecond=999_999)).startswith("20260301-120000-zz")
+    assert len({make_id(second) for _ in range(50)}) > 40
 
 
 # --- compare ---------------------------------------------------------------------------------------------------------

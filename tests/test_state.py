@@ -129,14 +129,14 @@ def test_f25_processes_that_start_together_never_touch_each_other(tmp_path, tiny
     assert all(3 in run.checkpoints for run in runs)
 
 
-def test_f25_the_same_second_and_the_same_letters_get_another_folder(tmp_path, monkeypatch):
-    letters = iter("aaaaaaaabbbb")
+def test_f25_the_same_moment_and_the_same_letters_get_another_folder(tmp_path, monkeypatch):
+    letters = iter("aaaabb")
     monkeypatch.setattr(folder.secrets, "choice", lambda _: next(letters))
     monkeypatch.setattr(folder, "datetime", FrozenClock)
     first = folder.create(tmp_path, "finetune", {"name": "one"})
     second = folder.create(tmp_path, "finetune", {"name": "two"})
-    assert first.name[-4:] == "aaaa"
-    assert second.name[-4:] == "bbbb"
+    assert first.name[-2:] == "aa"
+    assert second.name[-2:] == "bb"
     assert json.loads((first / "run.json").read_text())["name"] == "one"
 
 

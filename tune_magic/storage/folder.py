@@ -32,7 +32,7 @@ from tune_magic.storage.summary import Summary, best_of
 
 FORMAT = 1
 REQUESTS = ("stop", "pause", "continue", "checkpoint", "budget")
-_ALPHABET = "abcdefghjkmnpqrstuvwxyz23456789"  # no l, o, i, 0, 1: ids are read aloud
+_ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # sorted; no l, o, i, 0, 1: ids are read aloud
 
 
 def create(root: Path, kind: str, content: dict[str, Any]) -> Path:
@@ -48,7 +48,7 @@ def create(root: Path, kind: str, content: dict[str, Any]) -> Path:
     files.make_folder(root)
     while True:
         now = datetime.now(UTC)
-        run_id = f"{now:%Y%m%d-%H%M%S}-" + "".join(secrets.choice(_ALPHABET) for _ in range(4))
+        run_id = make_id(now)
         try:
             with files.new_folder(root / run_id) as folder:
                 created = round(now.timestamp(), 3)
@@ -58,9 +58,20 @@ def create(root: Path, kind: str, content: dict[str, Any]) -> Path:
                     files.make_folder(folder / name)
         except OSError:
             if (root / run_id).exists():
-                continue  # the same second and the same four letters
+                continue  # the same millisecond and the same letters
             raise
         return root / run_id
+
+
+def make_id(now: datetime) -> str:
+    """Return a new id: UTC date and time, then four letters, so that ids sort by when they were made.
+
+    Of the letters two are the part of the second, in steps of about a millisecond, and two are random.
+    """
+    base = len(_ALPHABET)
+    part = now.microsecond * base * base // 1_000_000
+    letters = _ALPHABET[part // base] + _ALPHABET[part % base] + secrets.choice(_ALPHABET) + secrets.choice(_ALPHABET)
+    return f"{now:%Y%m%d-%H%M%S}-{letters}"
 
 
 class RunFolder:
