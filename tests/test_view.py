@@ -22,7 +22,7 @@ from tune_magic.view import words
 from tune_magic.view.card import card, comparison_line
 from tune_magic.view.export import export_card
 from tune_magic.view.figure import loss_figure, smooth, thin
-from tune_magic.view.frame import curve, frame, latest_numbers, line, seconds_left
+from tune_magic.view.frame import curve, frame, latest_numbers, line
 from tune_magic.view.html import clean, escape, note_bundle, tag
 from tune_magic.view.listing import runs_table
 from tune_magic.view.plan import plan_card, plan_facts
@@ -359,7 +359,7 @@ def test_a_frame_says_state_first_then_the_numbers(make):
     assert "GPU peak2.5 / 9 GB" in text
     assert bundle["text/plain"].startswith("bot: training · step 4 of 9 · epoch 1.00 · train loss 2.")
     # five steps of 0.05 s, and five evaluations of 0.1 s
-    assert seconds_left(run.summary()) == pytest.approx(5 * 0.05 + 5 * 0.1)
+    assert run.summary().seconds_left() == pytest.approx(5 * 0.05 + 5 * 0.1)
     assert "0.8 s left" in text
 
 

@@ -42,6 +42,7 @@ def finetune(
     name: str | None = None,
     background: bool = False,
     fresh: bool = False,
+    now: bool = False,
     budget: str | None = None,
     dry_run: bool = False,
     executor: str = "worker",
@@ -59,6 +60,7 @@ def finetune(
         name: Name of the run.
         background: Return at once.
         fresh: Train again although the same run is there.
+        now: Start at once although another run holds the device; without it a run waits for those before it.
         budget: A time such as ``10m``: the run ends within it, evaluated and saved, and can be resumed.
         dry_run: Show the plan and train nothing.
         executor: ``worker`` for a process of its own, ``inline`` for this one.
@@ -76,7 +78,7 @@ def finetune(
         >>> run = tune_magic.finetune(model="smollm2-135m-instruct", data="rows.jsonl")  # doctest: +SKIP
     """
     options = {
-        "background": background, "fresh": fresh, "budget": budget, "dry_run": dry_run, "executor": executor, "traceback": traceback,
+        "background": background, "fresh": fresh, "now": now, "budget": budget, "dry_run": dry_run, "executor": executor, "traceback": traceback,
         "output": output,
     }  # fmt: skip
     plain, objects = tables.take_out(keys)
@@ -140,14 +142,18 @@ def begin(
         if found.status == "finished":
             return found, FOUND
         if found.is_live:
+            if options.now and found.status == "queued":
+                found.skip_line()
             return found, ATTACHED
-        return found.resume(options.executor, options.budget), RESUMED
+        return found.resume(options.executor, options.budget, now=options.now), RESUMED
     previous = _previous_run(root, content)
     run = Run(folder.create(root, "finetune", content | ({"previous": previous} if previous else {})))
     tables.write(run.path, given)
     places.remember_root(root)
     last = run
     run.limit(options.budget)
+    if options.now:
+        run.skip_line()
     local.start(run.path, options.executor)
     return run, None
 

@@ -106,6 +106,7 @@ class Parsed:
 LAUNCH_FLAGS = (
     Flag("background", "return at once; the run goes on by itself"),
     Flag("fresh", "train again although the same run is there"),
+    Flag("now", "start at once although another run holds the device"),
     Flag("budget", "end within this time, such as 10m, with a checkpoint and the line that goes on", "TIME"),
     Flag("dry-run", "show the plan and train nothing"),
     Flag("executor", "where to run", "WHERE", ("worker", "inline")),
@@ -156,10 +157,12 @@ COMMANDS = {
         ),
         Command("tune stop", "Stop a run after saving its last step; a second time kills it.", "RUN", _RUN),
         Command(
-            "tune resume", "Go on with a stopped, lost or failed run, or let a paused one continue.", "RUN", _RUN, False,
+            "tune resume", "Go on with a stopped, lost or failed run; let a paused one continue, a queued one start now.",
+            "RUN", _RUN, False,
             (
                 Flag("background", "return at once; the run goes on by itself"),
                 Flag("budget", "end within this time, such as 10m", "TIME"),
+                Flag("now", "start at once although another run holds the device"),
             ),
         ),
         Command(

@@ -146,25 +146,33 @@ class Run(RunFolder):
         if budget is not None:
             self.request("budget", until=time.time() + seconds_of(budget))
 
-    def resume(self, executor: str = "worker", budget: str | None = None) -> Run:
-        """Go on where a stopped, lost or failed run ended, or let a paused one continue; returns at once.
+    def resume(self, executor: str = "worker", budget: str | None = None, *, now: bool = False) -> Run:
+        """Go on where a stopped, lost or failed run ended, let a paused one continue, or a queued one start at once.
+
+        It returns at once.
 
         Raises:
             TuneError: It is running, or finished.
         """
         from tune_magic.executors import local
 
-        if self.status == "paused":
+        if self.status in ("paused", "queued"):
             if budget is not None:
-                raise TuneError("A paused run keeps the time it was given.", hint="Stop it, then resume with a budget.")
+                raise TuneError(f"A {self.status} run keeps the time it was given.", hint="Stop it, then resume with a budget.")
             self.request("continue")
             return self
         if self.status not in RESUMABLE:
             raise TuneError(f"{self.name or self.id} is {self.status}; there is nothing to resume.", run=self)
         self.expect_attempt(self.summary().attempt + 1)
         self.limit(budget)
+        if now:
+            self.skip_line()
         local.start(self.path, executor)
         return self
+
+    def skip_line(self) -> None:
+        """Let this attempt start although another run holds the device."""
+        self.request("continue")
 
     def raise_for_state(self) -> None:
         """Raise what the run's end means for the code after it.

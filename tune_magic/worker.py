@@ -23,7 +23,7 @@ from typing import Any
 
 from tune_magic import collector, files, plugins, secrets
 from tune_magic.errors import LockedError, TuneError
-from tune_magic.storage import places
+from tune_magic.storage import places, queue
 from tune_magic.storage.control import Control, StopRequested
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
@@ -102,7 +102,8 @@ def work(path: Path, *, is_worker: bool = False) -> int:
 def _outcome(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     """Run the job; whatever it raises becomes the fields of the last state event."""
     try:
-        return _job(run.kind)(run, log, control)
+        with queue.turn(run, log, control) if run.kind == "finetune" else contextlib.nullcontext():
+            return _job(run.kind)(run, log, control)
     except StopRequested:
         return {"state": "stopped"}
     except TuneError as error:

@@ -64,6 +64,7 @@ class RunPanel(Panel):
         self.stop.disabled = self.checkpoint.disabled = not is_live
         self.pause.disabled = not is_live or self.run.status == "paused"
         self.resume.disabled = not self._is_resumable
+        self.resume.description = "Start now" if self.run.status == "queued" else "Resume"
 
     @property
     def is_over(self) -> bool:
@@ -72,7 +73,7 @@ class RunPanel(Panel):
 
     @property
     def _is_resumable(self) -> bool:
-        return self.run.status in (*RESUMABLE, "paused") and not self.run.is_coming_up
+        return self.run.status in (*RESUMABLE, "paused", "queued") and not self.run.is_coming_up
 
     def _checkpoint(self) -> None:
         Run(self.run.path).checkpoint()

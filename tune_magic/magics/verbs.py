@@ -145,7 +145,7 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
         "show": run.show,
         "watch": lambda: _watch(run, parsed),
         "stop": lambda: _stop(run),
-        "resume": lambda: _watch(_resumed(run, flags.get("budget")), parsed, stops=True),
+        "resume": lambda: _watch(_resumed(run, parsed), parsed, stops=True),
         "pause": lambda: _ask(run, verb),
         "checkpoint": lambda: _ask(run, verb),
         "compare": lambda: _compare([run, *map(find, rest)]),
@@ -238,9 +238,9 @@ def _watch(run: Run, parsed: Parsed, *, stops: bool = False) -> Run:
     return follow(run, stops=stops)
 
 
-def _resumed(run: Run, budget: str | None) -> Run:
+def _resumed(run: Run, parsed: Parsed) -> Run:
     try:
-        return run.resume(budget=budget)
+        return run.resume(budget=parsed.flags.get("budget"), now=parsed.flags.get("now", False))
     except ValueError as error:
         raise BadUsage(f"--budget {error}") from None
 

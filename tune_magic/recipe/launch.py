@@ -23,6 +23,7 @@ class LaunchOptions(BaseModel):
         "worker", description="worker: a process of its own. inline: this process, for debugging."
     )
     traceback: bool = Field(False, description="Show the worker's whole traceback when it fails.")
+    now: bool = Field(False, description="Start at once although another run holds the device.")
     budget: str | None = Field(None, description="End within this time, such as 10m, with a checkpoint.")
     output: str | None = Field(None, description="Folder for runs; default: tune_runs beside the notebook.")
 

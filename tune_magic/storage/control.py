@@ -39,6 +39,7 @@ class Control:
         self._seen: set[str] = set()
         self._waiting: dict[str, dict[str, Any]] = {}
         self._terminated = False
+        self._put_off_s = 0.0
         self._beat = 0.0
 
     def check(self, done: int = 0, total: int = 0) -> None:
@@ -69,7 +70,11 @@ class Control:
         """Return the seconds that are left of this attempt's budget, None where it has none; and forget it."""
         self._read()
         budget = self._waiting.pop("budget", None)
-        return None if budget is None else float(budget["until"]) - time.time()
+        return None if budget is None else float(budget["until"]) + self._put_off_s - time.time()
+
+    def put_off_budget(self, seconds: float) -> None:
+        """Let the budget begin later: waiting for others is not on this run's account."""
+        self._put_off_s += seconds
 
     def _read(self) -> None:
         try:

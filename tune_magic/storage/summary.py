@@ -6,6 +6,7 @@ checkpoint is forgotten, so that every reader sees one run, not two.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -98,6 +99,20 @@ class Summary:
     def best(self) -> Event | None:
         """The evaluation with the lowest finite held-out loss after step 0, else None."""
         return best_of(self.evaluations)
+
+
+    def seconds_left(self) -> float | None:
+        """Estimate what remains from the latest steps' durations and the evaluations to come; None before a step."""
+        total = self.plan.get("total_steps")
+        if not total or not self.steps:
+            return None
+        latest: list[float] = [self.steps[step]["seconds"] for step in sorted(self.steps)[-20:]]
+        remaining = int(total) - self.step
+        evaluations: list[float] = [event["seconds"] for event in self.evaluations.values()]
+        to_come = remaining / self.plan["eval_steps"] if evaluations else 0.0
+        each = sum(evaluations) / len(evaluations) if evaluations else 0.0
+        seconds = remaining * sum(latest) / len(latest) + to_come * each
+        return min(seconds, max(0.0, self.budget["until"] - time.time())) if self.budget else seconds
 
 
 def best_of(evaluations: Mapping[int, Event]) -> Event | None:

@@ -378,6 +378,7 @@ class Loop:
         if control.take("checkpoint"):
             self._save()
         if control.take("pause"):
+            control.take("continue")  # one from before is no answer to this
             self._save()
             log.append("state", state="paused")
             while not control.take("continue"):

@@ -59,7 +59,7 @@ def frame(
         heading(COLOURS.get(state, BLUE), name, _doing(summary, state), _remaining(summary)),
         bar(_share(summary), BLUE),
         _numbers(summary),
-        _middle(run, summary, picture, interruptible=interruptible),
+        _middle(run, summary, state, picture, interruptible=interruptible),
         _sample(summary),
         *(warning(event) for event in summary.warnings[-2:]),
         *map(diagnosis, advice[:_MOST_ADVICE]),
@@ -78,26 +78,14 @@ def line(run: RunFolder, state: State) -> str:
     """Return one line of text for terminals, logs and screen readers."""
     summary = run.summary()
     parts = [f"{run.name or run.id}: {_doing(summary, state)}"]
-    if summary.steps:
+    if state == "queued":
+        parts.append(_expected(summary))
+    elif summary.steps:
         parts.append(_spoken(summary))
-    left = seconds_left(summary)
+    left = summary.seconds_left()
     if left is not None and state == "running":
         parts.append(f"{words.duration(left)} left")
     return " · ".join(part for part in parts if part)
-
-
-def seconds_left(summary: Summary) -> float | None:
-    """Estimate what remains from the latest steps' durations and the evaluations to come."""
-    total = summary.plan.get("total_steps")
-    if not total or not summary.steps:
-        return None
-    latest: list[float] = [summary.steps[step]["seconds"] for step in sorted(summary.steps)[-20:]]
-    remaining = int(total) - summary.step
-    evaluations: list[float] = [event["seconds"] for event in summary.evaluations.values()]
-    to_come = remaining / summary.plan["eval_steps"] if evaluations else 0.0
-    each = sum(evaluations) / len(evaluations) if evaluations else 0.0
-    seconds = remaining * sum(latest) / len(latest) + to_come * each
-    return min(seconds, max(0.0, summary.budget["until"] - time.time())) if summary.budget else seconds
 
 
 def memory_gauges(memory: dict[str, Any]) -> Html | None:
@@ -178,6 +166,8 @@ def _doing(summary: Summary, state: State) -> str:
         return f"computing the frozen layers once · {summary.progress['done']} of {summary.progress['total']} rows"
     if state == "starting":
         return "starting · loading data and model"
+    if state == "queued":
+        return _waiting(summary)
     if state == "running" and not summary.steps:
         return "scoring the base model" if summary.plan.get("base_first") else "training · first step"
     if not summary.steps:
@@ -188,8 +178,25 @@ def _doing(summary: Summary, state: State) -> str:
     return f"{word} · step {summary.step} of {total}" + (f" · epoch {epoch:.2f}" if epoch is not None else "") + limit
 
 
+def _waiting(summary: Summary) -> str:
+    """Say whom a queued run waits for."""
+    ahead = [clean(run["name"] or run["id"], 60) for run in summary.outcome.get("ahead", [])]
+    others = f" and {len(ahead) - 1} more" if len(ahead) > 1 else ""
+    return f"queued · {words.ordinal(len(ahead) + 1)} in line, after {ahead[0]}{others}" if ahead else "queued"
+
+
+def _expected(summary: Summary) -> str:
+    """Say when a queued run should start, as far as the runs before it tell."""
+    expected = summary.outcome.get("expected")
+    if expected is None:
+        return ""
+    return f"starts {'after' if summary.outcome['at_least'] else 'about'} {words.clock(expected)}"
+
+
 def _remaining(summary: Summary) -> str:
-    left = seconds_left(summary)
+    if summary.state == "queued":
+        return _expected(summary)
+    left = summary.seconds_left()
     if left is None or summary.state != "running":
         return ""
     return f"{words.duration(left)} left · ends {words.clock(time.time() + left)}"
@@ -234,11 +241,12 @@ def _numbers(summary: Summary) -> Html | None:
     return div(*cells, style="display:flex;flex-wrap:wrap;gap:4px 24px;margin:8px 0 2px")
 
 
-def _middle(run: RunFolder, summary: Summary, picture: Html | None, *, interruptible: bool) -> Html:
+def _middle(run: RunFolder, summary: Summary, state: State, picture: Html | None, *, interruptible: bool) -> Html:
     name = run.name or run.id
     command = code(f"%tune stop {clean(name, 60)}")
     stop = div(grey("stop: ■ Interrupt, or " if interruptible else "stop: ", size=11), command, style="margin-top:8px")
-    right = [memory_gauges(summary.memory), *about(run, summary), stop]
+    now = div(grey("start it now: ", size=11), code(f"%tune resume {clean(name, 60)}")) if state == "queued" else None
+    right = [memory_gauges(summary.memory), *about(run, summary), now, stop]
     left = div(picture, style="flex:2 1 380px;min-width:0") if picture else None
     return div(left, div(*right, style="flex:1 1 260px;min-width:0"), style="display:flex;flex-wrap:wrap;gap:4px 20px")
 

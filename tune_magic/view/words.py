@@ -51,6 +51,17 @@ def count(number: float) -> str:
     return f"{number / 1e3:.0f} k" if number >= 1e4 else f"{number:.0f}"
 
 
+def ordinal(number: int) -> str:
+    """Return a place in a line.
+
+    Example:
+        >>> ordinal(2), ordinal(11), ordinal(23)
+        ('2nd', '11th', '23rd')
+    """
+    ending = "th" if number % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th")
+    return f"{number}{ending}"
+
+
 def value(number: float) -> str:
     """Return a loss or a score to three digits.
 
