@@ -3,6 +3,7 @@
 import re
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 
 from tune_magic import plugins
@@ -176,11 +177,23 @@ def shell(tmp_path, monkeypatch):
     stored = folder.create(tmp_path / "tune_runs", "finetune", {"name": "stored_bot"})
     bound = Run(folder.create(tmp_path / "elsewhere", "finetune", {"name": "bound_bot"}))
     assert stored.is_dir()
-    return SimpleNamespace(user_ns={"bot": bound, "_hidden": bound, "number": 3})
+    (tmp_path / "rows.csv").write_text("question,answer\n1,2\n")
+    table = pd.DataFrame({"q": [1], "a": [2]})
+    return SimpleNamespace(user_ns={"bot": bound, "_hidden": bound, "number": 3, "table": table})
 
 
 CELL = "%%finetune bot\n"
-FLAGS = ["--background", "--fresh", "--budget", "--dry-run", "--executor", "--traceback", "--output", "--show-code"]
+FLAGS = [
+    "--background",
+    "--fresh",
+    "--now",
+    "--budget",
+    "--dry-run",
+    "--executor",
+    "--traceback",
+    "--output",
+    "--show-code",
+]
 
 
 @pytest.mark.parametrize(
@@ -192,6 +205,7 @@ FLAGS = ["--background", "--fresh", "--budget", "--dry-run", "--executor", "--tr
             "",
             [
                 "runs",
+                "data",
                 "show",
                 "watch",
                 "stop",
@@ -248,6 +262,17 @@ FLAGS = ["--background", "--fresh", "--budget", "--dry-run", "--executor", "--tr
         (CELL + "method:\n  name: ", "", ["freeze", "full", "lora"]),
         (CELL + "method:\n  name: lora\n  use_rslora: ", "", ["true", "false"]),
         (CELL + "eval:\n  steps: 3\n\n  s", "s", ["samples: ", "steps: "]),
+        (CELL + "data: ro", "ro", ["rows.csv"]),
+        (CELL + "data:\n  train: $", "$", ["$table"]),
+        (CELL + "data:\n  train: rows.csv\n  columns:\n    prompt: ", "", ["question", "answer"]),
+        (CELL + "data:\n  train: $table\n  columns:\n    prompt: q", "q", ["q"]),
+        (CELL + "data:\n  train: rows.csv\n  columns:\n    pro", "pro", ["prompt: "]),
+        (CELL + "data:\n  train: rows.csv  # mine\n  template: 'Q: {qu", "qu", ["question}"]),
+        (CELL + "data:\n  train: gone.csv\n  columns:\n    prompt: ", "", []),
+        (CELL + "data:\n  columns:\n    prompt: ", "", []),
+        ("%tune data r", "r", ["rows.csv"]),
+        ("%tune data rows.csv data.columns.prompt=a", "data.columns.prompt=a", ["data.columns.prompt=answer"]),
+        ("%tune data rows.csv max_l", "max_l", ["max_length="]),
         (CELL + "data:\n  format: ", "", ["messages", "prompt_completion", "instruction", "text_label", "text"]),
         (CELL + "eval:\n  steps: 3\nse", "se", ["seed: "]),
         # nothing of ours

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tune_magic import api
+from tune_magic import api, launching
 from tune_magic.errors import TuneError
 from tune_magic.executors import local
 from tune_magic.recipe.build import build_launch, build_recipe
@@ -139,7 +139,11 @@ def test_waiting_is_told_with_place_and_expected_start(at_work, monkeypatch):
     assert len(queued) == 1  # what has not changed is not said again
     assert queued[0]["ahead"] == [{"id": head.id, "name": "head"}]
     assert queued[0]["expected"] == pytest.approx(time.time() + 360, abs=20)
-    assert looks[0] == looks[2] == f"tiny_run: queued · 2nd in line, after head · starts about {words.clock(queued[0]['expected'])}"
+    assert (
+        looks[0]
+        == looks[2]
+        == f"tiny_run: queued · 2nd in line, after head · starts about {words.clock(queued[0]['expected'])}"
+    )
     waited = next(event["waited_s"] for event in mine.events("state") if "waited_s" in event)
     assert control.budget_s() == pytest.approx(60 + waited, abs=10)  # waiting is not on its account
     assert waited > 10
@@ -194,7 +198,7 @@ def test_real_runs_wait_skip_the_line_and_let_others_pass(recipe, tmp_path, monk
         assert "3rd in line, after first and 1 more" in frame.line(third, third.status)
         assert "torch" not in maps_of(third)  # a run that waits holds no memory to speak of
 
-        assert api.begin(build_recipe(third.recipe), build_launch({"now": True}))[1] == api.ATTACHED
+        assert api.begin(build_recipe(third.recipe), build_launch({"now": True}))[1] == launching.ATTACHED
         assert third.wait(60).status == "finished"
         assert second.status == "queued"
 

@@ -82,7 +82,7 @@ def plan(total_steps, text="rows", **changes):
         "parameters": 2_000_000, "trainable_parameters": 50_000, "train_rows": 30, "held_out_rows": 10,
         "tokens_per_epoch": 61_234, "trained_tokens_per_epoch": 6_123, "longest_row_tokens": 99, "cut_rows": 2,
         "total_steps": total_steps, "steps_per_epoch": 4, "eval_steps": max(1, total_steps // 8), "packed": False,
-        "engine_note": text, "lens": [{"spans": [[text, False], [text, True]], "tokens": 9, "trained": 4, "cut": 1}],
+        "engine_note": text, "lens": [{"spans": [[text, False], [text, True]], "cut_text": text, "tokens": 9, "trained": 4, "cut": 1}],
     } | changes  # fmt: skip
 
 
@@ -430,7 +430,7 @@ def test_a_plan_promises_in_numbers(make):
         assert f"{name}: {value}" in bundle["text/plain"]
         assert f"{name}{value}" in text
     assert "nothing was trained" in bundle["text/plain"]
-    assert "9 tokens, 4 trained · 1 cut off" in text
+    assert "9 tokens, 4 trained (44 %), 1 cut off" in text
 
 
 def test_the_runs_as_a_table(make):

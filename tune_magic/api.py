@@ -2,37 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import shutil
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tune_magic import checkup, display, tables
+from tune_magic import checkup, display, launching, tables
 from tune_magic.checkup import CheckUp
 from tune_magic.comparing import ComparedRuns
 from tune_magic.data.hub import is_hub
-from tune_magic.data.locate import data_path, fingerprints, identity, references
-from tune_magic.data.read import SUFFIXES
-from tune_magic.errors import DataError, RunFailed, TuneError
+from tune_magic.errors import RunFailed, TuneError
 from tune_magic.executors import local
 from tune_magic.follow import follow, follow_in_background, follow_job
 from tune_magic.handles import Export, Report, Run
-from tune_magic.models.find import find_model
+from tune_magic.inspecting import DataReport
+from tune_magic.models.find import find_model, installed
 from tune_magic.recipe.build import build_launch, build_recipe, read_recipe_file
 from tune_magic.recipe.launch import LaunchOptions
 from tune_magic.recipe.schema import Recipe
-from tune_magic.storage import folder, places
-from tune_magic.storage.folder import RunFolder
+from tune_magic.storage import places
 from tune_magic.view.html import note_bundle
 
-_JOB_FOLDERS = {"evaluate": "evals", "export": "exports"}
-ATTACHED = "The same recipe is training already; this is its live view."
-RESUMED = "The same recipe was stopped before its end; it goes on from its last checkpoint."
-FOUND = "The same recipe, data and model were trained before; this is that run. `--fresh` trains again."
-_LOOKED_AT = 200  # newest runs among which a cell's own is looked for
 last: Run | None = None
 
 
@@ -108,7 +97,7 @@ def launch(
     if options.dry_run:
         return _show_plan(recipe, options, objects or {}, about)
     run, note = begin(recipe, options, objects=objects, **about)
-    if note == FOUND:
+    if note == launching.FOUND:
         display.show(run.card(note), run=run)
         return run
     if note is not None:
@@ -116,84 +105,39 @@ def launch(
     return _show(run, options)
 
 
-def begin(
-    recipe: Recipe,
-    options: LaunchOptions,
-    *,
-    name: str | None = None,
-    objects: Mapping[str, Any] | None = None,
-    link: Mapping[str, Any] | None = None,
-    recipe_text: str | None = None,
-) -> tuple[Run, str | None]:
-    """Start, re-find or resume the run of a recipe, and show nothing; arguments as in `launch`.
-
-    Returns:
-        The run, and why it is not a new one: `ATTACHED`, `RESUMED`, `FOUND`, else None.
-    """
-    global last  # noqa: PLW0603 - `tune_magic.last` is part of the interface
-    given = tables.serialise(objects)
-    content = _content(recipe, options, name=name, link=link, recipe_text=recipe_text)
-    root = Path(options.output) if options.output else places.default_root(content["link"].get("notebook"))
-    with tempfile.TemporaryDirectory() as scratch:
-        content["identity"] = _identity(recipe, given, Path(scratch))
-    found = None if options.fresh else _same_run(root, content["identity"])
-    if found is not None:
-        last = found
-        if found.status == "finished":
-            return found, FOUND
-        if found.is_live:
-            if options.now and found.status == "queued":
-                found.skip_line()
-            return found, ATTACHED
-        return found.resume(options.executor, options.budget, now=options.now), RESUMED
-    previous = _previous_run(root, content)
-    run = Run(folder.create(root, "finetune", content | ({"previous": previous} if previous else {})))
-    tables.write(run.path, given)
-    places.remember_root(root)
-    last = run
-    run.limit(options.budget)
-    if options.now:
-        run.skip_line()
-    local.start(run.path, options.executor)
-    return run, None
+def begin(recipe: Recipe, options: LaunchOptions, **about: Any) -> tuple[Run, str | None]:
+    """Start, re-find or resume the run of a recipe, and show nothing: `launching.begin`, remembered as `last`."""
+    global last
+    last, note = launching.begin(recipe, options, **about)
+    return last, note
 
 
-@contextlib.contextmanager
-def plan_job(
-    recipe: Recipe, options: LaunchOptions, objects: Mapping[str, Any], *, measure: bool = True, **about: Any
-) -> Iterator[Run]:
-    """Start a dry run in a folder that is gone when the block ends; a job that is still at work is killed then.
+def inspect(data: Any, *, model: str | None = None, **keys: Any) -> DataReport:
+    """Look at rows before training on them: format, splits, faults, the label lens; twin of ``%tune data``.
 
     Args:
-        recipe: What would be trained.
-        options: How to start it.
-        objects: Values of the recipe's ``$names``.
-        measure: Whether the heaviest step is tried, to predict time and memory.
-        **about: As in `launch`.
+        data: A file, a hub id, a DataFrame, a list of dicts, or a mapping with ``train`` and more.
+        model: Whose tokenizer counts. Default: the last run's, else the first that is installed.
+        **keys: Keys of a recipe: ``max_length``, ``objective``, ``data.columns`` ...
+
+    Raises:
+        DataError: The rows are none that can be trained on, with file, line and column.
     """
-    find_model(recipe.model)
-    given = tables.serialise(objects)
-    scratch = Path(tempfile.mkdtemp(prefix="tune_magic-plan-"))
-    job = None
-    try:
-        content = _content(recipe, options, **about) | {"options": {"measure": measure}}
-        job = Run(folder.create(scratch, "plan", content))
-        tables.write(job.path, given)
-        local.start(job.path, options.executor)
-        yield job
-    finally:
-        if job is not None:
-            job.kill()
-            local.job_ended()
-        shutil.rmtree(scratch, ignore_errors=True)
+    plain, objects = tables.take_out({"model": model or _usual_model(), "data": data})
+    return inspect_recipe(build_recipe(plain, keys), objects)
 
 
-def _content(recipe: Recipe, options: LaunchOptions, *, link: Mapping[str, Any] | None = None, **about: Any) -> Any:
-    """Return what ``run.json`` says of a run."""
-    return {
-        **about, "recipe": recipe.given(), "link": dict(link or {}), "launch": options.model_dump(),
-        "seed": recipe.seed, "cwd": str(Path.cwd()),
-    }  # fmt: skip
+def inspect_recipe(recipe: Recipe, objects: Mapping[str, Any]) -> DataReport:
+    """Look at the rows of a recipe; `objects` are the values of its ``$names``."""
+    with launching.scratch_job("data", recipe, build_launch({}), objects, name="data") as job:
+        live = display.Live()
+        try:
+            follow_job(job, live)
+        except RunFailed as error:
+            raise _without_log(error) from None
+        report = DataReport(job)
+        live.clear()
+    return report
 
 
 def evaluate(
@@ -229,7 +173,7 @@ def evaluate(
         "data": None if data is None else _absolute(data), "metrics": _names(metrics),
         "max_new_tokens": max_new_tokens, "limit": limit,
     }  # fmt: skip
-    job = _new_job(run, "evaluate", options)
+    job = launching.new_job(run, "evaluate", options)
     tables.write(job.path, given)
     local.start(job.path)
     live = display.Live(run)
@@ -272,7 +216,7 @@ def export(
         "to": to, "quantize": quantize, "rows": rows, "tolerance": tolerance,
         "output": str(Path(output).absolute()) if output else None,
     }  # fmt: skip
-    job = _new_job(run, "export", options)
+    job = launching.new_job(run, "export", options)
     local.start(job.path)
     live = display.Live(run)
     try:
@@ -331,50 +275,6 @@ def _recipe(recipe: Recipe | Mapping[str, Any] | str | Path | None, keys: Mappin
     return build_recipe(recipe or {}, keys)
 
 
-def _identity(recipe: Recipe, given: Mapping[str, tables.Content], scratch: Path) -> str | None:
-    """Return the run's identity as the worker will compute it, or None when something it reads is not here yet."""
-    tables.write(scratch, given)
-    source = find_model(recipe.model)
-    if source.path is None:
-        return None
-    for reference in (recipe.data.train, recipe.data.held_out, recipe.data.test):
-        if isinstance(reference, str) and not is_hub(reference):
-            path = data_path(reference, scratch)
-            if not path.is_file():
-                raise DataError(
-                    f"There is no file {reference}.", hint=f"Looked in {Path.cwd()}. Kinds: {', '.join(SUFFIXES)}."
-                )
-    if not all(data_path(reference, scratch).is_file() for reference in references(recipe).values()):
-        return None  # still on the hub
-    prints = fingerprints(recipe, source.path, lambda reference: data_path(reference, scratch))
-    return identity(recipe, prints)
-
-
-def _previous_run(root: Path, content: Mapping[str, Any]) -> str | None:
-    """Return the id of the newest run of the same cell, or, outside a notebook, of the same name."""
-    link, name = content["link"], content["name"]
-    cell = (link.get("notebook"), link.get("cell_id"))
-    for path in itertools.islice(places.folders([root]), _LOOKED_AT):
-        with contextlib.suppress(TuneError):
-            run = RunFolder(path)
-            same_cell = all(cell) and (run.link.get("notebook"), run.link.get("cell_id")) == cell
-            if same_cell or (not all(cell) and name is not None and run.name == name):
-                return run.id
-    return None
-
-
-def _same_run(root: Path, identity: str | None) -> Run | None:
-    if identity is None:
-        return None
-    for path in places.folders([root]):
-        with contextlib.suppress(TuneError):  # a damaged neighbour, or one from a newer version
-            run = Run(path)
-            known = run.info.get("identity") or run.summary().plan.get("identity")
-            if known == identity and run.status not in ("failed", "damaged"):
-                return run
-    return None
-
-
 def _show(run: Run, options: LaunchOptions) -> Run:
     if options.background:
         follow_in_background(run)
@@ -389,21 +289,34 @@ def _show(run: Run, options: LaunchOptions) -> Run:
 
 def _show_plan(recipe: Recipe, options: LaunchOptions, objects: Mapping[str, Any], about: Mapping[str, Any]) -> Run:
     """Do a dry run and show its plan."""
-    with plan_job(recipe, options, objects, **about) as job:
+    with launching.scratch_job("plan", recipe, options, objects, **about) as job:
         live = display.Live(job)
         try:
             follow_job(job, live)
         except RunFailed as error:
-            error.log = None  # it goes with the folder; cause and hint are in the error
-            raise
+            raise _without_log(error) from None
         live.update(job.card())
     return job
 
 
-def _new_job(run: Run, kind: str, options: dict[str, Any]) -> Run:
-    """Make the folder of a job over a run; relative paths in the recipe mean what they meant when it was trained."""
-    content = {"name": run.name or run.id, "options": options, "cwd": run.info.get("cwd")}
-    return Run(folder.create(run.path / _JOB_FOLDERS[kind], kind, content))
+def _without_log(error: RunFailed) -> RunFailed:
+    """Forget the log, which goes with the job's folder; cause and hint are in the error."""
+    error.log = None
+    return error
+
+
+def _usual_model() -> str:
+    """Return the model to count tokens with when none was named.
+
+    Raises:
+        TuneError: There is none.
+    """
+    if last is not None:
+        return str(last.recipe["model"])
+    known = installed()
+    if not known:
+        raise TuneError("Whose tokens? No model is installed.", hint="Name one: `model=...`, on a line `--model`.")
+    return known[0]
 
 
 def _names(metrics: Sequence[str] | str | None) -> list[str] | None:

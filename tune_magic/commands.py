@@ -150,6 +150,11 @@ COMMANDS = {
                 Flag("limit", f"only this many; default: {SHOWN_RUNS}", "N", kind=int),
             ),
         ),
+        Command(
+            "tune data", "Look at rows before training: format, splits, faults, what the model sees and learns.", "FILE",
+            "a file, hub id or $name", True,
+            (Flag("model", "whose tokenizer counts; default: the last run's, else the first installed", "NAME"),), True,
+        ),
         Command("tune show", "Show the card of a run.", "RUN", _RUN),
         Command(
             "tune watch", "Show a live run; Interrupt ends the watching, not the run.", "RUN", _RUN, False,

@@ -177,7 +177,7 @@ def progress_bundle(job: RunFolder) -> Bundle:
     name = job.name or job.id
     total = summary.progress.get("total") or 0
     done = summary.progress.get("done") or 0
-    doing = {"evaluate": "evaluating", "export": "exporting", "plan": "planning"}[job.kind]
+    doing = {"evaluate": "evaluating", "export": "exporting", "plan": "planning", "data": "reading the rows"}[job.kind]
     state = job.status
     detail = f"{doing} · {done} of {total}" if total else f"{doing} · loading"
     if state in TERMINAL:

@@ -158,7 +158,9 @@ class Run(RunFolder):
 
         if self.status in ("paused", "queued"):
             if budget is not None:
-                raise TuneError(f"A {self.status} run keeps the time it was given.", hint="Stop it, then resume with a budget.")
+                raise TuneError(
+                    f"A {self.status} run keeps the time it was given.", hint="Stop it, then resume with a budget."
+                )
             self.request("continue")
             return self
         if self.status not in RESUMABLE:
@@ -289,11 +291,15 @@ class Run(RunFolder):
         return loss_figure(self.summary())
 
     def card(self, banner: str | None = None) -> dict[str, str]:
-        """Return the card as HTML and as text; a dry run has its plan."""
+        """Return the card as HTML and as text; a dry run has its plan, a data job its rows."""
         if self.kind == "plan":
             from tune_magic.view.plan import plan_card
 
             return plan_card(self)
+        if self.kind == "data":
+            from tune_magic.view.data import data_card
+
+            return data_card(self)
         from tune_magic.view.card import card
 
         report = self.report

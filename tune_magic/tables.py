@@ -16,14 +16,16 @@ _KEYS = ("train", "held_out", "test")
 
 
 def take_out(keys: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Replace tables among a recipe's keys by ``$names`` and return both."""
-    plain, objects = dict(keys), {}
+    """Replace tables among a recipe's keys by ``$names`` and return both; paths become texts."""
+    plain, objects = {key: str(value) if isinstance(value, Path) else value for key, value in keys.items()}, {}
     data = plain.get("data")
     if isinstance(data, Mapping):
         data = plain["data"] = dict(data)
         for key in _KEYS:
             if _is_table(data.get(key)):
                 objects[key], data[key] = data[key], f"${key}"
+            elif isinstance(data.get(key), Path):
+                data[key] = str(data[key])
     elif _is_table(data):
         objects["data"], plain["data"] = data, "$data"
     return plain, objects

@@ -133,6 +133,10 @@ def _job(kind: str) -> Job:
         from tune_magic.training import job
 
         return job.finetune if kind == "finetune" else job.dry_run
+    if kind == "data":
+        from tune_magic.training.inspection import inspect
+
+        return inspect
     if kind == "evaluate":
         from tune_magic.evaluation.job import evaluate
 

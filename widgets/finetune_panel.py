@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import ipywidgets
@@ -13,10 +12,11 @@ from tune_magic.widgets.panel import Panel, button
 from tune_magic.widgets.run_panel import RunPanel
 
 from tune_magic import api, plugins, tables
-from tune_magic.data.read import SUFFIXES
+from tune_magic.data.preview import files_here
 from tune_magic.display import shell
 from tune_magic.errors import RecipeError, TuneError
 from tune_magic.handles import Run
+from tune_magic.launching import scratch_job
 from tune_magic.magics.link import notebook_link
 from tune_magic.models.find import installed
 from tune_magic.recipe import yaml
@@ -149,7 +149,9 @@ class FinetunePanel(Panel):
             return
         self._planned = self._identity()
         try:
-            with api.plan_job(recipe, LaunchOptions(), self._objects, measure=measure, name=self.name.value) as job:
+            with scratch_job(
+                "plan", recipe, LaunchOptions(), self._objects, measure=measure, name=self.name.value
+            ) as job:
                 while job.status not in TERMINAL or job.is_coming_up:
                     if self._changed.wait(_PERIOD_S):
                         self._planned = None
@@ -210,7 +212,7 @@ def _field(key: str, owner: type[BaseModel], name: str) -> ipywidgets.Widget:
         labelled = [(f"default: {default}" if default else "default", ""), *((choice, choice) for choice in choices)]
         return ipywidgets.Dropdown(options=labelled, value="", **options)
     if key in ("model", "data.train", "data.held_out", "data.test"):
-        known = installed() if key == "model" else _data_files()
+        known = installed() if key == "model" else files_here()
         return ipywidgets.Combobox(options=known, placeholder=default, ensure_option=False, **options)
     return ipywidgets.Text(placeholder=default, **options)
 
@@ -231,13 +233,6 @@ def _choices(annotation: Any) -> list[str]:
     if get_origin(annotation) is Literal:
         return [str(choice) for choice in get_args(annotation)]
     return [choice for part in get_args(annotation) for choice in _choices(part)]
-
-
-def _data_files() -> list[str]:
-    """Return the files of rows in the working folder and the folders in it."""
-    here = Path.cwd()
-    found = [path for pattern in ("*", "*/*") for path in here.glob(pattern) if path.suffix in SUFFIXES]
-    return sorted(str(path.relative_to(here)) for path in found if "tune_runs" not in path.parts)[:200]
 
 
 def _value(key: str, text: str) -> Any:

@@ -1,4 +1,4 @@
-"""Completion of commands, flags, keys, values and runs. A matcher that fails would print on every Tab: it never does."""
+"""Completion of commands, flags, keys, values, runs, files and columns. A matcher that fails would print on every Tab: it never does."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any, Literal, get_args, get_origin
 
 from tune_magic import commands
 
+_DATA_KEYS = ("data", "data.train", "data.held_out", "data.test")
+_DATA = re.compile(r"\s*(?:data|train):\s*([^\s{#][^#]*)")
+_PLACE = re.compile(r"\{(\w*)$")
 _MAGIC = re.compile(r"%%?(finetune|evaluate|export|tune)\b")
 
 
@@ -36,7 +39,7 @@ def complete(shell: Any, before: str) -> tuple[str, list[str]]:
     lines = before.split("\n")
     is_body = lines[0].startswith("%%finetune") and len(lines) > 1
     if is_body:
-        return _in_body(line, lines[:-1])
+        return _in_body(shell, line, lines[:-1])
     match = _MAGIC.match(line.lstrip())
     if match is None:
         return "", []
@@ -60,32 +63,62 @@ def _known(shell: Any, command: commands.Command, words: list[str], fragment: st
     if previous is not None and previous.value is not None:
         return previous.choices
     if "=" in fragment:
-        return _after_equals(command, fragment.partition("=")[0])
+        return _after_equals(shell, command, fragment.partition("=")[0], words)
     if fragment.startswith("-"):
         return [f"--{flag.name}" for flag in command.flags if f"--{flag.name}" not in given]
+    if command.name == "tune data" and not words:
+        return _tables(shell)
     if command.takes_keys and words:
         return [f"{key}=" for key in _keys() if key not in given]
     return _run_names(shell) if command.positional == "RUN" else ()
 
 
-def _after_equals(command: commands.Command, name: str) -> list[str]:
+def _after_equals(shell: Any, command: commands.Command, name: str, words: list[str]) -> list[str]:
     flag = next((flag for flag in command.flags if f"--{flag.name}" == name), None)
     parent, _, key = name.rpartition(".")
-    values = flag.choices if flag is not None else _values(parent, key) if command.takes_keys else ()
+    data = words[0] if command.name == "tune data" and words else None
+    values = flag.choices if flag is not None else _values(shell, parent, key, data) if command.takes_keys else ()
     return [f"{name}={value}" for value in values]
 
 
-def _in_body(line: str, above: list[str]) -> tuple[str, list[str]]:
+def _in_body(shell: Any, line: str, above: list[str]) -> tuple[str, list[str]]:
     key, colon, value = line.partition(":")
     fragment = (value if colon else line).lstrip()
+    place = _PLACE.search(value)
+    if colon and place is not None:  # in a template, a column goes between braces
+        return place[1], _starting(place[1], (f"{name}}}" for name in _columns(shell, _data_of(above))))
     if colon:
-        return fragment, _starting(fragment, _values(_path(above, line), key.strip()))
+        return fragment, _starting(fragment, _values(shell, _path(above, line), key.strip(), _data_of(above)))
     indent = len(line) - len(line.lstrip())
     prefix = _parent(above, indent)
     depth = prefix.count(".") + bool(prefix)
-    every = _keys() if prefix != "data.template" else [f"data.template.{name}" for name in _template_keys()]
+    open_keys = {"data.template": _template_keys, "data.columns": _standard_columns}
+    every = [f"{prefix}.{name}" for name in open_keys[prefix]()] if prefix in open_keys else _keys()
     names = {k.split(".")[depth] for k in every if not prefix or k.startswith(f"{prefix}.")}
     return fragment, _starting(fragment, (f"{name}: " for name in sorted(names)))
+
+
+def _data_of(above: list[str]) -> str | None:
+    """Return the training data that the lines above name, as written."""
+    found = [match[1].strip() for match in map(_DATA.match, above) if match]
+    return found[-1] if found else None
+
+
+def _columns(shell: Any, data: str | None) -> list[str]:
+    """Return the columns of a file, or of the table that a ``$name`` is."""
+    from tune_magic.data import preview
+
+    if data is None:
+        return []
+    return preview.columns(shell.user_ns.get(data[1:]) if data.startswith("$") else data)
+
+
+def _tables(shell: Any) -> list[str]:
+    """Return what data may be: files of rows near here, and names of tables."""
+    from tune_magic.data import preview
+
+    held = (name for name, value in shell.user_ns.items() if hasattr(value, "to_parquet") and not name.startswith("_"))
+    return [*preview.files_here(), *(f"${name}" for name in held)]
 
 
 def _path(above: list[str], line: str) -> str:
@@ -109,13 +142,20 @@ def _template_keys() -> list[str]:
     return list(ColumnTemplate.model_fields)
 
 
+def _standard_columns() -> list[str]:
+    from tune_magic.recipe.schema import STANDARD_COLUMNS
+
+    return list(STANDARD_COLUMNS)
+
+
 def _keys() -> list[str]:
     from tune_magic.recipe.build import keys
 
     return [key for key, _, _ in keys()]
 
 
-def _values(parent: str, key: str) -> Iterable[str]:
+def _values(shell: Any, parent: str, key: str, data: str | None = None) -> Iterable[str]:
+    """Return what the value of a key may be; `data` is what the columns are those of."""
     from tune_magic import plugins
     from tune_magic.models.find import installed
     from tune_magic.recipe.build import keys
@@ -123,6 +163,10 @@ def _values(parent: str, key: str) -> Iterable[str]:
     full = f"{parent}.{key}" if parent else key
     if full == "model":
         return installed()
+    if full in _DATA_KEYS:
+        return _tables(shell)
+    if parent == "data.columns":
+        return _columns(shell, data)
     if full in ("method", "method.name", "objective"):
         return plugins.names(full.partition(".")[0])
     for known, owner, name in keys():

@@ -111,6 +111,8 @@ def _tune(shell: Any, line: str) -> Any:
             f"There is no %tune {verb}.{commands.nearest(verb, commands.VERBS)} Verbs: {', '.join(commands.VERBS)}."
         )
     parsed = commands.parse(command, rest)
+    if verb == "data":
+        return _data(parsed, lambda name: _object(shell, name, None))
     if verb == "gpu":
         return _shown(holding.look(shell.user_ns, free=parsed.flags.get("free", False)))
     return do_verb(verb, parsed, lambda name: _run(shell, name), notebook_path(shell))
@@ -133,6 +135,8 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
     """
     if verb == "runs":
         return _list(parsed, notebook)
+    if verb == "data":
+        return _data(parsed)
     if verb == "doctor":
         return _shown(api.doctor())
     if verb == "gpu":
@@ -155,6 +159,14 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
         "export-code": lambda: _export_code(run, flags.get("output")),
     }
     return actions[verb]()
+
+
+def _data(parsed: Parsed, value_of: Callable[[str], Any] = str) -> Any:
+    """Look at rows; `value_of` gives the value of a ``$name``."""
+    data = str(parsed.positional)
+    overrides = {key: yaml.read(f"value: {value}")[0]["value"] for key, value in parsed.keys.items()}
+    found = value_of(data) if data.startswith("$") else data
+    return _shown(api.inspect(found, model=parsed.flags.get("model"), **overrides))
 
 
 def _list(parsed: Parsed, notebook: str | None) -> None:

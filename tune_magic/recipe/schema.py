@@ -91,6 +91,12 @@ class DataOptions(Part):
     chat_template: bool = Field(
         True, description="Wrap prompt and completion as user and assistant turns where the model has a chat template."
     )
+    min_trained_share: float = Field(
+        0.001,
+        ge=0,
+        le=1,
+        description="Refuse rows of whose tokens a smaller share is trained: a wrong column, or a cut.",
+    )
 
     @field_validator("columns")
     @classmethod

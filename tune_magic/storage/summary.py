@@ -100,7 +100,6 @@ class Summary:
         """The evaluation with the lowest finite held-out loss after step 0, else None."""
         return best_of(self.evaluations)
 
-
     def seconds_left(self) -> float | None:
         """Estimate what remains from the latest steps' durations and the evaluations to come; None before a step."""
         total = self.plan.get("total_steps")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,8 +32,6 @@ from tune_magic.training.order import Order
 from tune_magic.training.planner import Planner
 from tune_magic.training.rows import RowEngine
 
-_LENS_ROWS = 3
-_LENS_TOKENS = 400
 _EVALUATIONS = 8
 _SAMPLED_STEPS = 8  # of which memory is planned
 _OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert")  # their first positions stand for padding
@@ -141,7 +138,7 @@ def prepare(
         "fingerprints": prints,
         "data_files": {reference: str(path) for reference, path in paths.items()},
         "identity": identity(recipe, prints),
-        **_facts_of_rows(session, rows),
+        **rows.facts(dataset),
         **_facts_of_training(session),
         **forecast,
     }
@@ -243,34 +240,6 @@ def _facts_of_inputs(session: Session, source: ModelSource, model_folder: Path) 
     }
 
 
-def _facts_of_rows(session: Session, rows: Rows) -> dict[str, Any]:
-    """The rows in numbers, and the first ones as the model sees them."""
-    train = session.dataset.train
-    return {
-        "objective": {"name": rows.objective_name, **rows.objective.facts()},
-        **_class_rows(train, rows.objective),
-        "train_rows": len(train),
-        "held_out_rows": len(session.dataset.held_out),
-        "tokens_per_epoch": int(train.lengths.sum(dtype=np.int64)),
-        "trained_tokens_per_epoch": int(train.weights.sum(dtype=np.float64)),
-        "longest_row_tokens": int(train.lengths.max()),
-        "cut_rows": int((train.num_cut > 0).sum()),
-        "max_length": rows.renderer.max_length,
-        "chat_template": rows.renderer.uses_template and not session.objective.scores_rows,
-        "lens": [_lens(example, session.tokenizer) for example in train[:_LENS_ROWS]],
-    }
-
-
-def _class_rows(train: Table, objective: Objective) -> dict[str, Any]:
-    """Return the number of training rows of each class, the largest first, where rows have classes."""
-    if train.labels is None:
-        return {}
-    numbers, counts = np.unique(train.labels, return_counts=True)
-    names = objective.facts()["classes"]
-    ordered = sorted(zip(counts.tolist(), numbers.tolist(), strict=True), key=lambda pair: -pair[0])
-    return {"class_rows": {names[number]: count for count, number in ordered}}
-
-
 def _facts_of_training(session: Session) -> dict[str, Any]:
     """Every resolved value of the training itself."""
     recipe, engine = session.recipe, session.engine
@@ -295,12 +264,3 @@ def _facts_of_training(session: Session) -> dict[str, Any]:
         "kept_layers": kept.depth if pays else 0,
         "kept_bytes": kept.size_bytes if pays else 0,
     }
-
-
-def _lens(example: Example, tokenizer: Any) -> dict[str, Any]:
-    """A row as the model sees it: spans of text, each with whether it is trained."""
-    tokens, weights = example.trunk.tokens[:_LENS_TOKENS], example.trunk.weights[:_LENS_TOKENS] > 0
-    edges = [0, *(np.flatnonzero(np.diff(weights)) + 1).tolist(), len(tokens)]
-    spans = [[tokenizer.decode(tokens[a:b].tolist()), bool(weights[a])] for a, b in itertools.pairwise(edges) if b > a]
-    label = {"label": example.reference} if example.label is not None else {}
-    return {"spans": spans, "tokens": len(example), "trained": int(example.weight), "cut": example.num_cut, **label}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -133,6 +134,32 @@ def overlaid_figure(summaries: Mapping[str, Summary]) -> Figure:
             text.set_color(GREY)
         axes.set_title("loss: held-out strong, train thin", color=GREY, fontsize=8, loc="left")
         figure.subplots_adjust(left=0.06, right=0.98, top=0.9, bottom=0.17)
+    return figure
+
+
+def lengths_figure(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure:
+    """Draw how many rows have how many tokens, with the limit where it is in sight.
+
+    Args:
+        lengths: ``edges`` of the bins and ``counts`` in them.
+        limit: Longest example in tokens.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    edges, counts = lengths["edges"], lengths["counts"]
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "tune_magic", "font.size": 8}):
+        figure = Figure(figsize=(4.2, 1.7), dpi=100)
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        widths = [b - a for a, b in itertools.pairwise(edges)]
+        axes.bar(edges[:-1], counts, widths, align="edge", color=BLUE, alpha=0.75, linewidth=0)
+        _style(axes, edges[-1])
+        if limit <= edges[-1]:
+            axes.axvline(limit, color=ORANGE, linewidth=1, linestyle=":")
+        axes.set_xlabel("tokens", color=GREY, fontsize=8)
+        axes.set_title("rows by length", color=GREY, fontsize=8, loc="left")
+        figure.subplots_adjust(left=0.1, right=0.98, top=0.86, bottom=0.25)
     return figure
 
 

@@ -8,7 +8,8 @@ from tune_magic.storage.events import number
 from tune_magic.storage.folder import RunFolder
 from tune_magic.view import words
 from tune_magic.view.frame import about
-from tune_magic.view.html import BLUE, MARK, Bundle, Html, box, bundle, div, grey, heading, rule, span, table
+from tune_magic.view.html import BLUE, Bundle, box, bundle, grey, heading, rule, table
+from tune_magic.view.lens import lens, lens_lines
 
 
 def plan_card(run: RunFolder) -> Bundle:
@@ -21,12 +22,10 @@ def plan_card(run: RunFolder) -> Bundle:
         heading(BLUE, name, "plan · nothing was trained", ""),
         table(rows),
         *about(run, summary),
-        rule(
-            div(grey("label lens: what the model sees; "), span("what it learns", style=f"background:{MARK}")),
-            *(_lens(row) for row in summary.plan["lens"]),
-        ),
+        rule(lens(summary.plan["lens"])),
     ]
     lines = [f"{name}: plan, nothing was trained", *(f"  {key}: {value}" for key, value in facts)]
+    lines += lens_lines(summary.plan["lens"])
     return bundle(box(*body), lines)
 
 
@@ -53,13 +52,3 @@ def plan_facts(plan: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, 
         if result.get("base_loss") is not None:
             rows.append(("held-out loss of the base", words.value(number(result["base_loss"]))))
     return rows
-
-
-def _lens(row: dict[str, Any]) -> Html:
-    pieces = [span(text, style=f"background:{MARK}" if trained else "") for text, trained in row["spans"]]
-    cut = f" · {row['cut']} cut off" if row["cut"] else ""
-    return div(
-        div(*pieces, style="white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;font-size:12px"),
-        grey(f"{row['tokens']} tokens, {row['trained']} trained{cut}", size=11),
-        style="margin-top:8px",
-    )

@@ -1,0 +1,39 @@
+"""The data job: rows as they would be trained, without a model's weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tune_magic.data import formats, quality, read
+from tune_magic.data.locate import ensure
+from tune_magic.models.find import find_model
+from tune_magic.models.load import load_tokenizer, local_folder
+from tune_magic.recipe.build import build_recipe
+from tune_magic.storage.control import Control
+from tune_magic.storage.events import EventLog
+from tune_magic.storage.folder import RunFolder
+from tune_magic.training.dataset import Rows
+from tune_magic.training.prepare import longest_example
+
+
+def inspect(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
+    """Read, split and encode the rows of a recipe and log what they are; returns the fields of the last state event."""
+    recipe = build_recipe(run.info["recipe"])
+    model_folder = local_folder(find_model(recipe.model))
+    tokenizer = load_tokenizer(model_folder)
+    rows = Rows(recipe, run.path, tokenizer, longest_example(recipe, model_folder), look=control.check)
+    dataset = rows.dataset()
+    first = next(iter(read.read_rows(ensure(recipe.data.train, run.path))))
+    facts = rows.facts(dataset)
+    log.append(
+        "result",
+        data=recipe.data.train,
+        model=recipe.model,
+        format=formats.format_of([first], recipe.data, rows.objective.formats),
+        columns=list(first.values),
+        scores_rows=rows.objective.scores_rows,
+        lengths=quality.lengths(dataset.train),
+        findings=quality.findings(dataset.train, dataset.held_out, facts["objective"].get("classes", [])),
+        **facts,
+    )
+    return {"state": "finished"}
