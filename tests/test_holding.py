@@ -64,11 +64,19 @@ def test_the_last_error_is_held_and_let_go(monkeypatch):
 
 
 def test_a_run_that_trains_is_named_with_how_to_stop_it(make_run, monkeypatch):
+    from tune_magic.storage.folder import RunFolder
+    from tune_magic.storage.lock import Holder
+
     run = make_run()
-    monkeypatch.setattr(holding, "_live_runs", lambda: iter([(run, 1)]))
-    monkeypatch.setattr(holding, "_resident_bytes", lambda pid: 3 * MB if pid == 1 else 1)
+    chat = run.path / "chats" / "20260101-000000-aaaa"
+    chat.mkdir(parents=True)
+    holders = {run.path: Holder(1), chat: Holder(2)}
+    monkeypatch.setattr(holding.places, "folders", lambda: [run.path])
+    monkeypatch.setattr(RunFolder, "holder", lambda self: holders[self.path])
+    monkeypatch.setattr(holding, "_resident_bytes", lambda pid: {1: 3 * MB, 2: 2 * MB}.get(pid, 1))
     monkeypatch.setattr(holding, "_gpu_bytes", lambda: {1: 7 * MB})
-    (found,) = (row for row in holding.look({}).held if row.kind == "run")
+    found, talk = (row for row in holding.look({}).held if row.kind == "run")
+    assert (talk.name, talk.num_bytes, talk.to_free) == ("tiny_run, chat", 2 * MB, "close the chat")
     assert (found.name, found.num_bytes, found.gpu_bytes, found.to_free) == (
         "tiny_run", 3 * MB, 7 * MB, "%tune stop tiny_run",
     )  # fmt: skip
@@ -112,3 +120,29 @@ def test_containers_that_hold_themselves_are_counted_once():
     ring.append(ring)
     found = held({"Out": out, "ring": ring})
     assert {name: row.num_bytes for name, row in found.items() if row.kind == "variable"} == {"Out": 16 * MB}
+
+
+@pytest.mark.parametrize("ends", ["finished", "failed"])
+def test_a_run_in_this_process_lets_its_model_go(train, monkeypatch, ends):
+    import gc
+
+    from peft import PeftModel
+
+    from tune_magic.objectives.sft import SFT
+
+    def alive():
+        return sum(issubclass(type(thing), PeftModel) for thing in gc.get_objects())
+
+    def fail(self, states):
+        raise RuntimeError("boom")
+
+    before = alive()
+    if ends == "failed":
+        monkeypatch.setattr(SFT, "loss_sum", fail)
+    gc.disable()  # nobody else collects meanwhile
+    try:
+        run = train(max_steps=1)
+        assert run.status == ends
+        assert alive() == before
+    finally:
+        gc.enable()

@@ -1,7 +1,11 @@
 """Real kernels: saved outputs, interrupts, restarts (fault matrix F13, F14, F17)."""
 
 import json
+import os
 import re
+import shutil
+import signal
+import sys
 import time
 from pathlib import Path
 
@@ -15,7 +19,8 @@ from tune_magic.handles import Run
 from tune_magic.models.find import installed
 
 ROOT = Path(__file__).parent.parent
-FRAME_LIMIT = 60_000
+FRAME_LIMIT, CARD_LIMIT = 32_000, 60_000
+OLD_IPYKERNEL = Path(sys.prefix) / "ipykernel6"  # made by `make install`, beside the newest
 
 
 @pytest.fixture
@@ -54,7 +59,7 @@ def test_a_saved_notebook_tells_the_story_alone(folder, body):
     card = displays[0]
     assert set(card.data) == {"text/html", "text/plain"}
     assert "finished" in card.data["text/plain"]
-    assert len(card.data["text/html"]) < FRAME_LIMIT
+    assert len(card.data["text/html"]) < CARD_LIMIT
     assert "data:image/svg+xml;base64," in card.data["text/html"]
     run_id = card.metadata["tune_magic"]["run_id"]
     run = Run(folder / "tune_runs" / run_id)
@@ -63,6 +68,36 @@ def test_a_saved_notebook_tells_the_story_alone(folder, body):
     text = json.dumps(notebook)
     assert "<script" not in text
     assert "application/vnd.jupyter.widget" not in text
+    nbformat.validate(notebook)
+    from nbconvert import HTMLExporter
+
+    page, _ = HTMLExporter(template_name="basic").from_notebook_node(
+        notebook
+    )  # the cells alone, without a page's scripts
+    assert "<script" not in page
+    assert 'alt="loss by step' in page
+    assert "finished" in page
+
+
+def test_300_steps_stay_within_the_budget_of_a_notebook(folder, body):
+    frames = []
+
+    class Counting(NotebookClient):
+        def process_message(self, msg, cell, cell_index):
+            if msg["msg_type"] in ("display_data", "update_display_data"):
+                frames.append((time.monotonic(), len(msg["content"]["data"]["text/html"])))
+            return super().process_message(msg, cell, cell_index)
+
+    notebook = notebook_of("%load_ext tune_magic", f"%%finetune bot\n{body}max_steps: 300\n")
+    Counting(notebook, timeout=300, kernel_name="python3", resources={"metadata": {"path": str(folder)}}).execute()
+    *live, (_, card) = frames
+    seconds = live[-1][0] - live[0][0]
+    assert max(size for _, size in live) < FRAME_LIMIT
+    assert card < CARD_LIMIT
+    assert len(live) <= 2 * seconds + 6 + 2  # two a second, and one more at each evaluation
+    saved = folder / "saved.ipynb"
+    nbformat.write(notebook, saved)
+    assert saved.stat().st_size < 80_000
 
 
 def test_a_stop_ends_run_all_with_one_line(folder, body, wait_for):
@@ -90,8 +125,8 @@ def test_a_stop_ends_run_all_with_one_line(folder, body, wait_for):
 class Kernel:
     """A real kernel with the few things these tests ask of one."""
 
-    def __init__(self, folder):
-        self.manager, self.client = start_new_kernel(kernel_name="python3", cwd=str(folder))
+    def __init__(self, folder, name="python3"):
+        self.manager, self.client = start_new_kernel(kernel_name=name, cwd=str(folder))
         self.outputs = {}
 
     def send(self, code):
@@ -126,6 +161,32 @@ def kernel(folder):
     made.close()
 
 
+@pytest.fixture(params=[7, 6])
+def any_kernel(request, folder, monkeypatch, tmp_path_factory):
+    """A kernel of the newest ipykernel, and one of the sixth."""
+    name = "python3"
+    if request.param == 6:
+        if not OLD_IPYKERNEL.is_dir():
+            pytest.skip("there is no ipykernel 6 beside the newest: make install")
+        name = "ipykernel6"
+        spec = tmp_path_factory.mktemp("jupyter") / "kernels" / name
+        spec.mkdir(parents=True)
+        command = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        content = {
+            "argv": command,
+            "display_name": name,
+            "language": "python",
+            "env": {"PYTHONPATH": str(OLD_IPYKERNEL)},
+        }
+        (spec / "kernel.json").write_text(json.dumps(content))
+        monkeypatch.setenv("JUPYTER_PATH", str(spec.parent.parent))
+    made = Kernel(folder, name)
+    made.run("%load_ext tune_magic")
+    assert made.run("import ipykernel; print(ipykernel.version_info[0])").strip() == str(request.param)
+    yield made
+    made.close()
+
+
 def wait_for_run(folder):
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -136,7 +197,8 @@ def wait_for_run(folder):
     raise AssertionError("no run was started")
 
 
-def test_f13_one_interrupt_saves_two_kill_and_handlers_come_back(kernel, folder, body, wait_for):
+def test_f13_one_interrupt_saves_two_kill_and_handlers_come_back(any_kernel, folder, body, wait_for):
+    kernel = any_kernel
     kernel.run("import signal; before = signal.getsignal(signal.SIGINT)")
     request = kernel.send(f"%%finetune bot\n{body}max_steps: 1000000\n")
     run = wait_for_run(folder)
@@ -156,9 +218,6 @@ def test_f13_one_interrupt_saves_two_kill_and_handlers_come_back(kernel, folder,
         time.sleep(0.05)
     second = Run(max((folder / "tune_runs").glob("2*")))
     wait_for(second, lambda e: e["type"] == "checkpoint")
-    import os
-    import signal
-
     os.kill(second.holder().pid, signal.SIGSTOP)
     kernel.manager.interrupt_kernel()
     deadline = time.monotonic() + 30
@@ -274,9 +333,6 @@ def test_interrupting_a_watch_leaves_the_run_alone(kernel, folder, body, wait_fo
 @pytest.fixture
 def executed_short(folder, monkeypatch):
     """Execute an example notebook in its short form, with a standby, and return what its cells show, as text."""
-    import shutil
-    import sys
-
     monkeypatch.delenv("XDG_CACHE_HOME")  # the converted model is worth keeping between runs
     monkeypatch.setenv("TUNE_MAGIC_STANDBY", "on")
     monkeypatch.syspath_prepend(str(ROOT / "example_notebooks"))

@@ -5,6 +5,7 @@ import threading
 
 import pandas as pd
 import pytest
+from test_view import Page
 from tune_magic.widgets import FinetunePanel, MemoryGauge, RunPanel
 from tune_magic.widgets.memory_gauge import gauges
 
@@ -28,7 +29,9 @@ def test_the_form_has_a_field_with_help_for_every_key():
     assert set(panel.fields) == every - parts
     shown = {field for box in panel.controls.children for field in walk(box)}
     method_keys = {
-        key for key in panel.fields if key.startswith("method.") and key not in ("method.name", *panel._method_keys())
+        key
+        for key in panel.fields
+        if key.startswith("method.") and key not in ("method.name", *panel._form.method_keys())
     }
     assert {key for key, field in panel.fields.items() if field not in shown} == method_keys
     for key, field in panel.fields.items():
@@ -259,3 +262,133 @@ def test_a_run_that_trains_is_compared_live(make_run):
         log.append("state", state="running", from_step=0)
         log.append("step", step=1, loss=2.5, grad_norm=1.0, learning_rate=1e-4, tokens=9, seconds=0.1)
         assert "2.50" in panel.bundle()["text/plain"]
+
+
+# --- data, chat, export ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    """Jobs are done in this process."""
+    from tune_magic.executors import local
+
+    start = local.start
+    monkeypatch.setattr("tune_magic.launching.local.start", lambda folder, executor="worker": start(folder, "inline"))
+
+
+def test_columns_can_be_mapped_and_rows_are_seen_as_they_are(tiny, write, inline, tmp_path, monkeypatch):
+    from tune_magic.widgets import DataPanel
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tune_magic.widgets.data_panel._QUIET_S", 0.01)
+    write("rows.csv", "question,answer,id\n" + "".join(f"what is {i}?,it is {i},{i}\n" for i in range(60)))
+    panel = DataPanel("rows.csv", model=str(tiny))
+    panel.act()
+    text = panel.bundle()["text/plain"]
+    assert "columns: question, answer, id" in text
+    assert "are no format that is known" in text
+    choices = {choice.description: choice for choice in panel._form.columns.children}
+    assert list(choices) == ["messages is", "prompt is", "completion is", "system is", "text is", "label is"]
+    choices["prompt is"].value = "question"
+    choices["completion is"].value = "answer"
+    assert panel.fields["data.columns"].value == "{prompt: question, completion: answer}"
+    panel._changed.clear()  # as the panel's thread does before it looks
+    panel.act()
+    assert panel.recipe.data.columns == {"prompt": "question", "completion": "answer"}
+    bundle = panel.bundle()
+    assert "prompt_completion (as the recipe maps its columns)" in bundle["text/plain"]
+    assert "«it is 0<|im_end|>»" in bundle["text/plain"]
+    assert "what is 2?" in Page(bundle["text/html"]).text  # the third row as it is
+    choices["prompt is"].value = ""
+    assert panel.fields["data.columns"].value == "{completion: answer}"
+    panel.fields["data.train"].value = "gone.csv"
+    panel._changed.clear()
+    panel.act()
+    assert "There is no file" in panel.bundle()["text/plain"]
+    assert panel._form.columns.children == ()
+
+
+def test_a_table_in_memory_is_looked_at_by_form(tiny, inline, monkeypatch):
+    from tune_magic.widgets import DataPanel
+
+    monkeypatch.setattr("tune_magic.widgets.data_panel._QUIET_S", 0.01)
+    table = pd.DataFrame({"text": [f"t {i}" for i in range(60)], "label": ["a", "b"] * 30})
+    panel = DataPanel(table, model=str(tiny))
+    panel.act()
+    assert "2 classes: a 22, b 22" in panel.bundle()["text/plain"]
+    DataPanel().act()  # nothing chosen yet is no error
+
+
+def test_an_export_is_written_and_its_receipt_shown(train, inline, monkeypatch, tmp_path):
+    from tune_magic.widgets import ExportPanel
+
+    panel = ExportPanel(train(max_steps=4))
+    assert "nothing was exported here yet" in panel.bundle()["text/plain"]
+    panel.to.value, panel.rows.value = "adapter", 2
+    panel.start.click()
+    assert panel.export is None  # the callback only asks
+    panel.act()
+    assert panel.export.receipt["to"] == "adapter"
+    assert panel.export.ok
+    assert "exported as adapter" in panel.bundle()["text/plain"]
+    panel.quantize.value = "int8"
+    panel.start.click()
+    panel.act()
+    assert "cannot be quantised to 'int8'" in panel.bundle()["text/plain"]
+    panel.quantize.value, panel.output.value = "", str(tmp_path)
+    panel.start.click()
+    panel.act()
+    assert "is already there" in panel.bundle()["text/plain"]
+
+
+def test_a_chat_begins_when_shown_and_another_after_silence(train, monkeypatch):
+    from tune_magic.widgets import ChatPanel
+
+    from tune_magic.chatting import Answer, Turn
+
+    made = []
+
+    class Fake:
+        """A chat that answers at once and then ends."""
+
+        def __init__(self, run, *, base=True):
+            self.turns, self.is_answering, self.has_ended, self.state = [], False, False, "listening"
+            self.asked, self.closed = [], False
+            made.append(self)
+
+        def usual_system(self):
+            return "Be kind."
+
+        def say(self, text, **parameters):
+            self.asked.append((text, parameters))
+            self.turns.append(
+                Turn(len(self.turns) + 1, text, ("tuned",), {"tuned": Answer(text.upper(), True, 1, 1.0)})
+            )
+            self.has_ended = True
+
+        def close(self):
+            self.closed = True
+
+    monkeypatch.setattr("tune_magic.widgets.chat_panel.Chat", Fake)
+    panel = ChatPanel(train(max_steps=4))
+    assert made == []
+    panel.act()
+    assert panel.system.value == "Be kind."
+    panel.text.value, panel.temperature.value = "hello", 0.5
+    panel.send.click()
+    assert panel.text.value == ""
+    panel.act()
+    panel.text.value = "and you"
+    panel.forget.click()
+    panel.send.click()
+    panel.send.click()  # nothing is there to be said twice
+    panel.act()
+    first, second = made
+    assert [text for text, _ in first.asked] == ["hello"]
+    assert first.asked[0][1] | {"temperature": 0.5, "system": "Be kind.", "fresh": False} == first.asked[0][1]
+    assert second.asked[0][1]["fresh"]
+    text = panel.bundle()["text/plain"]
+    assert "tuned: HELLO" in text
+    assert "tuned: AND YOU" in text
+    panel.close()
+    assert second.closed

@@ -115,7 +115,7 @@ def test_a_frame_is_looked_at_too(look):
     assert look(pd.DataFrame(sums(80))).facts["train_rows"] == 64
 
 
-def test_hostile_rows_do_nothing(look):
+def test_f30_hostile_rows_do_nothing(look):
     evil = "<script>alert(1)</script>\x1b[31m"
     rows = [{"text": f"{evil} {i}", "label": evil if i % 2 else "b"} for i in range(60)]
     card = look([*rows, rows[0]], max_length=24).card()

@@ -11,19 +11,43 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from tune_magic.api import compare, doctor, evaluate, export, finetune, inspect, last, load_model, load_run, runs
+    from tune_magic.api import (
+        chat,
+        compare,
+        doctor,
+        evaluate,
+        export,
+        finetune,
+        inspect,
+        last,
+        load_model,
+        load_run,
+        runs,
+    )
     from tune_magic.errors import RecipeError, RunFailed, Stopped, TuneError
     from tune_magic.handles import Export, Report, Run
 
 __version__ = "0.1.0"
 __all__ = [
     "Export", "RecipeError", "Report", "Run", "RunFailed", "Stopped", "TuneError",
-    "compare", "doctor", "evaluate", "export", "finetune", "inspect", "last", "load_model", "load_run", "runs",
+    "chat", "compare", "doctor", "evaluate", "export", "finetune", "inspect", "last", "load_model", "load_run", "runs",
 ]  # fmt: skip
 
 _HOMES = {
     **dict.fromkeys(
-        ("compare", "doctor", "evaluate", "export", "finetune", "inspect", "last", "load_model", "load_run", "runs"),
+        (
+            "chat",
+            "compare",
+            "doctor",
+            "evaluate",
+            "export",
+            "finetune",
+            "inspect",
+            "last",
+            "load_model",
+            "load_run",
+            "runs",
+        ),
         "tune_magic.api",
     ),
     **dict.fromkeys(("Export", "Report", "Run"), "tune_magic.handles"),

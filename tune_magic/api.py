@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_magic import checkup, display, launching, tables
+from tune_magic.chatting import Chat
 from tune_magic.checkup import CheckUp
 from tune_magic.comparing import ComparedRuns
 from tune_magic.data.hub import is_hub
@@ -113,7 +114,7 @@ def begin(recipe: Recipe, options: LaunchOptions, **about: Any) -> tuple[Run, st
 
 
 def inspect(data: Any, *, model: str | None = None, **keys: Any) -> DataReport:
-    """Look at rows before training on them: format, splits, faults, the label lens; twin of ``%tune data``.
+    """Look at rows before training on them and show the report; twin of ``%tune data``.
 
     Args:
         data: A file, a hub id, a DataFrame, a list of dicts, or a mapping with ``train`` and more.
@@ -124,19 +125,15 @@ def inspect(data: Any, *, model: str | None = None, **keys: Any) -> DataReport:
         DataError: The rows are none that can be trained on, with file, line and column.
     """
     plain, objects = tables.take_out({"model": model or _usual_model(), "data": data})
-    return inspect_recipe(build_recipe(plain, keys), objects)
-
-
-def inspect_recipe(recipe: Recipe, objects: Mapping[str, Any]) -> DataReport:
-    """Look at the rows of a recipe; `objects` are the values of its ``$names``."""
-    with launching.scratch_job("data", recipe, build_launch({}), objects, name="data") as job:
+    with launching.scratch_job("data", build_recipe(plain, keys), build_launch({}), objects, name="data") as job:
         live = display.Live()
         try:
             follow_job(job, live)
         except RunFailed as error:
             raise _without_log(error) from None
         report = DataReport(job)
-        live.clear()
+    live.update(report.card())
+    display.mark_shown(report.path)
     return report
 
 
@@ -207,17 +204,8 @@ def export(
         TuneError: The run has no such form. RunFailed: It failed, or the files are not the model within tolerance;
             they are kept then, and ``tune_magic.last.exports`` has the receipt.
     """
-    from tune_magic import plugins
-
     run = _resolve(run)
-    plugins.get("exporter", to)
-    run.best_checkpoint  # noqa: B018 - without one, say so before a worker is started
-    options = {
-        "to": to, "quantize": quantize, "rows": rows, "tolerance": tolerance,
-        "output": str(Path(output).absolute()) if output else None,
-    }  # fmt: skip
-    job = launching.new_job(run, "export", options)
-    local.start(job.path)
+    job = launching.begin_export(run, to, quantize=quantize, rows=rows, tolerance=tolerance, output=output)
     live = display.Live(run)
     try:
         follow_job(job, live)
@@ -250,6 +238,19 @@ def compare(*runs: Run | str) -> ComparedRuns:
         *runs: Two or more, or their names or ids.
     """
     return ComparedRuns([_resolve(run) for run in runs])
+
+
+def chat(run: Run | str, *, base: bool = True) -> Chat:
+    """Talk to a tuned model, its base beside it; twin of ``%tune chat``.
+
+    Args:
+        run: A run with a checkpoint, or its name or id.
+        base: Whether the base model may be asked too; after full fine-tuning that takes memory for a second model.
+
+    Raises:
+        TuneError: There is no such run, or it has no checkpoint.
+    """
+    return Chat(_resolve(run), base=base)
 
 
 def doctor() -> CheckUp:

@@ -170,6 +170,7 @@ COMMANDS = {
                 Flag("now", "start at once although another run holds the device"),
             ),
         ),
+        Command("tune chat", "Talk to a tuned model, its base beside it.", "RUN", _RUN),
         Command(
             "tune compare", "Compare runs: recipes, scores and curves side by side.", "RUN", "name or id of a run", True,
             more="RUN ...",

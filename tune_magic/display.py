@@ -99,11 +99,6 @@ class Live:
         if self._path is not None and on_main:  # on another thread, another cell may be the one that runs
             mark_shown(self._path)
 
-    def clear(self) -> None:
-        """Show nothing any more; what a terminal has printed stays."""
-        if self._handle is not None:
-            self.update({"text/html": "", "text/plain": ""})
-
     def link(self, run: Any) -> None:
         """Link the output to a run from the next update on."""
         self._metadata = metadata(run)

@@ -18,6 +18,7 @@ from typing import Any
 import psutil
 
 from tune_magic import display
+from tune_magic.errors import TuneError
 from tune_magic.storage import places
 from tune_magic.storage.folder import RunFolder
 from tune_magic.view.memory import Gauge
@@ -27,6 +28,9 @@ _LEAST_VARIABLE_BYTES = 10e6
 _LEAST_PROCESS_BYTES = 200e6
 _MOST_PROCESSES = 5
 _MOST_ITEMS = 10_000  # of a container that are looked at
+_JOBS = {  # what works over a run -> its folders, and what ends it
+    "chat": ("chats/2*", "close the chat"), "evaluation": ("evals/2*", "interrupt it"), "export": ("exports/2*", "interrupt it"),
+}  # fmt: skip
 _LAST_ERROR = ("last_traceback", "last_value", "last_exc")
 
 
@@ -99,7 +103,7 @@ def gauges() -> list[Gauge]:
         Gauge("machine", machine.total - machine.available, machine.total),
         Gauge("this kernel", _resident_bytes(os.getpid()), machine.total),
     ]
-    found += [Gauge(run.name or run.id, _resident_bytes(pid), machine.total) for run, pid in _live_runs()]
+    found += [Gauge(name, _resident_bytes(pid), machine.total) for name, _, pid in _at_work()]
     return [*found, *_gpus()]
 
 
@@ -120,20 +124,28 @@ def release() -> int:
     return max(0, before - after)
 
 
-def _live_runs() -> Iterator[tuple[RunFolder, int]]:
+def _at_work() -> Iterator[tuple[str, str, int]]:
+    """Yield name, what ends it, and process of the runs that train and of jobs over the newest runs."""
     for path in itertools.islice(places.folders(), _NEWEST_RUNS):
         run = RunFolder(path)
-        owner = run.holder()
-        if owner is not None and owner.pid:
-            yield run, owner.pid
+        with contextlib.suppress(TuneError):  # damaged, or of a newer version
+            name = run.name or run.id
+            jobs = [
+                (f"{name}, {kind}", end, RunFolder(job))
+                for kind, (part, end) in _JOBS.items()
+                for job in path.glob(part)
+            ]
+            for title, end, folder in [(name, f"%tune stop {name}", run), *jobs]:
+                owner = folder.holder()
+                if owner is not None and owner.pid:
+                    yield title, end, owner.pid
 
 
 def _runs() -> Iterator[Held]:
     by_process = _gpu_bytes()
-    for run, pid in _live_runs():
-        name = run.name or run.id
+    for name, end, pid in _at_work():
         if pid != os.getpid():
-            yield Held(name, "run", _resident_bytes(pid), by_process.get(pid, 0), f"%tune stop {name}")
+            yield Held(name, "run", _resident_bytes(pid), by_process.get(pid, 0), end)
 
 
 def _variables(variables: Mapping[str, Any]) -> Iterator[Held]:
@@ -205,7 +217,7 @@ def _sum(values: Iterable[Any], seen: set[int]) -> tuple[int, int]:
 
 def _programs() -> Iterator[Held]:
     """The largest other programs of this machine, and whoever holds memory of a GPU."""
-    own = {os.getpid(), *(pid for _, pid in _live_runs())}
+    own = {os.getpid(), *(pid for _, _, pid in _at_work())}
     on_gpu = _gpu_bytes()
     found = []
     for process in psutil.process_iter(["pid", "name", "memory_info"]):

@@ -25,6 +25,7 @@ class DataReport:
     """
 
     def __init__(self, job: Run) -> None:
+        self.path = job.path  # tells it from others; the folder may be gone
         self.facts: dict[str, Any] = dict(job.summary().result)
         self._card = job.card()
 
@@ -44,7 +45,7 @@ class DataReport:
         display.show(self._card)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
-        return self._card
+        return {"text/plain": repr(self)} if display.was_shown(self.path) else self._card
 
     def __repr__(self) -> str:
         count = len(self.facts["findings"])

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tune_magic import tables
+from tune_magic import plugins, tables
 from tune_magic.data.hub import is_hub
 from tune_magic.data.locate import data_path, fingerprints, identity, references
 from tune_magic.data.read import SUFFIXES
@@ -26,7 +26,7 @@ from tune_magic.storage.folder import RunFolder
 ATTACHED = "The same recipe is training already; this is its live view."
 RESUMED = "The same recipe was stopped before its end; it goes on from its last checkpoint."
 FOUND = "The same recipe, data and model were trained before; this is that run. `--fresh` trains again."
-_JOB_FOLDERS = {"evaluate": "evals", "export": "exports"}
+_JOB_FOLDERS = {"evaluate": "evals", "export": "exports", "chat": "chats"}
 _LOOKED_AT = 200  # newest runs among which a cell's own is looked for
 
 
@@ -98,6 +98,32 @@ def scratch_job(
             job.kill()
             local.job_ended()
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def begin_export(
+    run: Run,
+    to: str,
+    *,
+    quantize: str | None = None,
+    rows: int | None = None,
+    tolerance: float | None = None,
+    output: str | Path | None = None,
+) -> Run:
+    """Start an export and return its job; arguments as in `tune_magic.export`.
+
+    Raises:
+        TuneError: There is no such format, or the run has no checkpoint.
+    """
+    if to not in plugins.names("exporter"):
+        plugins.get("exporter", to)  # raises, with the nearest name; one that is there is imported by the worker alone
+    run.best_checkpoint  # noqa: B018 - without one, say so before a worker is started
+    options = {
+        "to": to, "quantize": quantize, "rows": rows, "tolerance": tolerance,
+        "output": str(Path(output).absolute()) if output else None,
+    }  # fmt: skip
+    job = new_job(run, "export", options)
+    local.start(job.path)
+    return job
 
 
 def new_job(run: Run, kind: str, options: dict[str, Any]) -> Run:

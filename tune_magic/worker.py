@@ -141,6 +141,10 @@ def _job(kind: str) -> Job:
         from tune_magic.evaluation.job import evaluate
 
         return evaluate
+    if kind == "chat":
+        from tune_magic.evaluation.chat import chat
+
+        return chat
     if kind == "export":
         from tune_magic.exporters.job import export
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 from tune_magic import files, worker
@@ -20,7 +22,10 @@ def start(folder: Path, executor: str = "worker") -> None:
     Either leads a session of its own: interrupts and shutdowns of the kernel never reach it.
     """
     if executor == "inline":
-        worker.work(folder)
+        try:
+            worker.work(folder)
+        finally:
+            _let_go()
         return
     reap()
     folder = folder.resolve()
@@ -32,6 +37,14 @@ def start(folder: Path, executor: str = "worker") -> None:
         )
     finally:
         os.close(log)
+
+
+def _let_go() -> None:
+    """Give back what a run in this process held: its model hangs in cycles, and in frames of what went wrong."""
+    gc.collect()
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def _working_folder(folder: Path) -> str:

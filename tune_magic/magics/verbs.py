@@ -150,6 +150,7 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
         "watch": lambda: _watch(run, parsed),
         "stop": lambda: _stop(run),
         "resume": lambda: _watch(_resumed(run, parsed), parsed, stops=True),
+        "chat": lambda: _chat(run),
         "pause": lambda: _ask(run, verb),
         "checkpoint": lambda: _ask(run, verb),
         "compare": lambda: _compare([run, *map(find, rest)]),
@@ -166,7 +167,8 @@ def _data(parsed: Parsed, value_of: Callable[[str], Any] = str) -> Any:
     data = str(parsed.positional)
     overrides = {key: yaml.read(f"value: {value}")[0]["value"] for key, value in parsed.keys.items()}
     found = value_of(data) if data.startswith("$") else data
-    return _shown(api.inspect(found, model=parsed.flags.get("model"), **overrides))
+    report = api.inspect(found, model=parsed.flags.get("model"), **overrides)
+    return report if display.in_kernel() else None
 
 
 def _list(parsed: Parsed, notebook: str | None) -> None:
@@ -190,6 +192,27 @@ def _is_of(path: Path, notebook: str | None) -> bool:
 
 def _compare(runs: list[Run]) -> Any:
     return _shown(ComparedRuns(runs))
+
+
+def _chat(run: Run) -> Any:
+    """Show a panel in a notebook; in a terminal ask for lines until there is none."""
+    if display.in_kernel():
+        from tune_magic.widgets import ChatPanel  # type: ignore[import-not-found]
+
+        return ChatPanel(run)
+    with api.chat(run) as chat:
+        display.show_text("An empty line ends it. The model is loading.")
+        while text := _line():
+            for side, answer in chat.ask(text).items():
+                display.show_text(f"{side}: {answer}")
+    return None
+
+
+def _line() -> str:
+    try:
+        return input("> ").strip()
+    except EOFError:
+        return ""
 
 
 def _shown(found: Any) -> Any:

@@ -1,8 +1,9 @@
-"""Greedy answers in batches of similar length."""
+"""Answers: greedy ones in batches of similar length, and one at a time as its tokens come."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -66,6 +67,85 @@ def generate(
         if done is not None:
             done(len(chosen))
     return answers
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        max_new_tokens: Longest answer in tokens.
+        temperature: 0 takes the likeliest token; higher ones draw more freely.
+        top_p: Share of probability, from the likeliest down, that is drawn from.
+        seed: Of what is drawn.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+
+def stream(
+    model: Any,
+    tokenizer: Any,
+    prompt: np.ndarray,
+    sampling: Sampling,
+    *,
+    tell: Callable[[str, int], None] = lambda text, count: None,
+    is_over: Callable[[], bool] = lambda: False,
+) -> str:
+    """Answer one prompt and return the text, special tokens removed.
+
+    Args:
+        model: A Transformers or PEFT language model, in evaluation mode.
+        tokenizer: Its tokenizer.
+        prompt: Token ids, shape (length,).
+        sampling: How tokens are chosen.
+        tell: Called with the text so far and its number of tokens, whenever whole characters have come.
+        is_over: Called before each token; whether to end the answer here. May raise to break off.
+    """
+    from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+    from transformers.generation.streamers import BaseStreamer
+
+    ids: list[int] = []
+
+    class Teller(BaseStreamer):
+        is_prompt = True
+
+        def put(self, value: torch.Tensor) -> None:
+            if self.is_prompt:
+                self.is_prompt = False
+                return
+            ids.extend(value.flatten().tolist())
+            text = tokenizer.decode(ids, skip_special_tokens=True)
+            if not text.endswith("\ufffd"):  # the first bytes of a character that is not whole yet
+                tell(text, len(ids))
+
+        def end(self) -> None:
+            pass
+
+    class Over(StoppingCriteria):
+        def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+            return torch.full((len(input_ids),), is_over(), dtype=torch.bool, device=input_ids.device)
+
+    draws = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
+    config = GenerationConfig(
+        max_new_tokens=sampling.max_new_tokens,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=end_tokens(model, tokenizer),
+        **(draws if sampling.temperature > 0 else {"do_sample": False}),
+    )
+    device = next(model.parameters()).device
+    torch.manual_seed(sampling.seed)
+    tokens = torch.from_numpy(prompt.astype(np.int64))[None].to(device)
+    with torch.no_grad():
+        model.generate(
+            input_ids=tokens, attention_mask=torch.ones_like(tokens), generation_config=config, streamer=Teller(),
+            stopping_criteria=StoppingCriteriaList([Over()]),
+        )  # fmt: skip
+    return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _left_padded(prompts: Sequence[np.ndarray], pad: int) -> tuple[torch.Tensor, torch.Tensor]:

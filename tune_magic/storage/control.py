@@ -63,13 +63,16 @@ class Control:
 
     def take(self, request: str) -> bool:
         """Return whether `request` was made, and forget it."""
+        return self.content(request) is not None
+
+    def content(self, request: str) -> dict[str, Any] | None:
+        """Return what the latest `request` says, None where none was made; and forget it."""
         self._read()
-        return self._waiting.pop(request, None) is not None
+        return self._waiting.pop(request, None)
 
     def budget_s(self) -> float | None:
         """Return the seconds that are left of this attempt's budget, None where it has none; and forget it."""
-        self._read()
-        budget = self._waiting.pop("budget", None)
+        budget = self.content("budget")
         return None if budget is None else float(budget["until"]) + self._put_off_s - time.time()
 
     def put_off_budget(self, seconds: float) -> None:

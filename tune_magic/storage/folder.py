@@ -31,7 +31,7 @@ from tune_magic.storage.state import TERMINAL, State, derive
 from tune_magic.storage.summary import Summary, best_of
 
 FORMAT = 1
-REQUESTS = ("stop", "pause", "continue", "checkpoint", "budget")
+REQUESTS = ("stop", "pause", "continue", "checkpoint", "budget", "say", "hush")
 _ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # sorted; no l, o, i, 0, 1: ids are read aloud
 
 
@@ -42,7 +42,7 @@ def create(root: Path, kind: str, content: dict[str, Any]) -> Path:
 
     Args:
         root: Folder of runs; made when missing.
-        kind: finetune, evaluate, export or plan.
+        kind: finetune, evaluate, export, chat, plan or data.
         content: JSON-ready content of ``run.json``; format, id, kind and creation time are added.
     """
     files.make_folder(root)
@@ -124,7 +124,7 @@ class RunFolder:
 
     @property
     def kind(self) -> str:
-        """finetune, evaluate, export or plan."""
+        """finetune, evaluate, export, chat, plan or data."""
         return str(self.info["kind"])
 
     @property
@@ -189,7 +189,7 @@ class RunFolder:
         """Leave a request for the worker and return its id.
 
         Args:
-            kind: stop, pause, continue, checkpoint or budget.
+            kind: stop, pause, continue, checkpoint or budget; of a chat also say and hush.
             **content: What the request needs to say; for a budget ``until``, in seconds since the epoch.
         """
         if kind not in REQUESTS:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from typing import Any
+
+import torch
 
 from tune_magic import files
 from tune_magic.recipe.build import build_recipe
@@ -88,19 +91,24 @@ def _measure(session: Session) -> dict[str, Any]:
     loop = Loop(session, own_checkpoints=set())
     steps, lengths = range(1, min(plan["steps_per_epoch"], plan["total_steps"]) + 1), train.lengths
     tokens = {step: int(lengths[order.rows(step)].sum()) for step in steps}
-    heaviest = max(tokens, key=lambda step: tokens[step])
-    examples = [train[row] for row in order.rows(heaviest)]
-    seconds, peaks = 0.0, []
-    for _ in range(2):  # the first pass pays for one-off set-up
+    heaviest, *others = heapq.nlargest(2, tokens, key=lambda step: tokens[step])
+    seconds, peak_bytes, states = 0.0, 0, []
+    # the first one pays for set-up; other rows leave other holes in memory, which the heaviest may not fit into
+    for number, step in enumerate((heaviest, *others, heaviest)):
+        examples = [train[row] for row in order.rows(step)]
         memory.forget_peak(session.engine.device)
         started = time.perf_counter()
         loop.accumulate(examples)
         seconds = time.perf_counter() - started
-        peaks.append(memory.peak(session.engine.device))
+        if number:
+            peak_bytes = max(peak_bytes, memory.peak(session.engine.device))
+        else:  # as an optimizer does at its first step, beside the gradients
+            trained = [p for p in session.model.parameters() if p.requires_grad]
+            states = [torch.zeros_like(parameter) for parameter in trained for _ in range(2)]
         session.model.zero_grad(set_to_none=True)
     memory.forget_peak(session.engine.device)
     held_out = loop.held_out() if session.dataset.held_out else {"loss": None, "seconds": 0.0}
-    optimizer_bytes = 2 * sum(p.numel() * p.element_size() for p in session.model.parameters() if p.requires_grad)
+    del states
     mean_tokens = sum(tokens.values()) / len(tokens)
     evaluations = 1 + plan["total_steps"] // plan["eval_steps"]
     training = plan["total_steps"] * seconds * mean_tokens / tokens[heaviest]
@@ -108,7 +116,6 @@ def _measure(session: Session) -> dict[str, Any]:
         "base_loss": held_out["loss"],
         "step_seconds": round(seconds, 4),
         "step_tokens": tokens[heaviest],
-        # what one pass took more than the other were holes, which the optimizer's states will fill
-        "peak_bytes": max(min(peaks), memory.peak(session.engine.device)) + optimizer_bytes,
+        "peak_bytes": max(peak_bytes, memory.peak(session.engine.device)),
         "seconds": round(training + evaluations * held_out["seconds"], 2),
     }

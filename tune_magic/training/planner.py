@@ -9,7 +9,6 @@ activations twice.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -61,6 +60,7 @@ class Planner:
         self.steps = steps
         self.level = memory.level(engine.device) + engine.unseen_bytes
         self.free = max(0, memory.free(engine.device) - engine.unseen_bytes)
+        self._known_tokens: dict[int, tuple[int, int]] = {}  # by microbatch size, see `_tokens`
         self._correction = 1.0  # measured growth over forecast growth
 
     def options(self, *, checkpointing: bool | None = None) -> list[Option]:
@@ -155,9 +155,13 @@ class Planner:
         room = self.level + self.free
         return {"room": room, "fits": fits, "cheapest": cheapest and asdict(cheapest), **asdict(option)}
 
-    @functools.cache  # noqa: B019 - a planner lives as long as the preparation
     def _tokens(self, size: int) -> tuple[int, int]:
         """Return (most tokens of a microbatch, all tokens computed) in the heaviest steps."""
+        if size not in self._known_tokens:
+            self._known_tokens[size] = self._count_tokens(size)
+        return self._known_tokens[size]
+
+    def _count_tokens(self, size: int) -> tuple[int, int]:
         engine, before = self.engine, self.engine.max_tokens
         engine.max_tokens = size
         try:

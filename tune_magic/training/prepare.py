@@ -115,14 +115,7 @@ def prepare(
     dataset, objective = rows.dataset(), rows.objective
     control.check()
 
-    dtype = resolve_dtype(recipe.dtype) if inherited is None else _DTYPES[inherited["dtype"]]
-    if inherited is not None:
-        torch.set_num_threads(inherited["threads"])  # another number of threads adds in another order
-    method: Method = plugins.get("method", recipe.method.name)(recipe.method)
-    torch.manual_seed(recipe.seed)
-    np.random.seed(recipe.seed)
-    model = build_model(recipe, model_folder, objective, method, dtype if method.adds else torch.float32)
-    model.to(device())
+    method, model, dtype = _load(recipe, model_folder, objective, inherited)
     control.check()
 
     engine = make_engine(recipe, model, method, objective, dtype)
@@ -146,6 +139,21 @@ def prepare(
         _refuse_changes(inherited, session.plan)
     log.append("plan", **session.plan)
     return session
+
+
+def _load(
+    recipe: Recipe, folder: Path, objective: Objective, inherited: dict[str, Any] | None
+) -> tuple[Method, Any, torch.dtype]:
+    """Return the method, the model it was applied to, on its device, and the precision it is computed in."""
+    dtype = resolve_dtype(recipe.dtype) if inherited is None else _DTYPES[inherited["dtype"]]
+    if inherited is not None:
+        torch.set_num_threads(inherited["threads"])  # another number of threads adds in another order
+    method: Method = plugins.get("method", recipe.method.name)(recipe.method)
+    torch.manual_seed(recipe.seed)
+    np.random.seed(recipe.seed)
+    model = build_model(recipe, folder, objective, method, dtype if method.adds else torch.float32)
+    model.to(device())
+    return method, model, dtype
 
 
 def _refuse_changes(before: dict[str, Any], now: dict[str, Any]) -> None:

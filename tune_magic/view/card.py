@@ -36,6 +36,7 @@ from tune_magic.view.html import (
     table,
     tag,
 )  # fmt: skip
+from tune_magic.view.samples import samples
 from tune_magic.view.since import since
 
 _NEXT = {
@@ -77,7 +78,7 @@ def card(run: RunFolder, comparisons: Mapping[str, Comparison] | None = None, ba
             div(*facts, style="flex:1 1 300px;min-width:0"),
             style="display:flex;flex-wrap:wrap;gap:4px 20px;margin-top:8px",
         ),
-        _last_sample(summary),
+        samples(summary),
         *(warning(event) for event in [*summary.warnings[-3:], *summary.diagnoses]),
         *map(diagnosis, diagnose(summary)),
         _failure(summary) if state == "failed" else None,
@@ -199,22 +200,6 @@ def _when(run: RunFolder, summary: Summary) -> str:
     ended = summary.ended or summary.last_t or run.info["created"]
     took = f"{words.duration(ended - summary.started)} · " if summary.started else ""
     return f"{took}{words.clock(ended, day=True)} · run {run.id}"
-
-
-def _last_sample(summary: Summary) -> Html | None:
-    """The base's and the latest answer to the first sampled question, side by side."""
-    if not summary.samples:
-        return None
-    last, first = summary.samples[max(summary.samples)], summary.samples.get(0)
-    item = last["items"][0]
-    base = first["items"][0]["answer"] if first and first is not last else None
-    question = item["question"] or "continue"
-    rows: list[list[object]] = []
-    if base is not None:
-        rows.append([grey("base"), code(escape(base, 300))])
-    rows.append([grey(f"step\u00a0{last['step']}"), code(escape(item["answer"], 300))])
-    asked = span("“", escape(question, 300), "”", style=f"color:{GREY}")
-    return rule(div(grey("a held-out row: "), asked), table(rows))
 
 
 def _failure(summary: Summary) -> Html:

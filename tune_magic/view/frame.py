@@ -35,6 +35,7 @@ from tune_magic.view.html import (
     span,
     table,
 )  # fmt: skip
+from tune_magic.view.samples import samples
 
 COLOURS = {"finished": GREEN, "failed": RED, "lost": RED, "damaged": RED, "stopped": ORANGE, "paused": ORANGE}
 _MOST_ADVICE = 2
@@ -60,7 +61,7 @@ def frame(
         bar(_share(summary), BLUE),
         _numbers(summary),
         _middle(run, summary, state, picture, interruptible=interruptible),
-        _sample(summary),
+        samples(summary),
         *(warning(event) for event in summary.warnings[-2:]),
         *map(diagnosis, advice[:_MOST_ADVICE]),
     ]
@@ -249,20 +250,6 @@ def _middle(run: RunFolder, summary: Summary, state: State, picture: Html | None
     right = [memory_gauges(summary.memory), *about(run, summary), now, stop]
     left = div(picture, style="flex:2 1 380px;min-width:0") if picture else None
     return div(left, div(*right, style="flex:1 1 260px;min-width:0"), style="display:flex;flex-wrap:wrap;gap:4px 20px")
-
-
-def _sample(summary: Summary) -> Html | None:
-    if not summary.samples:
-        return None
-    event = summary.samples[max(summary.samples)]
-    parts: list[Html] = [
-        grey(f"sample at step {event['step']}" if event["step"] else "sample of the base model", size=11)
-    ]
-    for item in event["items"]:
-        if item["question"]:
-            parts.append(div("“", escape(item["question"], 300), "”", style=f"color:{GREY}"))
-        parts.append(div(code(escape(item["answer"] or "(an empty answer)", 400))))
-    return rule(*parts)
 
 
 def diagnosis(found: Diagnosis) -> Html:

@@ -1,0 +1,132 @@
+"""The chat job: the tuned model answers, its base beside it, token by token, until nobody asks any more."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import psutil
+
+from tune_magic.data.formats import Labelled
+from tune_magic.models.generate import Sampling, stream
+from tune_magic.storage.control import Control
+from tune_magic.storage.events import EventLog
+from tune_magic.storage.folder import RunFolder
+from tune_magic.training.rows import row_logits
+from tune_magic.training.tuned import Tuned, load_tuned
+
+SIDES = ("tuned", "base")
+_IDLE_S = 15 * 60.0
+_LOOK_S = 0.05
+_PIECE_S = 0.1  # pieces of an answer are told no more often
+_SHOWN_CLASSES = 5
+
+
+def chat(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
+    """Answer what is said until a stop, the end of the process that asks, or a quarter of an hour of silence."""
+    tuned = load_tuned(RunFolder(job.path.parent.parent))
+    options = job.info["options"]
+    base = (
+        tuned.load_base().eval() if options["base"] and not (tuned.method.adds or tuned.objective.scores_rows) else None
+    )
+    talk = _Talk(tuned, base, log, control)
+    log.append("state", state="running")
+    heard = time.monotonic()
+    while time.monotonic() - heard < _IDLE_S:
+        if not psutil.pid_exists(options["owner"]):
+            return {"state": "finished", "reason": "owner"}
+        control.check()
+        said = control.content("say")
+        if said is None:
+            time.sleep(_LOOK_S)
+            continue
+        talk.answer(said)
+        heard = time.monotonic()
+    return {"state": "finished", "reason": "idle"}
+
+
+class _Talk:
+    """A conversation, with a history of its own for each side."""
+
+    def __init__(self, tuned: Tuned, base: Any, log: EventLog, control: Control) -> None:
+        self._tuned = tuned
+        self._base = base
+        self._log = log
+        self._control = control
+        self._renderer = tuned.rows().renderer
+        self._histories: dict[str, list[dict[str, str]]] = {side: [] for side in SIDES}
+
+    def answer(self, said: dict[str, Any]) -> None:
+        """Answer on each side that is asked, and log it piece by piece."""
+        self._control.take("hush")  # one from before is not about this
+        if said["fresh"]:
+            self._histories = {side: [] for side in SIDES}
+        if self._tuned.objective.scores_rows:
+            self._classify(said)
+            return
+        for side in SIDES if said["base"] else SIDES[:1]:
+            with self._model(side) as model:
+                if model is not None:
+                    self._say(side, model, said)
+
+    @contextlib.contextmanager
+    def _model(self, side: str) -> Iterator[Any]:
+        """Yield the model of a side; None where the base was not loaded."""
+        if side == "tuned":
+            yield self._tuned.model
+        elif self._tuned.method.adds:
+            with self._tuned.method.without(self._tuned.model):
+                yield self._tuned.model
+        else:
+            yield self._base
+
+    def _say(self, side: str, model: Any, said: dict[str, Any]) -> None:
+        history = [*self._histories[side], {"role": "user", "content": said["text"]}]
+        sampling = Sampling(said["max_new_tokens"], said["temperature"], said["top_p"], said["seed"])
+        prompt, history = self._prompt(history, said["system"], sampling.max_new_tokens, model)
+        began, told_at, told, tokens = time.monotonic(), 0.0, "", 0
+
+        def tell(text: str, count: int) -> None:
+            nonlocal told, told_at, tokens
+            tokens = count
+            if text.startswith(told) and len(text) > len(told) and time.monotonic() - told_at >= _PIECE_S:
+                self._log.append("piece", turn=said["turn"], side=side, text=text[len(told) :])
+                told, told_at = text, time.monotonic()
+
+        def is_over() -> bool:
+            self._control.check()
+            return self._control.take("hush")
+
+        text = stream(model, self._tuned.tokenizer, prompt, sampling, tell=tell, is_over=is_over)
+        self._histories[side] = [*history, {"role": "assistant", "content": text}]
+        seconds = round(time.monotonic() - began, 3)
+        self._log.append(
+            "answer", turn=said["turn"], side=side, text=text, tokens=tokens, seconds=seconds, prompt_tokens=len(prompt)
+        )
+
+    def _prompt(
+        self, history: list[dict[str, str]], system: str, max_new_tokens: int, model: Any
+    ) -> tuple[np.ndarray, list[dict[str, str]]]:
+        """Return the tokens to go on from, and the history they hold: the oldest turns go where all are too long."""
+        if not self._renderer.uses_template:  # a model of plain texts has no turns
+            return np.asarray(self._renderer.prompt_tokens(history[-1]["content"]), dtype=np.int32), history[-1:]
+        first = [{"role": "system", "content": system}] if system else []
+        room = (getattr(model.config, "max_position_embeddings", None) or 1 << 30) - max_new_tokens
+        while True:
+            tokens = self._renderer.prompt_tokens([*first, *history])
+            if len(tokens) <= room or len(history) < 3:
+                return np.asarray(tokens, dtype=np.int32), history
+            history = history[2:]
+
+    def _classify(self, said: dict[str, Any]) -> None:
+        began = time.monotonic()
+        classes = list(self._tuned.objective.facts()["classes"])
+        example = self._renderer.classified([Labelled(said["text"], classes[0])], [0], [0])
+        shares = row_logits(self._tuned.engine(), example)[0].softmax(-1).tolist()
+        likely = sorted(zip(shares, classes, strict=True), reverse=True)[:_SHOWN_CLASSES]
+        text = "\n".join(f"{share:.3f}  {name}" for share, name in likely)
+        seconds = round(time.monotonic() - began, 3)
+        self._log.append("answer", turn=said["turn"], side="tuned", text=text, tokens=0, seconds=seconds)
