@@ -48,8 +48,7 @@ class ChatPanel(Panel):
         self._chat: Chat | None = None
         self._past: list[Any] = []  # turns of workers that are gone
         self._problem: str | None = None
-        self._asked: list[tuple[str, bool]] = []
-        self._fresh = False
+        self._is_asked = self._fresh = False
         self.text = ipywidgets.Textarea(
             placeholder="Say something to the tuned model", rows=3, tooltip="Your message", layout=_WIDE
         )
@@ -84,6 +83,7 @@ class ChatPanel(Panel):
         )  # fmt: skip
         buttons = ipywidgets.HBox([self.send, self.hush, self.forget])
         super().__init__(ipywidgets.VBox([self.text, buttons, parameters]), _PERIOD_S)
+        self.text.observe(self.wake, "value")
 
     def bundle(self) -> Bundle:
         """Return the conversation."""
@@ -101,11 +101,10 @@ class ChatPanel(Panel):
             if self._chat is None:
                 return
             self.system.value = self.system.value or self._chat.usual_system()
-        if self._asked and not self._chat.is_answering:
-            if self._chat.has_ended:
-                self._past += self._chat.turns
-                self._start()
-            self._say(*self._asked.pop(0))
+        if self._is_asked and not self._chat.is_answering:
+            self._is_asked = False
+            self.settle()
+            self._say(self.text.value.strip())
         is_answering = self._chat.is_answering
         self.send.disabled, self.hush.disabled = is_answering, not is_answering
 
@@ -121,23 +120,25 @@ class ChatPanel(Panel):
         except TuneError as error:
             self._problem = str(error)
 
-    def _say(self, text: str, fresh: bool) -> None:
+    def _say(self, text: str) -> None:
+        if not text:
+            return
         assert self._chat is not None
+        if self._chat.has_ended:
+            self._past += self._chat.turns
+            self._start()
         try:
             self._chat.say(
                 text, system=self.system.value, max_new_tokens=self.max_new_tokens.value, base=self.base.value,
-                temperature=self.temperature.value, top_p=self.top_p.value, fresh=fresh,
+                temperature=self.temperature.value, top_p=self.top_p.value, fresh=self._fresh,
             )  # fmt: skip
         except TuneError as error:
             self._problem = str(error)
+            return
+        self._fresh, self.text.value = False, ""
 
     def _send(self) -> None:
-        text = self.text.value.strip()
-        if not text:
-            return
-        self._asked.append((text, self._fresh))
-        self._fresh = False
-        self.text.value = ""
+        self._is_asked = True
         self.wake()
 
     def _hush(self) -> None:

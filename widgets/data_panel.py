@@ -19,7 +19,7 @@ from tune_magic.view.html import Bundle
 _PERIOD_S = 0.5
 _QUIET_S = 1.0  # so long nothing is typed before the rows are read
 _KEYS = (
-    "model", "data.train", "data.held_out", "objective", "max_length", "data.format", "data.template", "data.columns",
+    "data.train", "model", "data.held_out", "objective", "max_length", "data.format", "data.template", "data.columns",
     "data.chat_template",
 )  # fmt: skip
 
@@ -41,8 +41,9 @@ class DataPanel(Panel):
         self._looked: Any = None  # the content of the recipe that `_report` is about
         self._report: Bundle | None = None
         self._problem: str | None = None
-        boxes = [ipywidgets.HBox(list(self.fields.values()), layout=WRAP), self._form.columns]
-        super().__init__(ipywidgets.VBox(boxes), _PERIOD_S)
+        columns = ipywidgets.Accordion([self._form.columns], titles=["columns of the data"], selected_index=None)
+        fields = ipywidgets.HBox([self.fields[key] for key in _KEYS], layout=WRAP)
+        super().__init__(ipywidgets.VBox([fields, columns]), _PERIOD_S)
 
     @property
     def recipe(self) -> Recipe | None:

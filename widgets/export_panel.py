@@ -69,6 +69,8 @@ class ExportPanel(Panel):
             [self.to, self.quantize, self.output, self.rows], layout=ipywidgets.Layout(flex_flow="row wrap")
         )
         super().__init__(ipywidgets.VBox([fields, ipywidgets.HBox([self.start, self.stop])]), _PERIOD_S)
+        for field in (self.to, self.quantize, self.output, self.rows):
+            field.observe(self.wake, "value")
 
     def bundle(self) -> Bundle:
         """Return the progress, what went wrong, and the receipt."""
@@ -89,6 +91,7 @@ class ExportPanel(Panel):
         """Start an export when asked, and see one end."""
         if self._is_asked and not self._is_at_work:
             self._is_asked = False
+            self.settle()
             self._begin()
         if self._job is not None and not self._is_at_work:
             self._end(self._job)

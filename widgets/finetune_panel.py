@@ -89,11 +89,13 @@ class FinetunePanel(Panel):
         if self._run_panel is not None:
             self._run_panel.act()
             return
+        asked = {self._asked.get() for _ in range(self._asked.qsize())}
+        if asked:
+            self.settle()
         self._read()
         self._form.look()
         recipe = self._form.recipe
         self.start.disabled = self.measure.disabled = recipe is None
-        asked = {self._asked.get() for _ in range(self._asked.qsize())}
         if recipe is None:
             return
         if "start" in asked:

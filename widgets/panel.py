@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import abc
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from tune_magic.display import Live
 from tune_magic.view.html import Bundle, note_bundle
 
 _CLOSING_S = 2.0
+_SETTLED_S, _MOST_SETTLING_S = 0.3, 3.0
 _NOTHING: Bundle = {"text/html": "", "text/plain": ""}
 
 
@@ -64,6 +66,16 @@ class Panel(abc.ABC):
     def wake(self, *_: Any) -> None:
         """Let the thread look now; safe to call from any callback."""
         self._changed.set()
+
+    def settle(self) -> None:
+        """Wait until what was typed is here; not for callbacks.
+
+        While a kernel is busy a front end holds typed text back, and clicks not, so a click may come before its text.
+        """
+        deadline = time.monotonic() + _MOST_SETTLING_S
+        self._changed.clear()
+        while self._changed.wait(_SETTLED_S) and time.monotonic() < deadline:
+            self._changed.clear()
 
     def _ipython_display_(self) -> None:
         """Show controls and view, and start the thread."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tune_magic.view.html import GREY, MARK, ORANGE, Html, div, escape, grey, span
+from tune_magic.view.html import GREY, MARK, Html, div, escape, grey, span
 
 _TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;font-family:monospace;font-size:12px"
 _TRAINED = f"background:{MARK};border-bottom:2px solid {MARK}"
@@ -39,9 +39,7 @@ def _row(row: dict[str, Any]) -> Html:
     pieces = [span(escape(text, _MOST), style=_TRAINED if trained else "") for text, trained in row["spans"]]
     if row.get("cut_text"):
         pieces.append(span(escape(row["cut_text"], _MOST), style=_CUT))
-    colour = ORANGE if row["cut"] else GREY
-    numbers = span(_numbers(row), style=f"color:{colour};font-size:11px")
-    return div(div(*pieces, style=_TEXT), numbers, style="margin-top:8px")
+    return div(div(*pieces, style=_TEXT), grey(_numbers(row), size=11), style="margin-top:8px")
 
 
 def _numbers(row: dict[str, Any]) -> str:
