@@ -377,12 +377,25 @@ def test_the_notebook_of_panels_runs_in_short_form(executed_short, folder):
     assert runs["patient"].link["notebook"] is None or runs["patient"].link["source"]
 
 
+def test_the_notebook_of_runs_and_panels_runs(executed_short, folder):
+    shown = executed_short("04_runs_and_panels.ipynb", "minilm-l6")
+    assert any("3 things to look at" in text for text in shown)
+    assert any("('starting', 'queued')" in text or "('running', 'queued')" in text for text in shown)
+    assert any("exported as merged" in text for text in shown)
+    assert any("tuned: 0." in text for text in shown)
+    runs = {run.name: run for run in map(Run, (folder / "tune_runs").glob("2*"))}
+    assert {run.status for run in runs.values()} == {"finished"}
+    assert runs["baseline"].summary().ended <= runs["adapters"].summary().started  # one after the other
+    assert runs["adapters"].meta["note"] == "the one to ship"
+
+
 @pytest.mark.parametrize(
     ("name", "metric", "most_before", "least_after"),
     [
         ("01_quickstart.ipynb", "exact match", 0.1, 0.7),
         ("02_classify.ipynb", "accuracy", 0.2, 0.55),
         ("03_form_and_background.ipynb", "held-out accuracy", 0.2, 0.5),
+        ("04_runs_and_panels.ipynb", "held-out accuracy", 0.2, 0.5),
     ],
 )
 def test_a_committed_notebook_is_a_real_execution(name, metric, most_before, least_after):

@@ -59,7 +59,7 @@ def test_a_class_is_named_and_a_cut_text_struck(tokenizer):
     assert row["cut_text"] == "x" * 60
     html = shown([row])
     assert "line-through" in html
-    assert "class &lt;b&gt;spam" in html
+    assert "&lt;b&gt;spam</span>" in html  # the class is what is learned
 
 
 def test_a_long_prompt_shows_both_its_ends(tokenizer):

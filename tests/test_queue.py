@@ -65,6 +65,7 @@ def test_who_died_or_ended_or_paused_is_not_waited_for(at_work):
     died, ended, paused, mine = (at_work() for _ in range(4))
     tickets = [line.join(run) for run in (died, ended, paused, mine)]
     assert len(line.ahead_of(tickets[3])) == 3
+    say(died, "running")
     died.lock.release()  # as the system does when a process is killed
     say(ended, "finished")
     say(paused, "paused")
@@ -82,6 +83,37 @@ def test_a_resumed_run_takes_its_place_anew(at_work):
     assert line.join(again) > ticket
     assert not old.exists()
     assert line.ahead_of(ticket) == []
+
+
+def test_a_worker_that_comes_up_keeps_the_place_its_starter_took(make_run, at_work, monkeypatch):
+    line = Line(queue.device_name())
+    slow, quick = make_run(), at_work()
+    queue.announce(slow.path)
+    ticket = line.join(quick)
+    assert [run.id for run in line.ahead_of(ticket)] == [slow.id]  # it has no worker yet
+    with Lock(slow.path / "owner.lock"), EventLog(slow.path / "events.jsonl") as log:
+        log.append("state", state="starting")
+        assert [run.id for run in line.ahead_of(ticket)] == [slow.id]
+        with queue.turn(slow, log, Control(slow.path, 1)):  # it is its turn, though its worker came later
+            assert [run.id for run in line.ahead_of(ticket)] == [slow.id]
+        assert line.ahead_of(ticket) == []
+    queue.announce(slow.path)
+    assert [run.id for run in line.ahead_of(line.join(quick))] == [slow.id]
+    with EventLog(slow.path / "events.jsonl") as log:
+        log.append("state", state="starting")  # it came up, and died
+    assert line.ahead_of(line.ticket_of(quick)) == []
+    queue.announce(slow.path)
+    line.join(quick)
+    now = queue.time.time()
+    monkeypatch.setattr(queue.time, "time", lambda: now + 61)
+    assert line.ahead_of(line.ticket_of(quick)) == []  # it never came up
+    assert line.ticket_of(slow) is None
+
+
+def test_other_jobs_take_no_ticket(make_run):
+    job = make_run("plan")
+    queue.announce(job.path)
+    assert Line(queue.device_name()).ticket_of(job) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"run": 3}', b'{"run": "/nowhere"}'])

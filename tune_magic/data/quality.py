@@ -45,8 +45,8 @@ def findings(train: Table, held_out: Table, classes: Sequence[str] = ()) -> list
 
 
 def lengths(table: Table) -> dict[str, list[int]]:
-    """Return how many rows have how many tokens: ``edges`` of the bins and ``counts`` in them."""
-    found = table.lengths
+    """Return how many rows have how many tokens, cut ones counted: ``edges`` of the bins and ``counts`` in them."""
+    found = table.lengths + table.num_cut
     longest = int(found.max()) if len(found) else 1
     edges = np.unique(np.linspace(0, longest + 1, min(_BINS, longest + 1) + 1).round().astype(int))
     counts, _ = np.histogram(found, edges)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from tune_magic import files, worker
 from tune_magic.executors import standby
+from tune_magic.storage import queue
 from tune_magic.storage.folder import RunFolder
 
 _started: dict[Path, subprocess.Popen[bytes]] = {}
@@ -30,6 +31,7 @@ def start(folder: Path, executor: str = "worker") -> None:
     reap()
     folder = folder.resolve()
     cwd = _working_folder(folder)
+    queue.announce(folder)
     log = files.open_append(folder / "worker.log")
     try:
         _started[folder] = standby.adopt(folder, cwd) or worker.spawn(

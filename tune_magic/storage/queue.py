@@ -1,8 +1,9 @@
 """The line before a device: one run trains, the next ones wait, whichever kernel or terminal started them.
 
-A line is a per-user folder with one ticket a run, numbered in the order of coming. A ticket counts while its run's
-lock is held, so a run that died never blocks the line, and nothing has to be cleaned up: whoever looks removes it.
-The line is a courtesy and no lock: where it cannot be kept (a read-only home), runs start at once.
+A line is a per-user folder with one ticket a run, numbered in the order of coming. Whoever starts a run takes its ticket,
+so that runs train in the order they were started, however long their workers take to come up. A ticket counts while its
+run's lock is held, or is about to be; so a run that died never blocks the line, and nothing has to be cleaned up: whoever
+looks removes it. The line is a courtesy and no lock: where it cannot be kept (a read-only home), runs start at once.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from tune_magic.storage.lock import Lock
 _LOOK_S = 0.25
 _TELL_S = 20.0  # how far the expected start must have moved, and the least time, before it is told again
 _DOOR_S = 5.0  # longest wait for others who are taking a ticket
+_COMING_UP_S = 60.0  # so long a ticket counts whose run has no worker yet
 
 
 def device_name() -> str:
@@ -61,7 +63,7 @@ class Line:
         self._runs: dict[Path, RunFolder] = {}
 
     def join(self, run: RunFolder) -> Path:
-        """Take a ticket for a run whose lock this process holds; an older one of the same run is given back.
+        """Take a ticket for a run that is being started; an older one of the same run is given back.
 
         Raises:
             OSError: Tickets cannot be written.
@@ -77,6 +79,10 @@ class Line:
             files.write_json(ticket, {"run": str(run.path)}, durable=False)
         return ticket
 
+    def ticket_of(self, run: RunFolder) -> Path | None:
+        """Return the newest ticket of a run, or None."""
+        return next((ticket for ticket in reversed(self._tickets()) if self._run(ticket).path == run.path), None)
+
     def leave(self, ticket: Path) -> None:
         """Give a ticket back."""
         self._runs.pop(ticket, None)
@@ -90,13 +96,20 @@ class Line:
             if other >= ticket:
                 break
             run = self._run(other)
-            if run.holder() is None:
+            if run.holder() is not None:
+                with contextlib.suppress(TuneError):  # damaged, or of a newer version
+                    if run.is_live and run.status != "paused":
+                        found.append(run)
+            elif self._is_coming_up(other):
+                found.append(run)
+            else:
                 self.leave(other)
-                continue
-            with contextlib.suppress(TuneError):  # damaged, or of a newer version
-                if run.is_live and run.status != "paused":
-                    found.append(run)
         return found
+
+    def _is_coming_up(self, ticket: Path) -> bool:
+        """Return whether a ticket was taken a moment ago for a worker that has not said anything since."""
+        taken, run = int(ticket.stem) / 1e9, self._run(ticket)
+        return time.time() - taken < _COMING_UP_S and run.path.is_dir() and (run.summary().last_t or 0.0) < taken
 
     def _tickets(self) -> list[Path]:
         return sorted(self.folder.glob("[0-9]*.json"))
@@ -126,6 +139,14 @@ class Line:
             yield
 
 
+def announce(folder: Path) -> None:
+    """Take a ticket for the run in `folder`, whose worker is about to be started; other jobs wait for nobody."""
+    run = RunFolder(folder)
+    if run.kind == "finetune":
+        with contextlib.suppress(OSError):
+            Line(device_name()).join(run)
+
+
 @contextlib.contextmanager
 def turn(run: RunFolder, log: EventLog, control: Control) -> Iterator[None]:
     """Wait until the device is this run's, and hold it for the time inside.
@@ -138,7 +159,7 @@ def turn(run: RunFolder, log: EventLog, control: Control) -> Iterator[None]:
     """
     line = Line(device_name())
     try:
-        ticket = line.join(run)
+        ticket = line.ticket_of(run) or line.join(run)
     except OSError:
         control.take("continue")
         yield

@@ -31,7 +31,8 @@ def lens_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     for row in rows:
         text = "".join(f"«{piece}»" if trained else piece for piece, trained in row["spans"])
         cut = f"~~{_flat(row['cut_text'])[:60]}~~" if row.get("cut_text") else ""
-        lines.append(f"    {_flat(text)[:_LINE]}{cut} ({_numbers(row)})")
+        label = f"«{row['label']}», " if "label" in row else ""
+        lines.append(f"    {_flat(text)[:_LINE]}{cut} ({label}{_numbers(row)})")
     return lines
 
 
@@ -39,13 +40,15 @@ def _row(row: dict[str, Any]) -> Html:
     pieces = [span(escape(text, _MOST), style=_TRAINED if trained else "") for text, trained in row["spans"]]
     if row.get("cut_text"):
         pieces.append(span(escape(row["cut_text"], _MOST), style=_CUT))
-    return div(div(*pieces, style=_TEXT), grey(_numbers(row), size=11), style="margin-top:8px")
+    label = span(escape(row["label"], _LINE), style=_TRAINED) if "label" in row else None
+    numbers = grey(label, " · " if label else None, _numbers(row), size=11)
+    return div(div(*pieces, style=_TEXT), numbers, style="margin-top:8px")
 
 
 def _numbers(row: dict[str, Any]) -> str:
     cut = f", {row['cut']} cut off" if row["cut"] else ""
     if "label" in row:
-        return f"class {row['label']} · {row['tokens']} tokens{cut}"
+        return f"{row['tokens']} tokens{cut}"
     share = 100 * row["trained"] / max(1, row["tokens"])
     return f"{row['tokens']} tokens, {row['trained']} trained ({share:.0f} %){cut}"
 
