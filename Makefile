@@ -4,6 +4,7 @@ VENV ?= .venv
 # For machines without a GPU, a CPU index of torch saves gigabytes: make demo TORCH_INDEX=<url>
 TORCH_INDEX ?=
 BIN := $(VENV)/bin
+JOBS ?= 2
 # The tests interrupt kernels of the newest ipykernel and of the sixth, which much of the world still runs.
 OLD_KERNEL := ipykernel==6.31.0 nest-asyncio==1.6.0
 READY := $(VENV)/.ready
@@ -35,11 +36,12 @@ lab: $(READY)
 	@cp --no-clobber example_notebooks/*.ipynb $(DEMO)/ || true
 	$(BIN)/jupyter lab --notebook-dir $(DEMO) 01_quickstart.ipynb
 
+# Workers and browsers are mostly waited for: two tests at a time take little more than half the time of one.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 test-full: $(READY)
-	$(BIN)/python -m pytest --full
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal --full
 
 check: $(READY)
 	$(BIN)/ruff format --check .

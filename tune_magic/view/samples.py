@@ -5,7 +5,7 @@ from __future__ import annotations
 from tune_magic.storage.summary import Summary
 from tune_magic.view.html import GREY, Html, code, details, div, escape, grey, rule, span, table
 
-_LONGEST = 200
+_LONGEST = 150
 _SHOWN = 2  # the others open by a click
 
 
