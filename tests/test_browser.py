@@ -358,18 +358,19 @@ def test_a_finished_panel_leaves_no_widget_behind(lab, page, tmp_path, tiny, dat
         tmp_path,
         "short.ipynb",
         "from tune_magic.widgets import FinetunePanel, MemoryGauge\n"
-        f"FinetunePanel('short', model='{tiny}', data='rows.jsonl', max_steps=20)",
+        f"FinetunePanel('short', model='{tiny}', data='rows.jsonl', max_steps=300)",
         "MemoryGauge(minutes=0.02)",
     )
     lab.open(page, "short.ipynb")
     run_all(page)
     page.wait_for_selector("text=memory at")
     page.click('button:has-text("Start")')
-    page.wait_for_selector("text=finished · 20 steps")
+    page.wait_for_selector("text=finished · 300 steps")
     page.wait_for_function("() => document.querySelectorAll('.jupyter-widgets').length === 0")
-    save(page, tmp_path / "short.ipynb", "finished · 20 steps")
+    save(page, tmp_path / "short.ipynb", "finished · 300 steps")
     saved = json.dumps(nbformat.read(tmp_path / "short.ipynb", as_version=4))
     assert "application/vnd.jupyter.widget" not in saved
+    assert (tmp_path / "short.ipynb").stat().st_size < 100_000  # however many steps
     page.screenshot(path=PICTURES / "panel-finished.png")
 
 
@@ -445,7 +446,8 @@ def test_a_second_run_waits_in_its_cell_and_two_tabs_see_the_same(lab, page, tmp
     assert second.status == "stopped"
 
 
-def test_every_panel_works_alone_by_keyboard_and_leaves_text(lab, page, tmp_path, tiny, data_file):
+def test_every_panel_works_alone_by_keyboard_and_leaves_text(serve, page, tmp_path, tiny, data_file):
+    lab = serve(dark=True)
     recipe = f"model: {tiny}\ndata: rows.jsonl\nbatch_size: 4\nmax_steps: 8\neval: {{max_new_tokens: 4}}\n"
     panels = {
         "data": f"data_panel = DataPanel('rows.jsonl', model='{tiny}'); data_panel",
@@ -503,6 +505,7 @@ def test_every_panel_works_alone_by_keyboard_and_leaves_text(lab, page, tmp_path
     )].filter(e => !(e.labels?.length || e.title || e.ariaLabel || e.innerText?.trim() || e.placeholder
         || e.closest('[title]') || e.parentElement.querySelector('label')?.innerText.trim())).map(e => e.outerHTML)""")
     assert unnamed == []
+    assert faint(page, dark=True) == []
 
     # closed, all of it is text and pictures
     cells.nth(7).click()

@@ -108,9 +108,12 @@ def launch(
 
 def begin(recipe: Recipe, options: LaunchOptions, **about: Any) -> tuple[Run, str | None]:
     """Start, re-find or resume the run of a recipe, and show nothing: `launching.begin`, remembered as `last`."""
-    global last
-    last, note = launching.begin(recipe, options, **about)
-    return last, note
+
+    def remember(run: Run) -> None:
+        global last  # noqa: PLW0603 - `tune_magic.last` is part of the interface
+        last = run
+
+    return launching.begin(recipe, options, known=remember, **about)
 
 
 def inspect(data: Any, *, model: str | None = None, **keys: Any) -> DataReport:

@@ -174,13 +174,14 @@ class Chat:
         return {side: turn.answers[side].text for side in turn.sides}
 
     def hush(self) -> None:
-        """End the answer that is coming where it is."""
-        self.job.request("hush")
+        """End the answer that is coming where it is; safe from any thread."""
+        Run(self.job.path).request("hush")
 
     def close(self) -> None:
-        """Let the worker go; its memory is free again."""
-        if not self.has_ended:
-            self.job.stop()
+        """Let the worker go; its memory is free again. Safe from any thread."""
+        job = Run(self.job.path)  # a reader of its own: two threads must not share one
+        if job.is_live or local.is_starting(job.path):
+            job.stop()
 
     def usual_system(self) -> str:
         """Return the system message of the first training row, which the model expects; empty where it has none."""

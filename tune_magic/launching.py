@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,11 @@ def begin(
     objects: Mapping[str, Any] | None = None,
     link: Mapping[str, Any] | None = None,
     recipe_text: str | None = None,
+    known: Callable[[Run], None] = lambda run: None,
 ) -> tuple[Run, str | None]:
-    """Start, re-find or resume the run of a recipe, and show nothing; arguments as in `launch`.
+    """Start, re-find or resume the run of a recipe, and show nothing; arguments as in `api.launch`.
+
+    `known` is called with the run as soon as there is one, before its worker starts.
 
     Returns:
         The run, and why it is not a new one: `ATTACHED`, `RESUMED`, `FOUND`, else None.
@@ -51,6 +54,7 @@ def begin(
         content["identity"] = _identity(recipe, given, Path(scratch))
     found = None if options.fresh else _same_run(root, content["identity"])
     if found is not None:
+        known(found)
         if found.status == "finished":
             return found, FOUND
         if found.is_live:
@@ -62,6 +66,7 @@ def begin(
     run = Run(folder.create(root, "finetune", content | ({"previous": previous} if previous else {})))
     tables.write(run.path, given)
     places.remember_root(root)
+    known(run)
     run.limit(options.budget)
     if options.now:
         run.skip_line()

@@ -64,7 +64,7 @@ class ExportPanel(Panel):
         self.start = button(
             "Export", "Write the files and compare them with the model", self._ask, button_style="primary"
         )
-        self.stop = button("Stop", "Break the export off", lambda: self._job.stop() if self._job else None)
+        self.stop = button("Stop", "Break the export off", self._break_off)
         fields = ipywidgets.HBox(
             [self.to, self.quantize, self.output, self.rows], layout=ipywidgets.Layout(flex_flow="row wrap")
         )
@@ -121,6 +121,10 @@ class ExportPanel(Panel):
             job.raise_for_state()
         except TuneError as error:
             self._problem = str(error)
+
+    def _break_off(self) -> None:
+        if self._job is not None:
+            Run(self._job.path).stop()
 
     def _ask(self) -> None:
         self._is_asked = True

@@ -85,8 +85,9 @@ def _format(found: dict[str, Any]) -> str:
 
 
 def _lengths(found: dict[str, Any]) -> Html:
-    counts = found["lengths"]["counts"]
-    alt = f"tokens a row: up to {found['longest_row_tokens']}, most often in bin {counts.index(max(counts)) + 1} of {len(counts)}"
+    edges, counts = found["lengths"]["edges"], found["lengths"]["counts"]
+    most = counts.index(max(counts))
+    alt = f"rows by length: most have {edges[most]} to {edges[most + 1] - 1} tokens, the longest {edges[-1] - 1}"
     return image(svg(lengths_figure(found["lengths"], found["max_length"])), alt)
 
 
