@@ -92,20 +92,7 @@ def _measure(session: Session) -> dict[str, Any]:
     steps, lengths = range(1, min(plan["steps_per_epoch"], plan["total_steps"]) + 1), train.lengths
     tokens = {step: int(lengths[order.rows(step)].sum()) for step in steps}
     heaviest, *others = heapq.nlargest(2, tokens, key=lambda step: tokens[step])
-    seconds, peak_bytes, states = 0.0, 0, []
-    # the first one pays for set-up; other rows leave other holes in memory, which the heaviest may not fit into
-    for number, step in enumerate((heaviest, *others, heaviest)):
-        examples = [train[row] for row in order.rows(step)]
-        memory.forget_peak(session.engine.device)
-        started = time.perf_counter()
-        loop.accumulate(examples)
-        seconds = time.perf_counter() - started
-        if number:
-            peak_bytes = max(peak_bytes, memory.peak(session.engine.device))
-        else:  # as an optimizer does at its first step, beside the gradients
-            trained = [p for p in session.model.parameters() if p.requires_grad]
-            states = [torch.zeros_like(parameter) for parameter in trained for _ in range(2)]
-        session.model.zero_grad(set_to_none=True)
+    seconds, peak_bytes, states = _dry_steps(loop, [heaviest, *others, heaviest])
     memory.forget_peak(session.engine.device)
     held_out = loop.held_out() if session.dataset.held_out else {"loss": None, "seconds": 0.0}
     del states
@@ -119,3 +106,30 @@ def _measure(session: Session) -> dict[str, Any]:
         "peak_bytes": max(peak_bytes, memory.peak(session.engine.device)),
         "seconds": round(training + evaluations * held_out["seconds"], 2),
     }
+
+
+def _dry_steps(loop: Loop, steps: list[int]) -> tuple[float, int, list[torch.Tensor]]:
+    """Compute steps without an update, the last one beside what an optimizer would hold.
+
+    The first one pays for set-up; other rows leave other holes in memory, which the heaviest may not fit into.
+
+    Returns:
+        Seconds of the last, the peak of memory in bytes, and the tensors that stand for the optimizer's states.
+    """
+    session = loop.session
+    device, train, order = session.engine.device, session.dataset.train, session.order
+    seconds, peaks, states = 0.0, [], []
+    for number, step in enumerate(steps, start=1):
+        examples = [train[row] for row in order.rows(step)]
+        memory.forget_peak(device)
+        started = time.perf_counter()
+        loop.accumulate(examples)
+        seconds = time.perf_counter() - started
+        peaks.append(memory.peak(device))
+        if number == len(steps) - 1:  # as an optimizer does at its first step, beside the gradients
+            trained = [parameter for parameter in session.model.parameters() if parameter.requires_grad]
+            states = [torch.zeros_like(parameter) for parameter in trained for _ in range(2)]
+        session.model.zero_grad(set_to_none=True)
+    *bare, with_states = peaks
+    # what one bare step took more than another were holes; states may fill them, or come to lie between
+    return seconds, max(with_states, min(bare) + sum(state.nbytes for state in states)), states
