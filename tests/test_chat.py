@@ -225,3 +225,5 @@ def test_a_worker_that_fails_says_so(bot):
         (checkpoint / "trainable.safetensors").write_bytes(b"broken")
     with tune_magic.chat(bot) as broken, pytest.raises(RunFailed):
         broken.ask("anybody there?")
+    assert "chat · failed: " in broken.card()["text/plain"]
+    assert "trainable.safetensors" in broken.card()["text/plain"]

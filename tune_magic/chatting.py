@@ -114,7 +114,8 @@ class Chat:
     def state(self) -> str:
         """What the worker does, in words."""
         if self.has_ended:
-            return "ended"
+            error = self.job.summary().outcome.get("error")
+            return f"failed: {error}" if error else "ended"
         if not self.is_ready:
             return "loading the model"
         return "answering" if self.is_answering else "listening"

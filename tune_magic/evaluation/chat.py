@@ -29,9 +29,8 @@ def chat(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     """Answer what is said until a stop, the end of the process that asks, or a quarter of an hour of silence."""
     tuned = load_tuned(RunFolder(job.path.parent.parent))
     options = job.info["options"]
-    base = (
-        tuned.load_base().eval() if options["base"] and not (tuned.method.adds or tuned.objective.scores_rows) else None
-    )
+    needs_base = options["base"] and not (tuned.method.adds or tuned.objective.scores_rows)
+    base = tuned.load_base().to(next(tuned.model.parameters()).device).eval() if needs_base else None
     talk = _Talk(tuned, base, log, control)
     log.append("state", state="running")
     heard = time.monotonic()

@@ -10,6 +10,7 @@ from tune_magic.view.html import (
     GREEN,
     GREY,
     LINE,
+    RED,
     Bundle,
     Html,
     box,
@@ -22,6 +23,7 @@ from tune_magic.view.html import (
 )  # fmt: skip
 
 _COLOURS = {"tuned": GREEN, "base": GREY}
+_DOTS = {"ended": GREY, "listening": GREEN}
 _LONGEST = 4000
 _SHOWN_TURNS = 20
 
@@ -35,10 +37,10 @@ def chat_card(name: str, turns: Sequence[Any], state: str) -> Bundle:
             ``is_first``, see `chatting.Turn`.
         state: What the worker does.
     """
-    colour = GREY if state == "ended" else GREEN if state == "listening" else BLUE
+    colour = RED if state.startswith("failed") else _DOTS.get(state, BLUE)
     shown = turns[-_SHOWN_TURNS:]
     earlier = len(turns) - len(shown)
-    body: list[Html] = [heading(colour, name, f"chat · {state}", "")]
+    body: list[Html] = [heading(colour, name, clean(f"chat · {state}", 300), "")]
     body += [grey(f"{earlier} earlier turns are in the run folder")] if earlier else []
     body += [_turn(turn) for turn in shown]
     return bundle(box(*body), [f"{name}: chat · {state}", *(line for turn in shown for line in _lines(turn))])
