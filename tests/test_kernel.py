@@ -148,6 +148,18 @@ class Kernel:
         assert reply["content"]["status"] == "ok", reply["content"]
         return "".join(printed)
 
+    def wait_for_output(self, request, timeout_s=60):
+        """Wait until a request has shown something."""
+        while True:
+            message = self.client.get_iopub_msg(timeout=timeout_s)
+            if message["parent_header"].get("msg_id") == request and message["msg_type"] == "display_data":
+                return
+
+    def settle(self):
+        """Wait until requests are answered again: for a moment after an error a kernel sends them back undone."""
+        while self.finish(self.send("pass"))["status"] == "aborted":
+            time.sleep(0.05)
+
     def close(self):
         self.client.stop_channels()
         self.manager.shutdown_kernel(now=True)
@@ -208,6 +220,7 @@ def test_f13_one_interrupt_saves_two_kill_and_handlers_come_back(any_kernel, fol
     assert content["ename"] == "Stopped"
     assert run.status == "stopped"
     assert max(run.checkpoints) == run.summary().step  # the last completed step
+    kernel.settle()
     assert kernel.run("print(bot.status)").strip() == "stopped"
     assert kernel.run("print(signal.getsignal(signal.SIGINT) == before)").strip() == "True"
 
@@ -231,8 +244,11 @@ def test_f13_one_interrupt_saves_two_kill_and_handlers_come_back(any_kernel, fol
     assert second.checkpoints
 
     # and an interrupt after the run has ended is an ordinary one
-    request = kernel.send("import time; time.sleep(60)")
-    time.sleep(0.3)
+    kernel.settle()
+    request = kernel.send("import pathlib, time; pathlib.Path('asleep').touch(); time.sleep(60)")
+    deadline = time.monotonic() + 30
+    while not (folder / "asleep").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
     kernel.manager.interrupt_kernel()
     assert kernel.finish(request)["ename"] == "KeyboardInterrupt"
 
@@ -276,7 +292,8 @@ def test_two_kernels_watch_one_run_and_a_stop_reaches_both(kernel, folder, body,
         other.run("%load_ext tune_magic")
         watching = other.send("%tune watch bot")
         also = kernel.send("%tune watch bot")
-        time.sleep(0.5)
+        other.wait_for_output(watching)
+        kernel.wait_for_output(also)
         run.stop()
         for one, request in ((other, watching), (kernel, also)):
             content = one.finish(request)
@@ -321,7 +338,7 @@ def test_interrupting_a_watch_leaves_the_run_alone(kernel, folder, body, wait_fo
     run = wait_for_run(folder)
     wait_for(run, lambda e: e["type"] == "step")
     request = kernel.send("%tune watch bot")
-    time.sleep(0.4)
+    kernel.wait_for_output(request)
     kernel.manager.interrupt_kernel()
     assert kernel.finish(request)["status"] == "ok"
     assert run.status == "running"

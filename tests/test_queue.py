@@ -235,14 +235,16 @@ def test_real_runs_wait_skip_the_line_and_let_others_pass(recipe, tmp_path, monk
         assert second.status == "queued"
 
         first.pause()
+        paused_at = wait_for(first, lambda e: e.get("state") == "paused")["seq"]
         wait_for(second, lambda e: e["type"] == "step")
         assert first.status == "paused"
         assert start("fourth", 3, now=True).wait(60).status == "finished"
 
         second.stop()
         assert second.wait(60).status == "stopped"
-        second.resume()
         first.resume()
+        wait_for(first, lambda e: e.get("state") == "running" and e["seq"] > paused_at)
+        second.resume()
         wait_for(second, lambda e: e["attempt"] == 2 and e.get("state") == "queued")
         first.kill()
         wait_for(second, lambda e: e["attempt"] == 2 and e["type"] == "step", 30)  # the dead are not waited for
