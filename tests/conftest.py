@@ -122,7 +122,7 @@ def own_home(tmp_path_factory, monkeypatch):
     from tune_magic.storage import places
 
     home = tmp_path_factory.mktemp("home")
-    monkeypatch.setattr(places, "data_folder", lambda: home / "data")
+    monkeypatch.setattr(places, "data_folder", lambda: home / "tune_magic")  # as workers find it
     monkeypatch.setattr(places, "cache_folder", lambda: home / "cache")
     monkeypatch.setenv("XDG_DATA_HOME", str(home))
     return home

@@ -226,6 +226,7 @@ def test_real_runs_wait_skip_the_line_and_let_others_pass(recipe, tmp_path, monk
         second, third = start("second", 1_000_001), start("third", 3)
         runs += [second, third]
         wait_for(third, lambda e: e.get("state") == "queued" and len(e["ahead"]) == 2)
+        wait_for(second, lambda e: e.get("state") == "queued")
         assert second.status == third.status == "queued"
         assert "3rd in line, after first and 1 more" in frame.line(third, third.status)
         assert "torch" not in maps_of(third)  # a run that waits holds no memory to speak of
