@@ -5,14 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import ipywidgets
-from tune_magic.widgets.form import WRAP, Form
+from tune_magic.widgets.form import WRAP, Form, try_out
 from tune_magic.widgets.panel import Panel
 
-from tune_magic.errors import TuneError
-from tune_magic.launching import scratch_job
-from tune_magic.recipe.launch import LaunchOptions
 from tune_magic.recipe.schema import Recipe
-from tune_magic.storage.state import TERMINAL
 from tune_magic.view.form import data_form_bundle
 from tune_magic.view.html import Bundle
 
@@ -69,22 +65,10 @@ class DataPanel(Panel):
         self._draw()
         if self._changed.wait(_QUIET_S):
             return
-        self._read_rows(recipe)
-
-    def _read_rows(self, recipe: Recipe) -> None:
-        self._looked = recipe.normalised()
-        try:
-            with scratch_job("data", recipe, LaunchOptions(), self._form.objects, name="data") as job:
-                while job.status not in TERMINAL or job.is_coming_up:
-                    if self._changed.wait(_PERIOD_S):
-                        self._looked = None
-                        return
-                if job.status == "finished":
-                    self._report = job.card()
-                else:
-                    self._problem = job.summary().outcome.get("error") or f"the job {job.status}"
-        except TuneError as error:
-            self._problem = str(error)
+        found = try_out("data", recipe, self._form.objects, self._changed, name="data")
+        if found is not None:
+            self._looked = recipe.normalised()
+            self._report, self._problem = found
 
 
 def _is_nothing(data: Any) -> bool:

@@ -6,7 +6,7 @@ import queue
 from typing import Any
 
 import ipywidgets
-from tune_magic.widgets.form import COLUMN, STYLE, WRAP, Form
+from tune_magic.widgets.form import COLUMN, STYLE, WRAP, Form, try_out
 from tune_magic.widgets.panel import Panel, button
 from tune_magic.widgets.run_panel import RunPanel
 
@@ -14,13 +14,11 @@ from tune_magic import api
 from tune_magic.display import shell
 from tune_magic.errors import TuneError
 from tune_magic.handles import Run
-from tune_magic.launching import scratch_job
 from tune_magic.magics.link import notebook_link
 from tune_magic.recipe import yaml
 from tune_magic.recipe.build import keys
 from tune_magic.recipe.launch import LaunchOptions
 from tune_magic.recipe.schema import Recipe
-from tune_magic.storage.state import TERMINAL
 from tune_magic.view.form import form_bundle
 from tune_magic.view.html import Bundle
 
@@ -129,21 +127,13 @@ class FinetunePanel(Panel):
         """Do a dry run; it is broken off when something is typed."""
         if not measure and self._changed.wait(_QUIET_S):
             return
-        self._planned = recipe.normalised()
         self._plan = self._plan_problem = None
-        objects, name = self._form.objects, self.name.value
-        try:
-            with scratch_job("plan", recipe, LaunchOptions(), objects, measure=measure, name=name) as job:
-                while job.status not in TERMINAL or job.is_coming_up:
-                    if self._changed.wait(_PERIOD_S):
-                        self._planned = None
-                        return
-                if job.status == "finished":
-                    self._plan = job.card()
-                else:
-                    self._plan_problem = job.summary().outcome.get("error") or f"the plan {job.status}"
-        except TuneError as error:
-            self._plan_problem = str(error)
+        found = try_out(
+            "plan", recipe, self._form.objects, self._changed, measure=measure, name=self.name.value
+        )  # fmt: skip
+        if found is not None:
+            self._planned = recipe.normalised()
+            self._plan, self._plan_problem = found
         self._draw()
 
     def _begin(self, recipe: Recipe) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable
+import threading
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, get_args, get_origin
 
 import ipywidgets
@@ -12,16 +13,21 @@ from pydantic_core import PydanticUndefined
 
 from tune_magic import plugins, tables
 from tune_magic.data import preview
-from tune_magic.errors import DataError, RecipeError
+from tune_magic.errors import DataError, RecipeError, TuneError
+from tune_magic.launching import scratch_job
 from tune_magic.models.find import installed
 from tune_magic.recipe import yaml
 from tune_magic.recipe.build import build_recipe, flat, keys
+from tune_magic.recipe.launch import LaunchOptions
 from tune_magic.recipe.schema import Recipe
+from tune_magic.storage.state import TERMINAL
+from tune_magic.view.html import Bundle
 
 COLUMN = ipywidgets.Layout(width="385px")
 STYLE = {"description_width": "190px"}
 WRAP = ipywidgets.Layout(flex_flow="row wrap")
 _MAPPED = ("messages", "prompt", "completion", "system", "text", "label")
+_LOOK_S = 0.5
 _AS_IT_IS = ("as it is", "")
 _DATA = ("data.train", "data.held_out", "data.test")
 
@@ -129,6 +135,26 @@ class Form:
         mapped |= {name: column} if column else {}
         words = ", ".join(f"{key}: {_text(value)}" for key, value in mapped.items())
         self.fields["data.columns"].value = f"{{{words}}}" if mapped else ""
+
+
+def try_out(
+    kind: str, recipe: Recipe, objects: Mapping[str, Any], changed: threading.Event, **about: Any
+) -> tuple[Bundle | None, str | None] | None:
+    """Do a job that trains nothing, see `launching.scratch_job`; not for callbacks.
+
+    Returns:
+        Its card, or what went wrong; None when something was typed meanwhile, which breaks it off.
+    """
+    try:
+        with scratch_job(kind, recipe, LaunchOptions(), objects, **about) as job:
+            while job.status not in TERMINAL or job.is_coming_up:
+                if changed.wait(_LOOK_S):
+                    return None
+            if job.status == "finished":
+                return job.card(), None
+            return None, job.summary().outcome.get("error") or f"the job {job.status}"
+    except TuneError as error:
+        return None, str(error)
 
 
 def _field(key: str, owner: type[BaseModel], name: str) -> ipywidgets.Widget:
