@@ -8,13 +8,13 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from tune_magic.commands import COMMANDS
-from tune_magic.recipe.build import ALIASES, METHOD_ALIASES, keys
+from tune_magic.recipe.build import ALIASES, METHOD_ALIASES, choices, keys
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -42,8 +42,8 @@ def keys_table() -> str:
         field = owner.model_fields[name]
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             continue  # a part: its own keys follow
-        choices = _choices(field.annotation)
-        meaning = str(field.description) + (f" One of {', '.join(choices)}." if choices else "")
+        known = [] if field.annotation is bool else [f"`{value}`" for value in choices(key, owner, name)]
+        meaning = str(field.description) + (f" One of {', '.join(known)}." if known else "")
         also = ", ".join(f"`{alias}`" for alias in names.get(key, []))
         rows.append(f"| `{key}` | {_default(field)} | {meaning.replace('|', chr(92) + '|')} | {also} |")
     return "\n".join(rows)
@@ -65,12 +65,6 @@ def _default(field: Any) -> str:
         if field.default is None
         else f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
     )
-
-
-def _choices(annotation: Any) -> list[str]:
-    if get_origin(annotation) is Literal:
-        return [f"`{value}`" for value in get_args(annotation)]
-    return [choice for part in get_args(annotation) for choice in _choices(part)]
 
 
 if __name__ == "__main__":

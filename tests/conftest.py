@@ -81,9 +81,10 @@ def rows(count=24):
 
 def normalise(rows, options, source):
     """Bring rows to normal form, all at once."""
-    from tune_magic.data.formats import Normaliser
+    from tune_magic.data.normalise import Normaliser
+    from tune_magic.data.read import RowFaults
 
-    normaliser = Normaliser(rows, options, source)
+    normaliser = Normaliser(rows, options, RowFaults(source))
     contents = normaliser.contents(rows)
     normaliser.raise_if_any()
     return contents
@@ -94,7 +95,9 @@ def encode(renderer, contents, source="rows.jsonl", places=None):
     from tune_magic.data.read import RowFaults
     from tune_magic.data.render import Part
 
-    part = Part(contents, places or [f"row {i + 1}" for i in range(len(contents))], 0, RowFaults(source))
+    part = Part(
+        contents, places or [f"row {i + 1}" for i in range(len(contents))], range(len(contents)), RowFaults(source)
+    )
     examples = renderer.examples(part)
     part.faults.raise_if_any()
     return examples

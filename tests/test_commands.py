@@ -274,7 +274,7 @@ FLAGS = [
         ("%tune data r", "r", ["rows.csv"]),
         ("%tune data rows.csv data.columns.prompt=a", "data.columns.prompt=a", ["data.columns.prompt=answer"]),
         ("%tune data rows.csv max_l", "max_l", ["max_length="]),
-        (CELL + "data:\n  format: ", "", ["messages", "prompt_completion", "instruction", "text_label", "text"]),
+        (CELL + "data:\n  format: ", "", plugins.names("format")),
         (CELL + "eval:\n  steps: 3\nse", "se", ["seed: "]),
         # nothing of ours
         ("", "", []),

@@ -104,6 +104,7 @@ def test_packages_are_all_installed():
     folders = {
         "tune_magic",
         *(f"tune_magic.{p.parent.name}" for p in PACKAGE.glob("*/__init__.py")),
+        *(f"tune_magic.{p.parent.parent.name}.{p.parent.name}" for p in PACKAGE.glob("*/*/__init__.py")),
         "tune_magic.widgets",
     }
     assert listed == folders

@@ -7,7 +7,7 @@ from conftest import CHAT, make_tokenizer
 from test_view import Page
 
 from tune_magic.data import lens
-from tune_magic.data.formats import Labelled, PromptCompletion, Text, Turns
+from tune_magic.data.content import Labelled, PromptCompletion, Text, Turns
 from tune_magic.data.read import RowFaults
 from tune_magic.data.render import Part, Renderer
 from tune_magic.view.html import clean
@@ -25,7 +25,7 @@ def look(tokenizer, content, max_length=1000):
     if isinstance(content, Labelled):
         example = renderer.classified([content], [0], [0])[0]
     else:
-        example = renderer.examples(Part([content], ["row 1"], 0, RowFaults("x")))[0]
+        example = renderer.examples(Part([content], ["row 1"], [0], RowFaults("x")))[0]
     return lens.lens(example, content, renderer)
 
 
@@ -75,7 +75,7 @@ def test_a_long_prompt_shows_both_its_ends(tokenizer):
 def test_a_row_that_was_cut_is_among_those_shown(tokenizer):
     renderer = Renderer(tokenizer, chat_template=True, max_length=60)
     contents = [PromptCompletion("a", "b")] * 9 + [PromptCompletion("a", "long " * 30)] + [PromptCompletion("a", "b")]
-    examples = renderer.examples(Part(contents, ["row"] * 11, 0, RowFaults("x")))
+    examples = renderer.examples(Part(contents, ["row"] * 11, range(11), RowFaults("x")))
     assert [example.index for example in lens.rows_to_show(examples)] == [0, 1, 9]
     assert [example.index for example in lens.rows_to_show(examples[:9])] == [0, 1, 2]
 

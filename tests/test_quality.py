@@ -102,7 +102,7 @@ def test_it_is_what_a_run_trains(look, train, write):
 def test_columns_are_mapped_and_the_reason_said(look):
     rows = [{"q": f"{i}?", "a": f"yes {i}", "id": i} for i in range(60)]
     report = look(rows, **{"data.columns": {"prompt": "q", "completion": "a"}})
-    assert "prompt_completion (as the recipe maps its columns)" in report.card()["text/plain"]
+    assert "prompt_completion (columns q as prompt, a as completion; also there: id)" in report.card()["text/plain"]
     with pytest.raises(RunFailed, match="the columns `q`, `a`, `id` are no format that is known"):
         look(rows)
 

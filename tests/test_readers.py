@@ -16,7 +16,7 @@ import pytest
 from conftest import normalise
 
 from tune_magic.data import hub
-from tune_magic.data.formats import PromptCompletion
+from tune_magic.data.content import PromptCompletion
 from tune_magic.data.locate import data_path, ensure, source_name
 from tune_magic.data.read import SUFFIXES, Row, read_rows
 from tune_magic.errors import DataError

@@ -24,6 +24,7 @@ from tune_magic import secrets
 
 TEMPORARY = ".tmp-"
 TRASH = ".trash-"
+_COPIED_BYTES = 1 << 20  # at once
 _counter = itertools.count()
 
 
@@ -181,6 +182,23 @@ class Scratch:
         """
         write_all(self._descriptor, data)
 
+    def copy_to(self, path: Path) -> None:
+        """Write the content to a new file.
+
+        Raises:
+            OSError: When the disk is full.
+        """
+        size = os.fstat(self._descriptor).st_size
+        target = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            start = 0
+            while start < size:
+                part = os.pread(self._descriptor, _COPIED_BYTES, start)
+                write_all(target, part)
+                start += len(part)
+        finally:
+            os.close(target)
+
     def map(self) -> mmap.mmap | bytearray:
         """Return the content, as writable memory whose changes stay this process's own."""
         size = os.fstat(self._descriptor).st_size
@@ -199,6 +217,11 @@ def scratch(folder: Path) -> Iterator[Scratch]:
         yield Scratch(descriptor)
     finally:
         os.close(descriptor)
+
+
+def touch(path: Path) -> None:
+    """Give a file the time of now."""
+    os.utime(path)
 
 
 def tell_system(path: Path, text: str) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tune_magic import plugins, tables
 from tune_magic.data.hub import is_hub
-from tune_magic.data.locate import data_path, fingerprints, identity, references
+from tune_magic.data.locate import data_path, fingerprints, identity, parse, references
 from tune_magic.data.read import SUFFIXES
 from tune_magic.errors import DataError, TuneError
 from tune_magic.executors import local
@@ -151,8 +151,8 @@ def _identity(recipe: Recipe, given: Mapping[str, tables.Content], scratch: Path
     source = find_model(recipe.model)
     if source.path is None:
         return None
-    for reference in (recipe.data.train, recipe.data.held_out, recipe.data.test):
-        if isinstance(reference, str) and not is_hub(reference):
+    for reference in (*references(recipe).values(), recipe.data.test):
+        if isinstance(reference, str) and not is_hub(parse(reference)[0]):
             path = data_path(reference, scratch)
             if not path.is_file():
                 raise DataError(

@@ -1,4 +1,4 @@
-"""The one registry: methods, objectives, exporters, metrics.
+"""The one registry: methods, objectives, formats of rows, exporters, metrics.
 
 A plug-in is a class. Packages announce theirs in the entry-point group ``tune_magic.plugins`` as ``KIND.NAME``, ours
 included; a decorator registers one in the running process. Nothing is imported before it is named.
@@ -6,9 +6,10 @@ included; a decorator registers one in the running process. Nothing is imported 
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, TypeVar
@@ -16,7 +17,7 @@ from typing import Any, TypeVar
 from tune_magic.errors import TuneError
 
 GROUP = "tune_magic.plugins"
-KINDS = ("method", "objective", "exporter", "metric")
+KINDS = ("method", "objective", "format", "exporter", "metric")
 _local: dict[tuple[str, str], type] = {}
 Plugin = TypeVar("Plugin", bound=type)
 
@@ -74,6 +75,13 @@ def get(kind: str, name: str) -> Any:
 def names(kind: str) -> list[str]:
     """Names of `kind`, sorted, without importing any."""
     return sorted(name for a_kind, name in {*_installed(), *_local} if a_kind == kind)
+
+
+def working(kind: str) -> Iterator[tuple[str, Any]]:
+    """Yield the name and class of every plug-in of a kind that imports, where all of them are asked in turn."""
+    for name in names(kind):
+        with contextlib.suppress(TuneError):
+            yield name, get(kind, name)
 
 
 def listing() -> list[Listing]:

@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 HIDDEN = "[hidden]"
-_SHAPES = re.compile(
+SHAPES = re.compile(
     r"\b(?:hf_[A-Za-z0-9]{16,}|sk-[A-Za-z0-9_-]{16,}|gh[pousr]_[A-Za-z0-9]{20,}|github_pat_\w{20,}|xox[abprs]-[\w-]{10,}"
     r"|AKIA[0-9A-Z]{16}|glpat-[\w-]{16,}|AIza[\w-]{30,})|(?<=Bearer )[\w.~+/-]{16,}=*|(?<=://)[^/\s:@]+:[^/\s@]+(?=@)"
 )
@@ -21,7 +21,7 @@ def hide(text: str) -> str:
     for value in _of_environment():
         if value in text:
             text = text.replace(value, HIDDEN)
-    return _SHAPES.sub(HIDDEN, text) if any(hint in text for hint in _HINTS) else text
+    return SHAPES.sub(HIDDEN, text) if any(hint in text for hint in _HINTS) else text
 
 
 def is_secret_name(name: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_origin
 
 import ipywidgets
 from pydantic import BaseModel
@@ -17,7 +17,7 @@ from tune_magic.errors import DataError, RecipeError, TuneError
 from tune_magic.launching import scratch_job
 from tune_magic.models.find import installed
 from tune_magic.recipe import yaml
-from tune_magic.recipe.build import build_recipe, flat, keys
+from tune_magic.recipe.build import build_recipe, choices, flat, keys
 from tune_magic.recipe.launch import LaunchOptions
 from tune_magic.recipe.schema import Recipe
 from tune_magic.storage.state import TERMINAL
@@ -29,7 +29,7 @@ WRAP = ipywidgets.Layout(flex_flow="row wrap")
 _MAPPED = ("messages", "prompt", "completion", "system", "text", "label")
 _LOOK_S = 0.5
 _AS_IT_IS = ("as it is", "")
-_DATA = ("data.train", "data.held_out", "data.test")
+_DATA = ("data.train", "data.held_out", "data.test", "data.replay")
 
 
 class Form:
@@ -168,10 +168,12 @@ def _field(key: str, owner: type[BaseModel], name: str) -> ipywidgets.Widget:
         return ipywidgets.Dropdown(
             options=plugins.names("method"), value="lora", **{**options, "description": "method"}
         )
-    choices = plugins.names("objective") if key == "objective" else _choices_of(field.annotation)
+    known = choices(key, owner, name)
     default = _default(field.default, owner, name)
-    if choices:
-        labelled = [(f"default: {default}" if default else "default", ""), *((choice, choice) for choice in choices)]
+    if known and get_origin(field.annotation) is list:
+        return ipywidgets.Combobox(options=known, placeholder="none, one or [several]", ensure_option=False, **options)
+    if known:
+        labelled = [(f"default: {default}" if default else "default", ""), *((choice, choice) for choice in known)]
         return ipywidgets.Dropdown(options=labelled, value="", **options)
     if key == "model" or key in _DATA:
         known = installed() if key == "model" else preview.files_here()
@@ -187,14 +189,6 @@ def _default(value: Any, owner: type[BaseModel], name: str) -> str:
         if value in (None, PydanticUndefined)
         else _text(value)
     )
-
-
-def _choices_of(annotation: Any) -> list[str]:
-    if annotation is bool:
-        return ["true", "false"]
-    if get_origin(annotation) is Literal:
-        return [str(choice) for choice in get_args(annotation)]
-    return [choice for part in get_args(annotation) for choice in _choices_of(part)]
 
 
 def _value(key: str, text: str) -> Any:

@@ -90,6 +90,19 @@ def fetch(reference: str) -> Path:
     return path
 
 
+def parquet_of(dataset: Any) -> bytes:
+    """Return a `datasets` object as a Parquet file, classes by their names; one that streams is read to its end."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    if isinstance(dataset, datasets.IterableDataset):
+        dataset = datasets.Dataset.from_list(list(dataset), features=dataset.features)
+    written = pa.BufferOutputStream()
+    pq.write_table(_named_classes(dataset), written)
+    return bytes(written.getvalue())
+
+
 def _load(rows: HubRows) -> Any:
     """Return the rows as an Arrow table, classes by their names.
 

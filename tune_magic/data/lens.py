@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from tune_magic.data.content import Content, Labelled
 from tune_magic.data.example import Example
-from tune_magic.data.formats import Content, Labelled
 from tune_magic.data.read import RowFaults
 from tune_magic.data.render import Part, Renderer
 
@@ -63,8 +63,12 @@ def _beyond(example: Example, content: Content, renderer: Renderer) -> np.ndarra
         has_end = example.trunk.tokens[-1] == whole[-1] and len(whole) > len(example) > 1  # a closing token stays
         start = len(example) - 1 if has_end else len(example)
         return whole[start : start + example.num_cut]
-    whole = whole_renderer.examples(Part([content], ["row"], 0, RowFaults("row")))[0].trunk.tokens
-    return whole[len(example) :]
+    found = whole_renderer.examples(Part([content], ["row"], [0], RowFaults("row")))
+    # a chat may be an example for each of its answers; the one it was cut from begins as it does
+    wholes = (
+        one.trunk.tokens for one in found if np.array_equal(one.trunk.tokens[: len(example)], example.trunk.tokens)
+    )
+    return next(wholes)[len(example) :]
 
 
 def _excerpt(tokens: Sequence[int] | np.ndarray, tokenizer: Any) -> str:

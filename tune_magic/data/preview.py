@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tune_magic.data import hub, read
+from tune_magic.data import locate, read
 from tune_magic.errors import DataError
 
 _MOST_FILES = 200
@@ -30,7 +30,7 @@ class Head:
 def files_here() -> list[str]:
     """Return the files of rows in the working folder and in the folders in it, as relative paths."""
     here = Path.cwd()
-    found = [path for pattern in ("*", "*/*") for path in here.glob(pattern) if path.suffix in read.SUFFIXES]
+    found = [path for pattern in ("*", "*/*") for path in here.glob(pattern) if read.kind_of(path) is not None]
     return sorted(str(path.relative_to(here)) for path in found if "tune_runs" not in path.parts)[:_MOST_FILES]
 
 
@@ -44,8 +44,8 @@ def head(source: Any, count: int = 5) -> Head | None:
         DataError: The file's beginning cannot be read.
     """
     if isinstance(source, str | Path):
-        path = hub.cached_path(str(source)) if hub.is_hub(str(source)) else Path(source).expanduser()
-        if not path.is_file() or (path.suffix == ".json" and path.stat().st_size > _LARGEST_ARRAY_BYTES):
+        path = locate.data_path(str(source), Path())
+        if not path.is_file() or (read.kind_of(path) == ".json" and path.stat().st_size > _LARGEST_ARRAY_BYTES):
             return None
         return _head_of([row.values for row in itertools.islice(read.read_rows(path), count)])
     if hasattr(source, "to_dict") and hasattr(source, "head"):

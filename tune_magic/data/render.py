@@ -11,17 +11,22 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
+from tune_magic.data.content import Content, Labelled, Message, PromptCompletion, Text, Turns, shared_beginning
 from tune_magic.data.example import Example, Segment
-from tune_magic.data.formats import Content, Labelled, PromptCompletion, Text, Turns
 from tune_magic.data.read import RowFaults
 from tune_magic.errors import DataError
 
 _AT_ONCE = 1024  # rows tokenised in one call
+_PROBES = ("0", "x")  # answers that share no beginning
+
+
+class _Rewritten(Exception):
+    """The chat template writes earlier turns differently once there are later ones."""
 
 
 @dataclass
@@ -31,13 +36,13 @@ class Part:
     Attributes:
         contents: The rows in normal form.
         places: Where each stands, for people.
-        first: Number of the first in its source.
+        numbers: Number of each in its source, from 0.
         faults: Takes rows that no example can be made of.
     """
 
     contents: Sequence[Content]
     places: Sequence[str]
-    first: int
+    numbers: Sequence[int]
     faults: RowFaults
 
 
@@ -57,31 +62,36 @@ class Renderer:
         self.max_length = max_length
 
     def examples(self, part: Part) -> list[Example]:
-        """Encode rows; those in which no trained token is left, or which the chat template refuses, become faults."""
-        examples = []
-        for place, example in zip(part.places, self._encoded(part.contents, part.first), strict=True):
-            if isinstance(example, ValueError):
-                part.faults.add(place, str(example))
-                continue
-            if not example.weight:
-                why = f" within max_length ({self.max_length})" if example.num_cut else ""
-                hint = "Raise `max_length`, or shorten the prompts." if example.num_cut else None
-                part.faults.add(place, f"no trained token is left{why}", hint=hint)
-            examples.append(example)
+        """Encode rows; those in which no trained token is left, or which the chat template refuses, become faults.
+
+        A chat whose template rewrites earlier turns (dropping what the model thought, say) becomes an example for each
+        answer, each as the model sees it when it gives that answer.
+        """
+        examples: list[Example] = []
+        for number, of_row in itertools.groupby(self._encoded(part.contents), key=lambda pair: pair[0]):
+            found = [example for _, example in of_row]
+            error = next((example for example in found if isinstance(example, ValueError)), None)
+            kept = [example for example in found if isinstance(example, Example) and example.weight]
+            if error is not None:
+                part.faults.add(part.places[number], str(error), hint=_hint_of(error))
+            elif not kept:
+                is_cut = any(isinstance(example, Example) and example.num_cut for example in found)
+                why = f" within max_length ({self.max_length})" if is_cut else ""
+                hint = "Raise `max_length`, or shorten the prompts." if is_cut else None
+                part.faults.add(part.places[number], f"no trained token is left{why}", hint=hint)
+            else:
+                examples += [replace(example, index=part.numbers[number]) for example in kept]
         return examples
 
-    def _encoded(self, contents: Sequence[Content], index: int) -> Iterator[Example | ValueError]:
-        """Yield the example of each content, or why there is none; many texts are tokenised in one call."""
+    def _encoded(self, contents: Sequence[Content]) -> Iterator[tuple[int, Example | ValueError]]:
+        """Yield each example with the place of its content, or why there is none; many texts are tokenised in one call."""
         for first in range(0, len(contents), _AT_ONCE):
-            some = contents[first : first + _AT_ONCE]
-            pieces: list[list[tuple[str, bool]] | ValueError] = []
-            for content in some:
-                try:
-                    pieces.append(self.pieces(content))
-                except ValueError as error:
-                    pieces.append(error)
-            opens = [not self._is_templated(content) for content in some]
-            found = [(found, opening) for found, opening in zip(pieces, opens, strict=True) if isinstance(found, list)]
+            some = [
+                (first + number, *rendered)
+                for number, content in enumerate(contents[first : first + _AT_ONCE])
+                for rendered in self._rendered(content)
+            ]
+            found = [(parts, not self._is_templated(content)) for _, content, parts in some if isinstance(parts, list)]
             openers = iter(self._tokenise([parts[0][0] for parts, opening in found if opening], opens=True))
             others = iter(
                 self._tokenise([text for parts, opening in found for text, _ in parts[opening:]], opens=False)
@@ -92,15 +102,22 @@ class Renderer:
                 ids = [next(openers if opening and place == 0 else others) for place in range(len(known))]
                 laid_out.append([*ids, end] if opening and end else ids)
             arrays = iter(_arrays(laid_out, [[trained for _, trained in parts] for parts, _ in found]))
-            for number, (content, parts) in enumerate(zip(some, pieces, strict=True)):
-                yield (
-                    parts
-                    if isinstance(parts, ValueError)
-                    else self._example(content, *next(arrays), index + first + number)
-                )
+            for number, content, parts in some:
+                yield number, parts if isinstance(parts, ValueError) else self._example(content, *next(arrays))
+
+    def _rendered(self, content: Content) -> list[tuple[Content, list[tuple[str, bool]] | ValueError]]:
+        """Return a content with its pieces, or why there are none; one for each answer where the template needs it."""
+        try:
+            return [(content, self.pieces(content))]
+        except _Rewritten:
+            assert isinstance(content, Turns)
+            apart = [Turns(content.messages[: last + 1], last, content.tools) for last in content.trained()]
+            return [rendered for one in apart for rendered in self._rendered(one)]
+        except ValueError as error:
+            return [(content, error)]
 
     def _example(
-        self, content: Content, tokens: np.ndarray, weights: np.ndarray, starts: list[int], index: int
+        self, content: Content, tokens: np.ndarray, weights: np.ndarray, starts: list[int]
     ) -> Example | ValueError:
         if not len(tokens):
             return ValueError("it has no tokens")
@@ -113,7 +130,6 @@ class Renderer:
             question=asked,
             reference=answered,
             num_cut=max(0, len(tokens) - self.max_length),
-            index=index,
         )
 
     def classified(self, contents: Sequence[Labelled], labels: Sequence[int], indices: Sequence[int]) -> list[Example]:
@@ -127,15 +143,16 @@ class Renderer:
         examples = []
         for first in range(0, len(contents), _AT_ONCE):
             some = slice(first, first + _AT_ONCE)
-            found = self._token_ids([content.text for content in contents[some]], add_special_tokens=True)
+            texts = [(c.text, c.second) if c.second is not None else c.text for c in contents[some]]
+            found = self._token_ids(texts, add_special_tokens=True)
             for content, whole, label, index in zip(contents[some], found, labels[some], indices[some], strict=True):
                 kept = whole
                 if len(whole) > self.max_length:
-                    kept = self.tokenizer(content.text, truncation=True, max_length=self.max_length)["input_ids"]
+                    kept = self._cut(content)
                 tokens = np.asarray(kept, dtype=np.int32)
                 example = Example(
                     trunk=Segment(tokens, np.zeros(len(tokens), dtype=np.float32)),
-                    question=content.text,
+                    question=content.text if content.second is None else f"{content.text}\n\n{content.second}",
                     reference=content.label,
                     num_cut=len(whole) - len(kept),
                     index=index,
@@ -144,9 +161,22 @@ class Renderer:
                 examples.append(example)
         return examples
 
+    def _cut(self, content: Labelled) -> list[int]:
+        """Return the tokens of a text, or of a pair, the longer part of it cut, special tokens kept."""
+        backend = {} if content.second is None else {"text_pair": content.second}
+        ids: list[int] = self.tokenizer(content.text, truncation=True, max_length=self.max_length, **backend)[
+            "input_ids"
+        ]
+        return ids
+
     def pieces(self, content: Content) -> list[tuple[str, bool]]:
-        """Return the text in pieces, each with whether it is trained. Joined, they are what the model sees."""
-        if isinstance(content, Text | Labelled):
+        """Return the text in pieces, each with whether it is trained. Joined, they are what the model sees.
+
+        Raises:
+            ValueError: The chat template refuses it.
+            TypeError: It is no text that is answered.
+        """
+        if isinstance(content, Text):
             return [(content.text, True)]
         if isinstance(content, PromptCompletion) and not self.uses_template:
             prompt = f"{content.system}\n\n{content.prompt}" if content.system else content.prompt
@@ -173,29 +203,50 @@ class Renderer:
             )
         pieces: list[tuple[str, bool]] = []
         done = ""
-        for index, message in enumerate(messages):
-            if message["role"] != "assistant" or index < turns.trained_from:
-                continue
-            before = self._template(messages[:index], add_generation_prompt=True)
-            after = self._template(messages[: index + 1], add_generation_prompt=False)
-            if not before.startswith(done) or not after.startswith(before):
-                raise ValueError("the chat template changes earlier turns; keep one assistant turn a row")
-            answer = after[len(before) :]
+        for index in turns.trained():
+            before, answer = self._answer(messages, index, turns.tools)
+            if not before.startswith(done):
+                raise _Rewritten
             end = answer.rstrip()  # a line break after the end-of-turn mark is the next turn's, not the answer's
             pieces += [(before[len(done) :], False), (end, True)]
             done = before + end
         return pieces
 
-    def _template(self, messages: list[dict[str, str]], *, add_generation_prompt: bool) -> str:
+    def _answer(self, messages: Sequence[Message], index: int, tools: Any) -> tuple[str, str]:
+        """Return what the model is given before it writes message `index`, and what it must write, its end mark too.
+
+        Both follow from rendering: the chat up to the answer with the opening of an answer, and with the answer. Where
+        the opening is more than what stands before an answer (an empty thought, say), the chat without it is where the
+        answer's opening begins, and what two other answers have in common is where it ends.
+
+        Raises:
+            ValueError: The template is such that neither tells.
+        """
+        before = self._template(messages[:index], tools, add_generation_prompt=True)
+        after = self._template(messages[: index + 1], tools, add_generation_prompt=False)
+        if after.startswith(before):
+            return before, after[len(before) :]
+        probes = [
+            self._template(
+                [*messages[:index], {"role": "assistant", "content": text}], tools, add_generation_prompt=False
+            )
+            for text in _PROBES
+        ]
+        opening = shared_beginning(*probes)
+        if not after.startswith(opening) or not opening:
+            raise ValueError("the chat template changes what stands before an answer")
+        return before, after[len(opening) :]
+
+    def _template(self, messages: Sequence[Message], tools: Any = None, *, add_generation_prompt: bool) -> str:
         from jinja2 import TemplateError
 
         try:
             return str(
                 self.tokenizer.apply_chat_template(
-                    messages, tokenize=False, add_generation_prompt=add_generation_prompt
+                    list(messages), tools=tools, tokenize=False, add_generation_prompt=add_generation_prompt
                 )
             )
-        except TemplateError as error:
+        except (TemplateError, TypeError) as error:
             raise ValueError(f"the chat template refuses it ({error})") from None
 
     def _tokenise(self, texts: list[str], *, opens: bool) -> list[list[int]]:
@@ -203,12 +254,13 @@ class Renderer:
         found, eos = self._token_ids(texts, add_special_tokens=opens), self.tokenizer.eos_token_id
         return [ids[:-1] if opens and len(ids) > 1 and ids[-1] == eos else ids for ids in found]
 
-    def _token_ids(self, texts: list[str], *, add_special_tokens: bool) -> list[list[int]]:
+    def _token_ids(self, texts: Sequence[str | tuple[str, str]], *, add_special_tokens: bool) -> list[list[int]]:
+        """Return the tokens of texts, or of pairs of texts."""
         if not texts:
             return []
         if not self.tokenizer.is_fast:
-            found: list[list[int]] = self.tokenizer(texts, add_special_tokens=add_special_tokens)["input_ids"]
-            return found
+            pairs = [(text, None) if isinstance(text, str) else text for text in texts]
+            return [self.tokenizer(*pair, add_special_tokens=add_special_tokens)["input_ids"] for pair in pairs]
         backend = self.tokenizer.backend_tokenizer
         backend.no_padding()  # a tokenizer's file may ask for either
         backend.no_truncation()
@@ -258,23 +310,35 @@ def _all_cores() -> Iterator[None]:
 
 def exchanges(content: Content) -> list[tuple[str | None, str | None]]:
     """Return (question, answer) of each trained span, in order; a plain text has neither."""
-    if isinstance(content, Text | Labelled):
+    if isinstance(content, Text):
         return [(None, None)]
     turns = _as_turns(content)
     found: list[tuple[str | None, str | None]] = []
-    asked = None
+    asked, trained = None, set(turns.trained())
     for index, message in enumerate(turns.messages):
         if message["role"] == "user":
             asked = message["content"]
-        elif message["role"] == "assistant" and index >= turns.trained_from:
+        elif index in trained:
             found.append((asked, message["content"]))
     return found
 
 
-def _as_turns(content: Turns | PromptCompletion) -> Turns:
+def _as_turns(content: Content) -> Turns:
     if isinstance(content, Turns):
         return content
+    if not isinstance(content, PromptCompletion):
+        raise TypeError(f"{type(content).__name__} is no text that is answered")
     system = [{"role": "system", "content": content.system}] if content.system else []
     return Turns(
         [*system, {"role": "user", "content": content.prompt}, {"role": "assistant", "content": content.completion}]
     )
+
+
+def _hint_of(error: ValueError) -> str | None:
+    """Say what to do about the refusals that templates of known families make."""
+    said = str(error).lower()
+    if "system" in said:
+        return "Its template knows no system messages: put their text at the beginning of the first user message."
+    if "alternate" in said:
+        return "Join messages of the same role that follow each other into one."
+    return None

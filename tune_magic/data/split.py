@@ -1,4 +1,7 @@
-"""Held-out rows: a fixed share, drawn by the seed alone; of each class its share, where rows have classes."""
+"""Held-out rows: a fixed share, drawn by the seed alone; of each class its share, where rows have classes.
+
+Rows that belong together, by a column or because one row became several examples, stay together.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,11 @@ _STREAM = 7919  # keeps the split's random numbers apart from those of the data 
 
 
 def split(
-    num_rows: int, share: float | None, seed: int, labels: Sequence[int] | np.ndarray | None = None
+    num_rows: int,
+    share: float | None,
+    seed: int,
+    labels: Sequence[int] | np.ndarray | None = None,
+    groups: Sequence[int] | np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return the indices of training and held-out rows, each in file order, int64.
 
@@ -20,6 +27,8 @@ def split(
         share: Held-out share in [0, 1). None: 10%, at least 16 and at most 500 rows, never more than a third.
         seed: The recipe's seed.
         labels: Class of each row; every class then gives the same share, to the nearest row.
+        groups: Number of the group of each row; a group is held out as a whole, so that the share is met only as nearly
+            as whole groups allow.
 
     Example:
         >>> train, held_out = split(100, None, seed=0)
@@ -32,6 +41,8 @@ def split(
         count = round(share * num_rows)
         if share > 0:
             count = min(max(count, 1), num_rows - 1)
+    if groups is not None:
+        return _by_group(np.asarray(groups), None if labels is None else np.asarray(labels), count, seed)
     order = np.random.default_rng([seed, _STREAM]).permutation(num_rows)
     if labels is not None:
         order = _by_class(order, np.asarray(labels), count)
@@ -52,3 +63,22 @@ def _by_class(order: np.ndarray, labels: np.ndarray, count: int) -> np.ndarray:
     for number, wanted in enumerate(quota):
         chosen[np.flatnonzero(classes[order] == number)[:wanted]] = True
     return np.concatenate([order[chosen], order[~chosen]])
+
+
+def _by_group(groups: np.ndarray, labels: np.ndarray | None, count: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Hold out whole groups: of each class, counted by a group's first row, about its share; one group is trained on."""
+    _, first, group_of, sizes = np.unique(groups, return_index=True, return_inverse=True, return_counts=True)
+    classes = np.zeros(len(sizes), dtype=int) if labels is None else np.unique(labels[first], return_inverse=True)[1]
+    order = np.random.default_rng([seed, _STREAM]).permutation(len(sizes))
+    held_out = np.zeros(len(sizes), dtype=bool)
+    for number in range(classes.max(initial=-1) + 1):
+        own = order[classes[order] == number]
+        wanted = sizes[own].sum() * count / len(groups)
+        middle = np.cumsum(sizes[own]) - sizes[own] / 2  # a group is in when most of it is within the share
+        held_out[own[middle < wanted]] = True
+    if count and not held_out.any() and len(sizes) > 1:
+        held_out[order[np.argmin(sizes[order])]] = True
+    if held_out.all() and len(sizes):
+        held_out[order[-1]] = False
+    chosen = held_out[group_of]
+    return np.flatnonzero(~chosen), np.flatnonzero(chosen)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, overload
 
@@ -23,30 +24,44 @@ _ROW = np.dtype([
     ("token", "<i8"), ("branch", "<i8"), ("text", "<i8"), ("index", "<i8"), ("trunk", "<i4"), ("branches", "<i4"),
     ("answer_start", "<i4"), ("question", "<i4"), ("reference", "<i4"),
 ])  # fmt: skip
+_FACTS_FILE = "facts"
 _FACTS = np.dtype([("length", "<i4"), ("weight", "<f4"), ("label", "<i4"), ("num_cut", "<i4")])
 _COLUMNS: dict[str, Any] = {"rows": _ROW, "tokens": "<i4", "weights": "<f4", "branches": "<i4", "texts": "u1"}
 
 
-class Table(Sequence[Example]):
-    """Examples of one source, in its order, or some of them.
+@dataclass(frozen=True, slots=True)
+class Store:
+    """All examples of one source.
 
-    Args:
-        columns: Each column's content by its name.
+    Attributes:
+        columns: Each column's content by its name, mapped from a file.
         facts: What stays in memory of each row.
-        numbers: Of the rows that are in, in their order; None: all.
-        offset: Added to a row's number, so that examples of several tables are told apart.
+        offset: Added to a row's number, so that examples of several stores are told apart.
     """
 
-    def __init__(
-        self, columns: dict[str, np.ndarray], facts: np.ndarray, numbers: np.ndarray | None = None, offset: int = 0
-    ) -> None:
-        self._columns = columns
-        self._all_facts = facts
-        self._numbers = numbers
-        self._offset = offset
+    columns: dict[str, np.ndarray]
+    facts: np.ndarray
+    offset: int = 0
 
     def __len__(self) -> int:
-        return len(self._all_facts) if self._numbers is None else len(self._numbers)
+        return len(self.facts)
+
+
+class Table(Sequence[Example]):
+    """Examples of one source or of several, in their order, or some of them.
+
+    Args:
+        stores: Where they are.
+        numbers: Of the rows that are in, in their order, counted through all stores; None: all.
+    """
+
+    def __init__(self, stores: Sequence[Store], numbers: np.ndarray | None = None) -> None:
+        self._stores = tuple(stores)
+        self._numbers = numbers
+        self._starts = np.cumsum([0, *map(len, self._stores)])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1]) if self._numbers is None else len(self._numbers)
 
     @overload
     def __getitem__(self, place: int) -> Example: ...
@@ -64,8 +79,17 @@ class Table(Sequence[Example]):
     def take(self, places: Sequence[int] | np.ndarray) -> Table:
         """Return the rows at these places, in this order; nothing is copied."""
         chosen = np.asarray(places, dtype=np.int64)
-        numbers = chosen if self._numbers is None else self._numbers[chosen]
-        return Table(self._columns, self._all_facts, numbers, self._offset)
+        return Table(self._stores, chosen if self._numbers is None else self._numbers[chosen])
+
+    def joined(self, others: Sequence[Table]) -> Table:
+        """Return the rows of this table and then those of others; nothing is copied."""
+        tables = [self, *others]
+        starts = np.cumsum([0, *(table._starts[-1] for table in tables)])
+        numbers = [table._all_numbers() + start for table, start in zip(tables, starts, strict=False)]
+        return Table([store for table in tables for store in table._stores], np.concatenate(numbers))
+
+    def _all_numbers(self) -> np.ndarray:
+        return np.arange(self._starts[-1]) if self._numbers is None else self._numbers
 
     @property
     def lengths(self) -> np.ndarray:
@@ -86,37 +110,67 @@ class Table(Sequence[Example]):
     @property
     def has_branches(self) -> bool:
         """Whether some example is more than a trunk."""
-        return len(self._columns["branches"]) > 0
+        return any(len(store.columns["branches"]) for store in self._stores)
 
     @property
     def num_cut(self) -> np.ndarray:
         """Tokens cut off each example, (rows,) int32."""
         return self._facts("num_cut")
 
+    @property
+    def indices(self) -> np.ndarray:
+        """Number of each example's row in its source, (rows,) int64; several examples may be of one row."""
+        return self._column([store.columns["rows"]["index"] for store in self._stores])
+
     def _facts(self, name: str) -> np.ndarray:
-        column: np.ndarray = self._all_facts[name]
+        return self._column([store.facts[name] for store in self._stores])
+
+    def _column(self, parts: list[np.ndarray]) -> np.ndarray:
+        column = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return column if self._numbers is None else column[self._numbers]
 
     def _example(self, number: int) -> Example:
-        row, facts = self._columns["rows"][number], self._all_facts[number]
-        token, branch, text, index, trunk, branches, answer_start, question, reference = row.item()
-        length, _, label, num_cut = facts.item()
-        tokens, weights = (self._columns[name][token : token + length] for name in ("tokens", "weights"))
-        ends = [trunk, *(trunk + np.cumsum(self._columns["branches"][branch : branch + branches])).tolist()]
+        which = int(np.searchsorted(self._starts, number, side="right")) - 1 if len(self._stores) > 1 else 0
+        store, number = self._stores[which], number - int(self._starts[which])
+        columns = store.columns
+        token, branch, text, index, trunk, branches, answer_start, question, reference = columns["rows"][number].item()
+        length, _, label, num_cut = store.facts[number].item()
+        tokens, weights = (columns[name][token : token + length] for name in ("tokens", "weights"))
+        ends = [trunk, *(trunk + np.cumsum(columns["branches"][branch : branch + branches])).tolist()]
         return Example(
             trunk=Segment(tokens[:trunk], weights[:trunk]),
             branches=tuple(Segment(tokens[a:b], weights[a:b]) for a, b in itertools.pairwise(ends)),
             answer_start=answer_start,
-            question=self._text(text, question),
-            reference=self._text(text + max(0, question), reference),
+            question=_text(columns["texts"], text, question),
+            reference=_text(columns["texts"], text + max(0, question), reference),
             num_cut=num_cut,
             index=index,
             label=None if label == _NONE else label,
-            number=self._offset + number,
+            number=store.offset + number,
         )
 
-    def _text(self, start: int, size: int) -> str | None:
-        return None if size == _NONE else self._columns["texts"][start : start + size].tobytes().decode()
+
+def _text(texts: np.ndarray, start: int, size: int) -> str | None:
+    return None if size == _NONE else texts[start : start + size].tobytes().decode()
+
+
+def table_of_files(folder: Path, offset: int = 0) -> Table:
+    """Return the table that a writer copied to a folder, its columns mapped.
+
+    Raises:
+        OSError: It is not there, or damaged.
+    """
+    columns = {name: _mapped(folder / name, dtype) for name, dtype in _COLUMNS.items()}
+    facts = np.fromfile(folder / _FACTS_FILE, dtype=_FACTS)
+    if len(facts) != len(columns["rows"]) or int(facts["length"].sum(dtype=np.int64)) != len(columns["tokens"]):
+        raise OSError(f"{folder} is damaged")
+    return Table([Store(columns, facts, offset)])
+
+
+def _mapped(path: Path, dtype: Any) -> np.ndarray:
+    if not path.stat().st_size:
+        return np.empty(0, dtype=dtype)
+    return np.asarray(np.memmap(path, dtype=dtype, mode="c"))
 
 
 class TableWriter:
@@ -124,7 +178,7 @@ class TableWriter:
 
     Args:
         folder: On a disk with room for them.
-        offset: As in `Table`.
+        offset: As in `Store`.
     """
 
     def __init__(self, folder: Path, offset: int = 0) -> None:
@@ -180,11 +234,33 @@ class TableWriter:
     def _append(self, name: str, column: np.ndarray) -> None:
         self._scratch[name].append(column.tobytes())
 
+    @property
+    def count(self) -> int:
+        """Examples added so far."""
+        return sum(map(len, self._facts))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the tokens added so far; the whole takes a few times as many."""
+        size: int = np.dtype(_COLUMNS["tokens"]).itemsize
+        return size * self._ends["tokens"]
+
+    def copy_to(self, folder: Path) -> None:
+        """Write everything added so far as files of a folder, for `table_of_files`.
+
+        Raises:
+            OSError: The disk is full.
+        """
+        for name, scratch in self._scratch.items():
+            scratch.copy_to(folder / name)
+        facts = np.concatenate([np.empty(0, dtype=_FACTS), *self._facts])
+        files.write_bytes(folder / _FACTS_FILE, facts.tobytes(), durable=False)
+
     def table(self) -> Table:
         """Return everything added so far; call it inside the block, the table outlives it."""
         columns = {name: np.frombuffer(self._scratch[name].map(), dtype) for name, dtype in _COLUMNS.items()}
         facts = np.concatenate([np.empty(0, dtype=_FACTS), *self._facts])
-        return Table(columns, facts, offset=self._offset)
+        return Table([Store(columns, facts, self._offset)])
 
 
 def _facts(lengths: np.ndarray, weights: np.ndarray, labels: list[int], num_cut: list[int]) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import psutil
 
-from tune_magic.data.formats import Labelled
+from tune_magic.data.content import Labelled
 from tune_magic.models.generate import Sampling, stream
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog

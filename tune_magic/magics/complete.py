@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import re
 from collections.abc import Iterable
-from typing import Any, Literal, get_args, get_origin
+from typing import Any
 
 from tune_magic import commands
 
@@ -143,9 +143,9 @@ def _template_keys() -> list[str]:
 
 
 def _standard_columns() -> list[str]:
-    from tune_magic.recipe.schema import STANDARD_COLUMNS
+    from tune_magic.recipe.schema import standard_columns
 
-    return list(STANDARD_COLUMNS)
+    return standard_columns()
 
 
 def _keys() -> list[str]:
@@ -158,7 +158,7 @@ def _values(shell: Any, parent: str, key: str, data: str | None = None) -> Itera
     """Return what the value of a key may be; `data` is what the columns are those of."""
     from tune_magic import plugins
     from tune_magic.models.find import installed
-    from tune_magic.recipe.build import keys
+    from tune_magic.recipe.build import choices, keys
 
     full = f"{parent}.{key}" if parent else key
     if full == "model":
@@ -167,20 +167,12 @@ def _values(shell: Any, parent: str, key: str, data: str | None = None) -> Itera
         return _tables(shell)
     if parent == "data.columns":
         return _columns(shell, data)
-    if full in ("method", "method.name", "objective"):
-        return plugins.names(full.partition(".")[0])
+    if full == "method":
+        return plugins.names("method")
     for known, owner, name in keys():
         if known == full:
-            return _choices(owner.model_fields[name].annotation)
+            return choices(known, owner, name)
     return []
-
-
-def _choices(annotation: Any) -> list[str]:
-    if annotation is bool:
-        return ["true", "false"]
-    if get_origin(annotation) is Literal:
-        return [str(value) for value in get_args(annotation)]
-    return [choice for part in get_args(annotation) for choice in _choices(part)]
 
 
 def _run_names(shell: Any) -> list[str]:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from tune_magic.data.content import Content
 from tune_magic.data.example import Example
-from tune_magic.data.formats import Content
 from tune_magic.data.render import Part, Renderer
 from tune_magic.models.load import load_causal_lm
 
@@ -21,14 +21,17 @@ class Objective(abc.ABC):
 
     Attributes:
         learns: `learn` has something to do; the training rows are read once more for it.
-        formats: Formats of rows it learns from, see `data.formats.COLUMNS`.
+        formats: Names of the formats of rows it learns from.
         task: PEFT's name of the task.
         scores_rows: The loss is one a row, on the model's own outputs (`training.rows.RowStates`); otherwise one a
             token, on hidden states (`training.target_states.TargetStates`).
     """
 
     learns: ClassVar[bool] = False
-    formats: ClassVar[tuple[str, ...]] = ("messages", "prompt_completion", "instruction", "text")
+    formats: ClassVar[tuple[str, ...]] = (
+        "messages", "conversations", "oasst", "prompt_completion", "instruction", "question_answer", "source_target",
+        "translation", "text",
+    )  # fmt: skip
     task: ClassVar[str] = "CAUSAL_LM"
     scores_rows: ClassVar[bool] = False
 

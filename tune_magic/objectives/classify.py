@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from tune_magic.data.content import Content, Labelled
 from tune_magic.data.example import Example
-from tune_magic.data.formats import Content, Labelled
 from tune_magic.data.render import Part, Renderer
 from tune_magic.errors import DataError
 from tune_magic.models.load import load_classifier
@@ -30,7 +30,7 @@ class Classify(Objective):
     """
 
     learns = True
-    formats = ("text_label",)
+    formats = ("text_label", "pair_label")
     task: ClassVar[str] = "SEQ_CLS"
     scores_rows = True
 
@@ -63,7 +63,7 @@ class Classify(Objective):
         """Encode the texts, with the number of each class."""
         numbers = {name: number for number, name in enumerate(self.classes)}
         known: list[tuple[int, Labelled]] = []
-        for index, (content, place) in enumerate(zip(part.contents, part.places, strict=True), start=part.first):
+        for content, place, index in zip(part.contents, part.places, part.numbers, strict=True):
             if not isinstance(content, Labelled):
                 raise TypeError(f"{type(content).__name__} has no class")
             if content.label in numbers:

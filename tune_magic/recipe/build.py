@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -107,10 +107,14 @@ def build_recipe(
     content = _merge(body.keys, line.keys)
     faults = [*body.faults, *line.faults]
     method = _method(content.pop("method", {"name": "lora"}), faults)
-    objective = content.get("objective")
-    if objective is not None and objective not in plugins.names("objective"):
-        known = ", ".join(plugins.names("objective"))
-        faults.append(Fault("objective", f"there is no objective {objective!r}.", f"There are: {known}."))
+    data = content.get("data")
+    for key, kind, name in (
+        ("objective", "objective", content.get("objective")),
+        ("data.format", "format", data.get("format") if isinstance(data, dict) else None),
+    ):
+        if name is not None and name not in plugins.names(kind):
+            near = _nearest_name(str(name), plugins.names(kind))
+            faults.append(Fault(key, f"there is no {kind} {name!r}.", near))
     try:
         recipe = Recipe.model_validate({**content, "method": method or MethodOptions(name="none")})
     except ValidationError as error:
@@ -151,6 +155,9 @@ def recipe_schema() -> dict[str, Any]:
         "default": None,
         "enum": [*plugins.names("objective"), None],
     }
+    schema["$defs"]["DataOptions"]["properties"]["format"] |= {
+        "anyOf": [{"enum": plugins.names("format")}, {"type": "null"}]
+    }
     schema["required"] = ["model", "data"]
     return schema
 
@@ -178,6 +185,28 @@ def keys() -> Iterator[tuple[str, type[BaseModel], str]]:
     for method in plugins.names("method"):
         options = plugins.get("method", method).Options
         yield from ((f"method.{name}", options, name) for name in options.model_fields if name != "name")
+
+
+def choices(key: str, owner: type[BaseModel], name: str) -> list[str]:
+    """Return the values a key may have, or, of a list, its items; none where it is free.
+
+    Args:
+        key: Dotted, as `keys` yields it, with its owner and field.
+        owner: See there.
+        name: See there.
+    """
+    kind = {"method.name": "method", "objective": "objective", "data.format": "format"}.get(key)
+    return plugins.names(kind) if kind else _choices(owner.model_fields[name].annotation)
+
+
+def _choices(annotation: Any) -> list[str]:
+    if annotation is bool:
+        return ["true", "false"]
+    if get_origin(annotation) is Literal:
+        return [str(value) for value in get_args(annotation)]
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return []
+    return [choice for part in get_args(annotation) for choice in _choices(part)]
 
 
 class _Canonical:
@@ -351,6 +380,11 @@ def _nearest(names: list[str], owner: type[BaseModel], prefix: str) -> str | Non
     if near:
         return f"Did you mean `{near[0]}`?"
     return f"There are: {', '.join(owner.model_fields)}."
+
+
+def _nearest_name(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"{f'Did you mean `{near[0]}`? ' if near else ''}There are: {', '.join(known)}."
 
 
 def _near_value(value: Any, expected: str) -> str | None:

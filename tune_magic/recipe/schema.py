@@ -7,15 +7,21 @@ generated from here.
 from __future__ import annotations
 
 import string
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
+from tune_magic import plugins
+
 Scheduler = Literal["linear", "cosine", "constant"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Sampling = Literal["random", "group_by_length", "group_by_prefix"]
-Format = Literal["messages", "prompt_completion", "instruction", "text_label", "text"]
-STANDARD_COLUMNS = ("messages", "prompt", "completion", "system", "instruction", "input", "output", "text", "label")
+OnBadRows = Literal["error", "skip"]
+Balance = Literal["none", "resample"]
+Cleaning = Literal[
+    "duplicates", "near_duplicates", "leaks", "contradictions", "overlong", "encoding", "personal", "secrets"
+]
 
 
 class Part(BaseModel):
@@ -36,6 +42,12 @@ class MethodOptions(Part):
     """Base of a method's options; each method plug-in adds its own keys."""
 
     name: str = Field(description="Method by which parameters are made trainable.")
+
+
+def standard_columns() -> list[str]:
+    """Return the names that formats know columns by, in the order the formats are tried."""
+    formats = sorted((kind for _, kind in plugins.working("format")), key=lambda kind: kind.rank)
+    return list(dict.fromkeys(name for kind in formats for name in (*kind.needs, *kind.uses)))
 
 
 def check_template(template: str) -> str:
@@ -67,12 +79,59 @@ class ColumnTemplate(Part):
         return value if value is None else check_template(value)
 
 
-class DataOptions(Part):
+class SourceOptions(Part):
+    """How the rows of one source become text."""
+
+    format: str | None = Field(None, description="Format of the rows; detected from their columns by default.")
+    columns: dict[str, str] = Field(
+        default_factory=dict,
+        description="Your column for each standard name: `{prompt: question, completion: answer}`.",
+    )
+    template: str | ColumnTemplate | None = Field(
+        None, description="A text with `{column}` places, or `{system:, prompt:, completion:}`."
+    )
+
+    @field_validator("columns")
+    @classmethod
+    def _standard_names(cls, value: dict[str, str]) -> dict[str, str]:
+        known = standard_columns()
+        unknown = [name for name in value if name not in known]
+        if unknown:
+            raise ValueError(f"`{unknown[0]}` is no standard name. There are: {', '.join(known)}.")
+        return value
+
+    @model_validator(mode="after")
+    def _one_way(self) -> SourceOptions:
+        if self.template is not None and set(self.columns) - {"label"}:
+            raise ValueError("`columns` and `template` are two ways to say the same; keep one.")
+        return self
+
+    @field_validator("template")
+    @classmethod
+    def _places(cls, value: str | ColumnTemplate | None) -> str | ColumnTemplate | None:
+        if isinstance(value, str):
+            check_template(value)
+        return value
+
+
+class MixedSource(SourceOptions):
+    """One more source to train on."""
+
+    data: str = Field(description="A file, `$name` or hub id.")
+    weight: float | None = Field(
+        None,
+        gt=0,
+        le=1000,
+        description="Rows of it in an epoch for each row of `train`. Default: by `mix_temperature`.",
+    )
+
+
+class DataOptions(SourceOptions):
     """Where the rows come from and how they become text."""
 
     train: str = Field(
-        description="A .jsonl, .json, .csv, .tsv or .parquet file, `$name` of a DataFrame or list of dicts, or a hub id: "
-        "`org/name`, `org/name@subset:split`."
+        description="A .jsonl, .json, .csv, .tsv, .txt, .parquet or .arrow file, `$name` of a DataFrame, `datasets` object "
+        "or list of dicts, or a hub id: `org/name`, `org/name@subset:split`. A part of one: `rows.jsonl[:80%]`."
     )
     held_out: str | float | None = Field(
         None,
@@ -80,13 +139,28 @@ class DataOptions(Part):
         "Default: 10%, at least 16 and at most 500 rows, never more than a third.",
     )
     test: str | None = Field(None, description="Rows for `%evaluate` that no choice was made on.")
-    format: Format | None = Field(None, description="Format of the rows; detected from their columns by default.")
-    columns: dict[str, str] = Field(
-        default_factory=dict,
-        description="Your column for each standard name: `{prompt: question, completion: answer}`.",
+    mix: list[MixedSource] = Field(
+        default_factory=list,
+        description="More sources to train on beside `train`: `{chat.jsonl: 0.3}` gives three rows of it for ten of "
+        "`train`; a list of names takes all of their rows.",
     )
-    template: str | ColumnTemplate | None = Field(
-        None, description="A text with `{column}` places, or `{system:, prompt:, completion:}`."
+    mix_temperature: float = Field(
+        1.0, ge=1, description="Of sources without a weight: 1 takes all rows, more evens their sizes out."
+    )
+    replay: str | None = Field(None, description="Rows of an earlier training, mixed in so that it is not forgotten.")
+    replay_share: float = Field(0.1, gt=0, lt=1, description="Their share of the rows of an epoch.")
+    balance: Balance = Field(
+        "none",
+        description="`resample`: rows of rarer classes come again, until each class is as frequent as the first.",
+    )
+    on_bad_rows: OnBadRows = Field(
+        "error", description="What rows that do not fit do: stop with an error, or be skipped and listed in the run."
+    )
+    clean: list[Cleaning] = Field(
+        default_factory=list, description="What is mended or left out before training, recorded in the run."
+    )
+    group_by: str | None = Field(
+        None, description="A column; rows with the same value are never split between training and held-out."
     )
     chat_template: bool = Field(
         True, description="Wrap prompt and completion as user and assistant turns where the model has a chat template."
@@ -98,26 +172,23 @@ class DataOptions(Part):
         description="Refuse rows of whose tokens a smaller share is trained: a wrong column, or a cut.",
     )
 
-    @field_validator("columns")
+    @field_validator("mix", mode="before")
     @classmethod
-    def _standard_names(cls, value: dict[str, str]) -> dict[str, str]:
-        unknown = [name for name in value if name not in STANDARD_COLUMNS]
-        if unknown:
-            raise ValueError(f"`{unknown[0]}` is no standard name. There are: {', '.join(STANDARD_COLUMNS)}.")
-        return value
-
-    @model_validator(mode="after")
-    def _one_way(self) -> DataOptions:
-        if self.template is not None and set(self.columns) - {"label"}:
-            raise ValueError("`columns` and `template` are two ways to say the same; keep one.")
-        return self
-
-    @field_validator("template")
-    @classmethod
-    def _places(cls, value: str | ColumnTemplate | None) -> str | ColumnTemplate | None:
+    def _sources(cls, value: Any) -> Any:
+        """Read `{chat.jsonl: 0.3}`, names, and lists of them."""
         if isinstance(value, str):
-            check_template(value)
-        return value
+            return [{"data": value}]
+        if isinstance(value, Mapping) and "data" not in value:
+            return [{"data": str(name), "weight": weight} for name, weight in value.items()]
+        items = [value] if isinstance(value, Mapping) else value
+        return (
+            [{"data": item} if isinstance(item, str) else item for item in items] if isinstance(items, list) else value
+        )
+
+    @field_validator("clean", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
 
     @field_validator("held_out")
     @classmethod

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from tune_magic.data import formats, quality, read
-from tune_magic.data.locate import ensure
+from tune_magic.data import quality
+from tune_magic.data.locate import read
+from tune_magic.data.read import RowFaults
 from tune_magic.models.find import find_model
 from tune_magic.models.load import load_tokenizer, local_folder
 from tune_magic.recipe.build import build_recipe
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
-from tune_magic.training.dataset import Rows
+from tune_magic.training.dataset import Progress, Rows
 from tune_magic.training.prepare import longest_example
 
 
@@ -21,19 +22,22 @@ def inspect(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     recipe = build_recipe(run.info["recipe"])
     model_folder = local_folder(find_model(recipe.model))
     tokenizer = load_tokenizer(model_folder)
-    rows = Rows(recipe, run.path, tokenizer, longest_example(recipe, model_folder), look=control.check)
+    scan = quality.TextScan()
+    longest = longest_example(recipe, model_folder)
+    reading = Progress(log)
+    rows = Rows(recipe, run.path, tokenizer, longest, look=control.check, tell=reading.tell, watch=scan.look)
     dataset = rows.dataset()
-    first = next(iter(read.read_rows(ensure(recipe.data.train, run.path))))
     facts = rows.facts(dataset)
+    first = next(iter(read(recipe.data.train, run.path, RowFaults(recipe.data.train, skips=True))))
     log.append(
         "result",
         data=recipe.data.train,
         model=recipe.model,
-        format=formats.format_of([first], recipe.data, rows.objective.formats),
         columns=list(first.values),
         scores_rows=rows.objective.scores_rows,
         lengths=quality.lengths(dataset.train),
-        findings=quality.findings(dataset.train, dataset.held_out, facts["objective"].get("classes", [])),
+        languages=scan.language_shares(),
+        findings=quality.findings(dataset.train, dataset.held_out, facts["objective"].get("classes", []), scan),
         **facts,
     )
     return {"state": "finished"}

@@ -7,6 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from tune_magic.data.mixture import Draw
+
+_DRAWN = 104_729  # keeps the permutations of parts apart from those of epochs
 _WINDOW_STEPS = 50  # as far as rows look for their like, so that an epoch stays mixed
 
 
@@ -20,17 +23,27 @@ class Order:
     once an epoch, and which rows a window has is random; but the rows of a step are no longer drawn independently, so
     a step's gradient is a noisier estimate of the whole data's.
 
+    With `draws`, an epoch has so many rows of each part: of a part with more rows than that, each epoch goes on where the
+    last one ended in a row of permutations, so every row comes before any comes again; of one with fewer, rows repeat.
+
     Args:
         num_rows: Training rows.
         batch_size: Rows of a step; the last step of an epoch has what is left.
         seed: The recipe's seed.
         ranks: A number for each row by which to group, or None for a plain permutation.
+        draws: Which rows an epoch has how many of; empty: each row once.
     """
 
     def __init__(
-        self, num_rows: int, batch_size: int, seed: int, ranks: Sequence[int] | np.ndarray | None = None
+        self,
+        num_rows: int,
+        batch_size: int,
+        seed: int,
+        ranks: Sequence[int] | np.ndarray | None = None,
+        draws: Sequence[Draw] = (),
     ) -> None:
-        self.num_rows = num_rows
+        self.num_rows = sum(draw.count for draw in draws) if draws else num_rows
+        self._draws = draws
         self.batch_size = batch_size
         self.seed = seed
         self._ranks = None if ranks is None else np.asarray(ranks)
@@ -52,6 +65,8 @@ class Order:
     def _permutation(self, epoch: int) -> np.ndarray:
         draw = np.random.default_rng([self.seed, epoch])
         rows = draw.permutation(self.num_rows)
+        if self._draws:
+            rows = np.concatenate([self._drawn(number, epoch) for number in range(len(self._draws))])[rows]
         if self._ranks is None:
             return rows
         window = _WINDOW_STEPS * self.batch_size
@@ -60,3 +75,12 @@ class Order:
         whole = self.num_rows // self.batch_size * self.batch_size
         steps = rows[:whole].reshape(-1, self.batch_size)
         return np.concatenate([steps[draw.permutation(len(steps))].ravel(), rows[whole:]])
+
+    def _drawn(self, number: int, epoch: int) -> np.ndarray:
+        """Return the rows of a part that an epoch has: a window of its permutations, one behind the other."""
+        part = self._draws[number]
+        size, start = len(part.rows), epoch * part.count
+        passes = range(start // size, (start + part.count - 1) // size + 1)
+        shuffled = [np.random.default_rng([self.seed, _DRAWN, number, each]).permutation(size) for each in passes]
+        first = start - passes[0] * size
+        return part.rows[np.concatenate(shuffled)[first : first + part.count]]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tune_magic import collector, plugins
+from tune_magic import collector, files, plugins
 from tune_magic.data.example import Example
 from tune_magic.data.locate import data_path, fingerprints, identity, references
 from tune_magic.data.table import Table
@@ -25,8 +25,9 @@ from tune_magic.recipe.schema import Recipe
 from tune_magic.storage import fingerprint
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
+from tune_magic.storage.folder import FORMAT
 from tune_magic.training import checked, memory, packing, trunk
-from tune_magic.training.dataset import Dataset, Rows
+from tune_magic.training.dataset import Dataset, Progress, Rows
 from tune_magic.training.engine import Engine, TokenEngine
 from tune_magic.training.order import Order
 from tune_magic.training.planner import Planner
@@ -111,8 +112,12 @@ def prepare(
     source = find_model(recipe.model)
     model_folder = local_folder(source)
     tokenizer = load_tokenizer(model_folder)
-    rows = Rows(recipe, folder, tokenizer, longest_example(recipe, model_folder), look=control.check)
+    longest = longest_example(recipe, model_folder)
+    rows = Rows(recipe, folder, tokenizer, longest, look=control.check, tell=Progress(log).tell)
     dataset, objective = rows.dataset(), rows.objective
+    if rows.held_out_rows is not None:
+        split = {"format": FORMAT, "held_out": rows.held_out_rows.tolist()}
+        files.write_json(folder / "split.json", split, durable=False)
     control.check()
 
     method, model, dtype = _load(recipe, model_folder, objective, inherited)
@@ -122,7 +127,8 @@ def prepare(
     paths = {reference: data_path(reference, folder) for reference in references(recipe).values()}
     prints = fingerprints(recipe, source.path or model_folder, paths.__getitem__)
     checked.self_check(engine, recipe, objective, dataset.train, prints["model"])
-    order = Order(len(dataset.train), recipe.batch_size, recipe.seed, _ranks(recipe, dataset.train))
+    ranks = _ranks(recipe, dataset.train)
+    order = Order(len(dataset.train), recipe.batch_size, recipe.seed, ranks, dataset.draws)
     session = Session(recipe, folder, log, control, {}, dataset, tokenizer, method, objective, model, engine, order)
     forecast = _plan_memory(session, inherited, measure=measure)
     forecast["memory"]["at_start"] = at_start

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from tune_magic import plugins
-from tune_magic.data.formats import Labelled
+from tune_magic.data.content import Labelled
 from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
 from tune_magic.models.find import find_model

@@ -36,6 +36,7 @@ from tune_magic.view.html import (
     table,
     tag,
 )  # fmt: skip
+from tune_magic.view.rows import made_of
 from tune_magic.view.samples import samples
 from tune_magic.view.since import since
 
@@ -146,6 +147,7 @@ def card_text(
     lines += [f"  {line}" for line in _remarks(run)]
     lines += [f"  {comparison_line(comparison)}" for comparison in _with_loss(summary, comparisons or {}).values()]
     lines += [f"  {fact}" for fact in (_facts(summary),) if fact]
+    lines += [f"  {name}: {value}" for name, value in made_of(summary.plan)]
     lines += [f"  ! {event['message']}" for event in [*summary.warnings[-3:], *summary.diagnoses]]
     lines += [f"  * {found.text}" for found in diagnose(summary)]
     if state == "failed":

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from tune_magic.data.formats import COLUMNS
 from tune_magic.storage.folder import RunFolder
 from tune_magic.view import words
 from tune_magic.view.figure import lengths_figure, svg
@@ -27,9 +27,11 @@ from tune_magic.view.html import (
     table,
 )  # fmt: skip
 from tune_magic.view.lens import lens, lens_lines
+from tune_magic.view.rows import made_of, rows_named
 
 _MOST_CLASSES = 12
-_SERIOUS = ("leak", "contradiction", "cut", "rare_class")
+_MOST_LANGUAGES = 5
+_SERIOUS = ("leak", "near_leak", "contradiction", "cut", "rare_class", "secret", "encoding")
 
 
 def data_card(run: RunFolder) -> Bundle:
@@ -47,7 +49,7 @@ def data_card(run: RunFolder) -> Bundle:
         rule(lens(found["lens"])),
     ]
     lines = [f"{name}: {verdict}", *(f"  {key}: {value}" for key, value in facts)]
-    lines += [f"  ! {finding['says']}{_where(finding)}{_then(finding)}" for finding in problems]
+    lines += [f"  ! {finding['says']}{rows_named(finding)}{_then(finding)}" for finding in problems]
     return bundle(box(*body), [*lines, *lens_lines(found["lens"])])
 
 
@@ -65,6 +67,10 @@ def data_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     ]  # fmt: skip
     if not found["scores_rows"]:
         rows.append(("chat template", "the model's own" if found["chat_template"] else "none"))
+    if found.get("languages"):
+        shares = [f"{name} {100 * share:.0f} %" for name, share in list(found["languages"].items())[:_MOST_LANGUAGES]]
+        rows.append(("languages", ", ".join(shares)))
+    rows += made_of(found)
     classes = found.get("class_rows", {})
     if classes:
         shown = [f"{name} {count}" for name, count in list(classes.items())[:_MOST_CLASSES]]
@@ -75,13 +81,10 @@ def data_facts(found: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _format(found: dict[str, Any]) -> str:
     """Say what was recognised, and why."""
-    name, columns = found["format"], found["columns"]
-    needed, useful = COLUMNS.get(name, ((), ()))
-    there = [column for column in (*needed, *useful) if column in columns]
-    why = f"columns {', '.join(there)}" if set(needed) <= set(columns) else "as the recipe maps its columns"
-    unused = [column for column in columns if column not in there]
-    rest = f"; also there: {', '.join(unused[:6])}" if unused and there else ""
-    return f"{name} ({why}{rest})"
+    why = found["recognised_by"]
+    unused = [column for column in found["columns"] if column not in re.findall(r"[^\s,]+", why)]
+    rest = f"; also there: {', '.join(unused[:6])}" if unused and why.startswith("column") else ""
+    return f"{found['format']} ({why}{rest})"
 
 
 def _lengths(found: dict[str, Any]) -> Html:
@@ -95,15 +98,8 @@ def _finding(finding: dict[str, Any]) -> Html:
     colour = ORANGE if finding["kind"] in _SERIOUS else BLUE
     then = [" Try ", code(finding["change"])] if finding["change"] else []
     return rule(
-        span("▲ ", style=f"color:{colour}"), escape(finding["says"], 300), grey(_where(finding), size=12), *then
+        span("▲ ", style=f"color:{colour}"), escape(finding["says"], 300), grey(rows_named(finding), size=12), *then
     )
-
-
-def _where(finding: dict[str, Any]) -> str:
-    if not finding["rows"]:
-        return ""
-    more = ", …" if finding["count"] > len(finding["rows"]) else ""
-    return f" (rows {', '.join(map(str, finding['rows']))}{more})"
 
 
 def _then(finding: dict[str, Any]) -> str:

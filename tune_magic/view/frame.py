@@ -10,7 +10,7 @@ from tune_magic.diagnosis import Diagnosis
 from tune_magic.storage.events import number
 from tune_magic.storage.folder import RunFolder
 from tune_magic.storage.state import State
-from tune_magic.storage.summary import Summary
+from tune_magic.storage.summary import Event, Summary
 from tune_magic.view import words
 from tune_magic.view.figure import loss_figure, smooth, svg
 from tune_magic.view.html import (
@@ -35,6 +35,7 @@ from tune_magic.view.html import (
     span,
     table,
 )  # fmt: skip
+from tune_magic.view.rows import made_of
 from tune_magic.view.samples import samples
 
 COLOURS = {"finished": GREEN, "failed": RED, "lost": RED, "damaged": RED, "stopped": ORANGE, "paused": ORANGE}
@@ -129,6 +130,7 @@ def about(run: RunFolder, summary: Summary) -> list[Html]:
     ]
     if plan["engine_note"]:
         lines.append(plan["engine_note"] if plan["packed"] else f"rows are padded: {plan['engine_note']}")
+    lines += [f"{name}: {value}" for name, value in made_of(plan)]
     lines += [f"memory: {text}" for text in memory_words(plan)]
     return [div(grey(escape(text, 200), size=11)) for text in lines]
 
@@ -163,10 +165,8 @@ def _changes(option: dict[str, Any], recipe: dict[str, Any]) -> str:
 def _doing(summary: Summary, state: State) -> str:
     total = summary.plan.get("total_steps")
     word = _TITLE_STATES.get(state, state)
-    if state == "starting" and summary.progress:
-        return f"computing the frozen layers once · {summary.progress['done']} of {summary.progress['total']} rows"
     if state == "starting":
-        return "starting · loading data and model"
+        return _starting(summary.progress)
     if state == "queued":
         return _waiting(summary)
     if state == "running" and not summary.steps:
@@ -177,6 +177,15 @@ def _doing(summary: Summary, state: State) -> str:
     reach = summary.budget.get("steps")
     limit = f" · time for about {reach}" if reach and reach < total else ""
     return f"{word} · step {summary.step} of {total}" + (f" · epoch {epoch:.2f}" if epoch is not None else "") + limit
+
+
+def _starting(progress: Event) -> str:
+    """Say what is done before the first step."""
+    if progress.get("stage") == "rows":
+        return f"reading rows · {progress['done']:,} so far"
+    if progress:
+        return f"computing the frozen layers once · {progress['done']} of {progress['total']} rows"
+    return "starting · loading data and model"
 
 
 def _waiting(summary: Summary) -> str:

@@ -10,6 +10,7 @@ from tune_magic.view import words
 from tune_magic.view.frame import about
 from tune_magic.view.html import BLUE, Bundle, box, bundle, grey, heading, rule, table
 from tune_magic.view.lens import lens, lens_lines
+from tune_magic.view.rows import made_of
 
 
 def plan_card(run: RunFolder) -> Bundle:
@@ -41,6 +42,7 @@ def plan_facts(plan: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, 
         ("rows", f"{plan['train_rows']} to train, {plan['held_out_rows']} held out"),
         ("tokens", f"{words.count(plan['tokens_per_epoch'])} an epoch, {trained:.0f} % trained{cut}"),
         ("longest row", f"{plan['longest_row_tokens']} tokens"),
+        *made_of(plan),
         ("precision", f"{plan['dtype']} on {plan['device']}"),
     ]
     if result:

@@ -106,3 +106,13 @@ def ago(seconds: float) -> str:
         if seconds < 129_600
         else f"{seconds / 86_400:.0f} d ago"
     )
+
+
+def tail(path: str) -> str:
+    """Return the last part of a path or of an id.
+
+    Example:
+        >>> tail("data/tickets.jsonl")
+        'tickets.jsonl'
+    """
+    return path.rstrip("/").rsplit("/", 1)[-1]

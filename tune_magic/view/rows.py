@@ -1,0 +1,40 @@
+"""What an epoch is made of, and what became of rows that were not as they should be, in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tune_magic.view import words
+
+_MOST_PARTS = 12
+_MOST_ROWS = 8
+_MENDED = ("encoding", "personal", "secrets")
+
+
+def made_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
+    """Return (name, value) of what an epoch is made of, and of rows that were mended, left out or skipped."""
+    rows = []
+    if "mixture" in facts:
+        parts = [
+            f"{words.tail(part['name'])} {100 * part['share']:.0f} % ({part['per_epoch']} of {part['rows']})"
+            for part in facts["mixture"]
+        ]
+        rows.append(("an epoch", ", ".join(parts[:_MOST_PARTS])))
+    for found in facts.get("cleaned", []):
+        verb = "mended" if found["kind"] in _MENDED else "left out"
+        where = "" if len(facts.get("mixture", [])) < 2 else f" of {words.tail(found['source'])}"
+        noun = "row" if found["count"] == 1 else "rows"
+        rows.append((f"cleaned: {found['kind']}", f"{found['count']} {noun} {verb}{where}{rows_named(found)}"))
+    for name, found in facts.get("skipped", {}).items():
+        first = "; ".join(f"{row['place']}: {row['problem']}" for row in found["rows"][:3])
+        rows.append(("skipped", f"{found['count']} bad rows of {name} ({first}{', …' if found['count'] > 3 else ''})"))
+    return rows
+
+
+def rows_named(finding: dict[str, Any]) -> str:
+    """Return the numbers of the first rows of a finding, in brackets."""
+    if not finding["rows"]:
+        return ""
+    shown = finding["rows"][:_MOST_ROWS]
+    more = ", …" if finding["count"] > len(shown) else ""
+    return f" (rows {', '.join(map(str, shown))}{more})"
