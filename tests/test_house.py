@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tune_magic"
 # Lower layers first; a module imports its own layer and those before it.
 LAYERS = [
-    {"errors", "files", "commands", "secrets", "collector"}, {"plugins"}, {"storage"}, {"diagnosis"}, {"recipe"}, {"data"}, {"models"}, {"methods"}, {"objectives"},
+    {"errors", "files", "commands", "secrets", "collector"}, {"plugins"}, {"storage"}, {"diagnosis"}, {"recipe"}, {"data"}, {"models"}, {"augmenters"}, {"methods"}, {"objectives"},
     {"training"}, {"evaluation"}, {"exporters"}, {"worker"}, {"executors"}, {"view"}, {"display", "handles"}, {"checkup", "comparing", "holding", "follow", "tables", "inspecting", "launching", "chatting"},
     {"api"}, {"magics", "widgets"}, {"cli"},
 ]  # fmt: skip

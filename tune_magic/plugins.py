@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from tune_magic.errors import TuneError
 
 GROUP = "tune_magic.plugins"
-KINDS = ("method", "objective", "format", "exporter", "metric")
+KINDS = ("method", "objective", "format", "augmenter", "exporter", "metric")
 _local: dict[tuple[str, str], type] = {}
 Plugin = TypeVar("Plugin", bound=type)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 Message = dict[str, Any]
@@ -150,6 +150,53 @@ def with_texts(content: Content, change: Callable[[str], str]) -> Content:
             return replace(content, **changed)
 
 
+def asked(content: Content) -> list[str]:
+    """Return what of a row may be said otherwise: what is asked, or the text that has a class, or all of a plain text."""
+    found: list[str] = []
+
+    def note(text: str) -> str:
+        found.append(text)
+        return text
+
+    with_asked(content, note)
+    return found
+
+
+def with_asked(content: Content, change: Callable[[str], str]) -> Content:
+    """Return a row with what is asked changed, and its answers and classes as they are."""
+    match content:
+        case Turns():
+            said = [{**m, "content": change(m["content"])} if m["role"] == "user" else m for m in content.messages]
+            return replace(content, messages=said)
+        case PromptCompletion():
+            return replace(content, prompt=change(content.prompt))
+        case Text() | MultiLabelled():
+            return replace(content, text=change(content.text))
+        case Labelled():
+            text = change(content.text)
+            return replace(content, text=text, second=None if content.second is None else change(content.second))
+        case _:
+            return content
+
+
+def to_plain(content: Content) -> dict[str, Any]:
+    """Return a row of text as what JSON can say; see `from_plain`."""
+    return {"kind": type(content).__name__, **asdict(content)}
+
+
+def from_plain(plain: Mapping[str, Any]) -> Content:
+    """Return the row that `to_plain` was given.
+
+    Raises:
+        KeyError, TypeError: It is none.
+    """
+    found: Content = _KINDS[plain["kind"]](**{name: value for name, value in plain.items() if name != "kind"})
+    return found
+
+
+_KINDS: dict[str, Callable[..., Any]] = {
+    kind.__name__: kind for kind in (Turns, PromptCompletion, Text, Labelled, MultiLabelled)
+}
 _TEXT_FIELDS = ("system", "prompt", "completion", "text", "second", "anchor", "positive", "negative")
 
 

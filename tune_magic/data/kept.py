@@ -6,10 +6,8 @@ Only sources that take a while are kept, and the oldest go when there are too ma
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -127,17 +125,12 @@ def _drop_oldest() -> None:
             files.discard(path)
 
 
-_KINDS: dict[str, Callable[..., Any]] = {
-    kind.__name__: kind for kind in (content.Turns, content.PromptCompletion, content.Text, content.Labelled)
-}
-
-
-def _written(row: Any) -> dict[str, Any] | None:
-    """Return a row's normal form, JSON-ready; None for what is long, or no text."""
-    if type(row).__name__ not in _KINDS or sum(map(len, content.texts(row))) > _MOST_CHARACTERS:
+def _written(row: content.Content | None) -> dict[str, Any] | None:
+    """Return a row's normal form, JSON-ready; None for what is long."""
+    if row is None or sum(map(len, content.texts(row))) > _MOST_CHARACTERS:
         return None
-    return {"kind": type(row).__name__, **dataclasses.asdict(row)}
+    return content.to_plain(row)
 
 
-def _read(row: dict[str, Any] | None) -> Any:
-    return None if row is None else _KINDS[row.pop("kind")](**row)
+def _read(row: dict[str, Any] | None) -> content.Content | None:
+    return None if row is None else content.from_plain(row)

@@ -85,7 +85,7 @@ def rows_to_score(tuned: Tuned, folder: Path, named: str | None = None) -> tuple
             if not path.is_file():
                 raise DataError(f"The run's rows are gone: there is no file {path}.")
             check_unchanged(run, role, fingerprint.of_file(path))
-        examples, split = tuned.rows().dataset().held_out, "held-out"
+        examples, split = tuned.rows().held_out(), "held-out"
     if not examples:
         raise DataError("There are no held-out rows to evaluate on.", hint="Name some: `%evaluate NAME --data FILE`.")
     return examples, split

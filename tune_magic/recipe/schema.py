@@ -10,7 +10,16 @@ import string
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from tune_magic import plugins
 
@@ -114,6 +123,13 @@ class SourceOptions(Part):
         return value
 
 
+class AugmentOptions(Part):
+    """Base of an augmenter's options; each augmenter plug-in adds its own keys."""
+
+    kind: str = Field(description="What makes rows out of rows.")
+    share: float = Field(0.5, gt=0, le=10, description="Rows made for each training row.")
+
+
 class MixedSource(SourceOptions):
     """One more source to train on."""
 
@@ -149,6 +165,11 @@ class DataOptions(SourceOptions):
     )
     replay: str | None = Field(None, description="Rows of an earlier training, mixed in so that it is not forgotten.")
     replay_share: float = Field(0.1, gt=0, lt=1, description="Their share of the rows of an epoch.")
+    augment: list[SerializeAsAny[AugmentOptions]] = Field(
+        default_factory=list,
+        description="Rows made of training rows, the answers and classes kept: `{noise: 0.5, synonyms: 0.2}` adds half as "
+        "many with slips of the keyboard, and a fifth with synonyms. Shown by `%tune data` before they are used.",
+    )
     balance: Balance = Field(
         "none",
         description="`resample`: rows of rarer classes come again, until each class is as frequent as the first.",
@@ -185,6 +206,15 @@ class DataOptions(SourceOptions):
             [{"data": item} if isinstance(item, str) else item for item in items] if isinstance(items, list) else value
         )
 
+    @field_validator("augment", mode="before")
+    @classmethod
+    def _augmenters(cls, value: Any) -> Any:
+        """Read `noise`, `{noise: 0.5}`, and lists of names and mappings with `kind`, each by its plug-in's keys."""
+        if isinstance(value, Mapping) and "kind" not in value:
+            value = [{"kind": name, "share": share} for name, share in value.items()]
+        items = value if isinstance(value, list) else [value]
+        return [_augmenter({"kind": item} if isinstance(item, str) else item) for item in items]
+
     @field_validator("clean", mode="before")
     @classmethod
     def _one_or_more(cls, value: Any) -> Any:
@@ -196,6 +226,27 @@ class DataOptions(SourceOptions):
         if isinstance(value, float) and not 0 <= value < 1:
             raise ValueError(f"as a share must be at least 0 and below 1, got {value:g}.")
         return value
+
+
+def _augmenter(item: Any) -> AugmentOptions:
+    """Return the options of an augmenter, checked by its own keys.
+
+    Raises:
+        ValueError: Naming what is wrong.
+    """
+    if isinstance(item, AugmentOptions):
+        return item
+    known = plugins.names("augmenter")
+    if not isinstance(item, Mapping) or item.get("kind") not in known:
+        name = item.get("kind") if isinstance(item, Mapping) else item
+        raise ValueError(f"there is no augmenter {name!r}. There are: {', '.join(known)}.")
+    options: type[AugmentOptions] = plugins.get("augmenter", item["kind"]).Options
+    try:
+        return options.model_validate(item)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, (item["kind"], *first["loc"])))
+        raise ValueError(f"{where}: {first['msg']}, got {first['input']!r}.") from None
 
 
 class EvalOptions(Part):

@@ -25,6 +25,7 @@ from tune_magic.errors import DataError, TuneError
 from tune_magic.objectives.base import Objective
 from tune_magic.recipe.schema import DataOptions, Recipe, SourceOptions
 from tune_magic.storage.events import EventLog
+from tune_magic.training import augment
 
 _PART_ROWS = 4096  # read, recognised and encoded at once
 _HEAD_ROWS = 64  # of the training rows, kept for people to look at
@@ -77,6 +78,7 @@ class Rows:
     Attributes:
         sources: What was read so far.
         cleaned: What was left out of the training rows, by kind and source.
+        augmented: What was made of training rows, by augmenter.
         held_out_rows: Numbers of the rows that a share held out of the training file, from 1; None: no share did.
 
     Args:
@@ -86,15 +88,17 @@ class Rows:
         max_length: Longest example in tokens.
         objective: What was trained, for rows that come after it; None: by the recipe and the training rows.
         look: Called now and then; may raise to break off.
-        tell: Called with the number of rows read so far.
+        tell: Called with what is done ("reading rows", "making rows"), how much of it, and the whole where it is known.
         watch: Is shown the training rows in normal form, with the number of each; nothing is taken from the cache then.
+        preview: Most rows that each augmenter makes; None: as many as the recipe says.
     """
 
     def __init__(
         self, recipe: Recipe, folder: Path, tokenizer: Any, max_length: int, objective: Objective | None = None, *,
         look: Callable[[], None] = lambda: None,
-        tell: Callable[[int], None] = lambda count: None,
+        tell: Callable[[str, int, int | None], None] = lambda stage, done, total: None,
         watch: Callable[[Sequence[Content], Sequence[int]], None] | None = None,
+        preview: int | None = None,
     ) -> None:  # fmt: skip
         self.recipe = recipe
         self.folder = folder
@@ -107,6 +111,8 @@ class Rows:
         self._look = look
         self._tell = tell
         self._watch = watch
+        self._preview = preview
+        self.augmented: list[dict[str, Any]] = []
         self._count = 0  # of examples so far
         self._read = 0  # of rows so far
 
@@ -131,28 +137,79 @@ class Rows:
             DataError: Something is wrong with them, or too little is left.
         """
         data = self.recipe.data
-        main = self._source(data.train, data, is_main=True)
-        self._refuse_untrained(main.table)
-        if isinstance(data.held_out, str):
-            train, held_out = main.table, self._source(data.held_out, data).table
-        else:
-            groups, labels = main.groups, main.table.labels
-            places, held_out_places = split(len(main.table), data.held_out, self.recipe.seed, labels, groups)
-            self.held_out_rows = np.unique(main.table.indices[held_out_places]) + 1
-            train, held_out = main.table.take(places), main.table.take(held_out_places)
+        train, held_out = self._split()
         more = mixture.more_sources(data)
         others = [self._source(source.data, source).table for source in more]
         sources = np.repeat(np.arange(1 + len(others)), [len(train), *map(len, others)])
         joined = train.joined(others) if others else train
-        kept_rows, self.cleaned = cleaning.clean(
-            joined, held_out, data.clean, sources, [s.name for s in self._trained()]
-        )
-        if len(kept_rows) < len(joined):
-            joined, sources = joined.take(kept_rows), sources[kept_rows]
+        names = [source.name for source in self._trained()]
+        stays, self.cleaned = cleaning.clean(joined, held_out, data.clean, sources, names)
+        if len(stays) < len(joined):
+            joined, sources = joined.take(stays), sources[stays]
         if not (sources == 0).any():
             why = "Every row was cleaned away." if self.cleaned else "No row is left for training."
             raise DataError(why, hint="Lower `data.held_out`, clean less, or add rows.")
+        if data.augment:
+            made = self._made(np.unique(joined.indices[sources == 0]))
+            joined, sources = joined.joined([made]), np.concatenate([sources, np.zeros(len(made), dtype=sources.dtype)])
         return Dataset(joined, held_out, mixture.draws(data, more, sources, joined.labels))
+
+    def held_out(self) -> Table:
+        """Return the rows that training only scores."""
+        return self._split()[1]
+
+    def _split(self) -> tuple[Table, Table]:
+        """Return the rows of `train` that are trained on, and those that are held out."""
+        data = self.recipe.data
+        main = self._source(data.train, data, is_main=True)
+        self._refuse_untrained(main.table)
+        if isinstance(data.held_out, str):
+            return main.table, self._source(data.held_out, data).table
+        groups, labels = main.groups, main.table.labels
+        places, held_out_places = split(len(main.table), data.held_out, self.recipe.seed, labels, groups)
+        self.held_out_rows = np.unique(main.table.indices[held_out_places]) + 1
+        return main.table.take(places), main.table.take(held_out_places)
+
+    def _made(self, rows: np.ndarray) -> Table:
+        """Return the rows that `augment` makes of training rows; those of an earlier attempt, where there was one."""
+        data, seed = self.recipe.data, self.recipe.seed
+        drawn = augment.draw(data.augment, rows, seed)
+        if self._preview:
+            drawn = [some[: self._preview] for some in drawn]
+        contents = self._contents({int(row) for some in drawn for row in some})
+        made = augment.read(self.folder)
+        if made is None:
+            made = augment.make(self.recipe, drawn, contents, self._tell_made)
+            augment.write(self.folder, made)
+            made = augment.read(self.folder) or []  # as a resumed run will see them
+        self.augmented = augment.facts(made, contents)
+        faults = RowFaults("augmented rows", skips=True)  # a wording may be too long
+        places = [f"row {one.row + 1}" for one in made]
+        part = Part([one.content for one in made], places, [one.row for one in made], faults)
+        with TableWriter(self.folder, offset=self._count) as writer:
+            self._keep(self.objective.examples(part, self.renderer), writer)
+            table = writer.table()
+        self._count += len(table)
+        return table
+
+    def _tell_made(self, done: int, total: int) -> None:
+        self._look()
+        self._tell("making rows", done, total)
+
+    def _contents(self, wanted: set[int]) -> dict[int, Content]:
+        """Return rows of `train` in normal form, by their numbers."""
+        data, place = self.recipe.data, 0
+        reading = _Reading(data.train, self.folder, RowFaults(source_name(data.train), skips=True), data)
+        normaliser, mending = reading.normaliser(self.objective.formats, data), cleaning.Mending(data.clean)
+        found: dict[int, Content] = {}
+        for rows in reading.parts():
+            chosen = [number for number in range(len(rows)) if place + number in wanted]
+            contents = mending.mend(normaliser.contents([rows[number] for number in chosen]), place)
+            for number, content in zip(chosen, contents, strict=True):
+                if content is not None:
+                    found[place + number] = content
+            place += len(rows)
+        return found
 
     def facts(self, dataset: Dataset) -> dict[str, Any]:
         """Return the rows in numbers, and the first ones as the model sees them, JSON-ready."""
@@ -173,6 +230,7 @@ class Rows:
             "max_length": self.renderer.max_length,
             "chat_template": self.renderer.uses_template and not self.objective.scores_rows,
             "lens": self._lens(train),
+            **({"augmented": self.augmented} if self.augmented else {}),
             **({"mixture": mixture.facts(dataset.draws)} if dataset.draws else {}),
             **({"skipped": {name: _skipped(*found) for name, found in skipped.items()}} if skipped else {}),
             **({"cleaned": self._cleaned()} if self._cleaned() else {}),
@@ -286,7 +344,7 @@ class Rows:
                 encoded = encoder.submit(self.objective.examples, part, self.renderer)
                 place += len(rows)
                 self._read += len(rows)
-                self._tell(self._read)
+                self._tell("reading rows", self._read, None)
             self._keep(encoded.result(), writer)
             normaliser.raise_if_any()
             table = writer.table()
@@ -346,7 +404,7 @@ class Rows:
 
 
 class Progress:
-    """Logs how many rows were read, now and then, so that whoever waits sees that something happens.
+    """Logs how far the rows are, now and then, so that whoever waits sees that something happens.
 
     Args:
         log: Takes the `progress` events.
@@ -356,11 +414,11 @@ class Progress:
         self._log = log
         self._told = time.monotonic()
 
-    def tell(self, count: int) -> None:
-        """Note that so many rows were read."""
+    def tell(self, stage: str, done: int, total: int | None) -> None:
+        """Note that so many are done of so many."""
         if time.monotonic() - self._told > _SECONDS_BETWEEN:
             self._told = time.monotonic()
-            self._log.append("progress", stage="rows", done=count)
+            self._log.append("progress", stage=stage, done=done, total=total)
 
 
 class _Reading:

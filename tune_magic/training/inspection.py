@@ -16,6 +16,8 @@ from tune_magic.storage.folder import RunFolder
 from tune_magic.training.dataset import Progress, Rows
 from tune_magic.training.prepare import longest_example
 
+_PREVIEWED = 8  # rows that each augmenter makes, for people to look at
+
 
 def inspect(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     """Read, split and encode the rows of a recipe and log what they are; returns the fields of the last state event."""
@@ -25,7 +27,9 @@ def inspect(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     scan = quality.TextScan()
     longest = longest_example(recipe, model_folder)
     reading = Progress(log)
-    rows = Rows(recipe, run.path, tokenizer, longest, look=control.check, tell=reading.tell, watch=scan.look)
+    rows = Rows(
+        recipe, run.path, tokenizer, longest, look=control.check, tell=reading.tell, watch=scan.look, preview=_PREVIEWED
+    )
     dataset = rows.dataset()
     facts = rows.facts(dataset)
     first = next(iter(read(recipe.data.train, run.path, RowFaults(recipe.data.train, skips=True))))

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from tune_magic.diagnosis import Diagnosis
-from tune_magic.storage.events import number
+from tune_magic.storage.events import Event, number
 from tune_magic.storage.folder import RunFolder
 from tune_magic.storage.state import State
-from tune_magic.storage.summary import Event, Summary
+from tune_magic.storage.summary import Summary
 from tune_magic.view import words
 from tune_magic.view.figure import loss_figure, smooth, svg
 from tune_magic.view.html import (
@@ -181,8 +181,9 @@ def _doing(summary: Summary, state: State) -> str:
 
 def _starting(progress: Event) -> str:
     """Say what is done before the first step."""
-    if progress.get("stage") == "rows":
-        return f"reading rows · {progress['done']:,} so far"
+    if progress.get("stage"):
+        total = f" of {progress['total']:,}" if progress.get("total") else " so far"
+        return f"{progress['stage']} · {progress['done']:,}{total}"
     if progress:
         return f"computing the frozen layers once · {progress['done']} of {progress['total']} rows"
     return "starting · loading data and model"

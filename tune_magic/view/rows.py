@@ -8,6 +8,7 @@ from tune_magic.view import words
 
 _MOST_PARTS = 12
 _MOST_ROWS = 8
+_EXCERPT = 80
 _MENDED = ("encoding", "personal", "secrets")
 
 
@@ -20,6 +21,9 @@ def made_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
             for part in facts["mixture"]
         ]
         rows.append(("an epoch", ", ".join(parts[:_MOST_PARTS])))
+    for found in facts.get("augmented", []):
+        shown = "; ".join(f"{_excerpt(old)} → {_excerpt(new)}" for old, new in found["shown"])
+        rows.append((f"made by {found['kind']}", f"{found['rows']} rows ({shown})"))
     for found in facts.get("cleaned", []):
         verb = "mended" if found["kind"] in _MENDED else "left out"
         where = "" if len(facts.get("mixture", [])) < 2 else f" of {words.tail(found['source'])}"
@@ -29,6 +33,11 @@ def made_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
         first = "; ".join(f"{row['place']}: {row['problem']}" for row in found["rows"][:3])
         rows.append(("skipped", f"{found['count']} bad rows of {name} ({first}{', …' if found['count'] > 3 else ''})"))
     return rows
+
+
+def _excerpt(text: str) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= _EXCERPT else f"{flat[:_EXCERPT]}…"
 
 
 def rows_named(finding: dict[str, Any]) -> str:
