@@ -281,26 +281,26 @@ def test_columns_can_be_mapped_and_rows_are_seen_as_they_are(tiny, write, inline
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tune_magic.widgets.data_panel._QUIET_S", 0.01)
-    write("rows.csv", "question,answer,id\n" + "".join(f"what is {i}?,it is {i},{i}\n" for i in range(60)))
+    write("rows.csv", "enquiry,reply,id\n" + "".join(f"what is {i}?,it is {i},{i}\n" for i in range(60)))
     panel = DataPanel("rows.csv", model=str(tiny))
     panel.act()
     text = panel.bundle()["text/plain"]
-    assert "columns: question, answer, id" in text
+    assert "columns: enquiry, reply, id" in text
     assert "are no format that is known" in text
     choices = {choice.description: choice for choice in panel._form.columns.children}
     assert list(choices) == ["messages is", "prompt is", "completion is", "system is", "text is", "label is"]
-    choices["prompt is"].value = "question"
-    choices["completion is"].value = "answer"
-    assert panel.fields["data.columns"].value == "{prompt: question, completion: answer}"
+    choices["prompt is"].value = "enquiry"
+    choices["completion is"].value = "reply"
+    assert panel.fields["data.columns"].value == "{prompt: enquiry, completion: reply}"
     panel._changed.clear()  # as the panel's thread does before it looks
     panel.act()
-    assert panel.recipe.data.columns == {"prompt": "question", "completion": "answer"}
+    assert panel.recipe.data.columns == {"prompt": "enquiry", "completion": "reply"}
     bundle = panel.bundle()
     assert "prompt_completion (as the recipe maps its columns)" in bundle["text/plain"]
     assert "«it is 0<|im_end|>»" in bundle["text/plain"]
     assert "what is 2?" in Page(bundle["text/html"]).text  # the third row as it is
     choices["prompt is"].value = ""
-    assert panel.fields["data.columns"].value == "{completion: answer}"
+    assert panel.fields["data.columns"].value == "{completion: reply}"
     panel.fields["data.train"].value = "gone.csv"
     panel._changed.clear()
     panel.act()

@@ -395,7 +395,7 @@ def test_bad_rows_are_named_before_the_model_is_loaded(make_run, data_file, monk
     monkeypatch.setattr("tune_magic.training.prepare.build_model", lambda *a: pytest.fail("model was loaded"))
     run = make_run()
     local.start(run.path, "inline")
-    with pytest.raises(RunFailed, match=r"(?s)rows\.jsonl: 1 bad row.*line 5, column 30") as caught:
+    with pytest.raises(RunFailed, match=r"(?s)rows\.jsonl: 2 bad rows.*line 5, column 30") as caught:
         run.raise_for_state()
     assert caught.value.run is run
 

@@ -87,8 +87,7 @@ class Format(abc.ABC):
 
     def value(self, values: Values, name: str) -> Any:
         """Return what a row has under a standard name, None where it has nothing."""
-        column = self.columns.get(name)
-        return None if column is None else values.get(column)
+        return values.get(self.columns.get(name))  # type: ignore[arg-type]
 
     def text(self, values: Values, name: str) -> str:
         """Return the text under a standard name.
@@ -96,21 +95,24 @@ class Format(abc.ABC):
         Raises:
             BadRow: There is none.
         """
-        column, value = self.columns.get(name, name), self.value(values, name)
+        value = values.get(self.columns.get(name))  # type: ignore[arg-type]
+        if isinstance(value, str) and value and not value.isspace():
+            return value
+        column = self.columns.get(name, name)
         if value is None:
             raise BadRow(f"column `{column}` is missing", dict(values))
         if not isinstance(value, str):
             raise BadRow(f"column `{column}` must be text, got {type(value).__name__}", value)
-        if not value.strip():
-            raise BadRow(f"column `{column}` is empty", dict(values))
-        return value
+        raise BadRow(f"column `{column}` is empty", dict(values))
 
     def text_or_none(self, values: Values, name: str) -> str | None:
         """Return the text under a standard name, None where it is missing or empty."""
-        value = self.value(values, name)
-        if value is not None and not isinstance(value, str):
+        value = values.get(self.columns.get(name))  # type: ignore[arg-type]
+        if value is None:
+            return None
+        if not isinstance(value, str):
             raise BadRow(f"column `{self.columns[name]}` must be text, got {type(value).__name__}", value)
-        return value if value and value.strip() else None
+        return value if value and not value.isspace() else None
 
     def label(self, values: Values, name: str = "label") -> str:
         """Return the name of a class: a text or a whole number, never a measure."""
