@@ -296,7 +296,7 @@ def test_columns_can_be_mapped_and_rows_are_seen_as_they_are(tiny, write, inline
     panel.act()
     assert panel.recipe.data.columns == {"prompt": "enquiry", "completion": "reply"}
     bundle = panel.bundle()
-    assert "prompt_completion (as the recipe maps its columns)" in bundle["text/plain"]
+    assert "prompt_completion (columns enquiry as prompt, reply as completion; also there: id)" in bundle["text/plain"]
     assert "«it is 0<|im_end|>»" in bundle["text/plain"]
     assert "what is 2?" in Page(bundle["text/html"]).text  # the third row as it is
     choices["prompt is"].value = ""

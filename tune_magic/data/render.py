@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -68,27 +68,32 @@ class Renderer:
         answer, each as the model sees it when it gives that answer.
         """
         examples: list[Example] = []
-        for number, of_row in itertools.groupby(self._encoded(part.contents), key=lambda pair: pair[0]):
-            found = [example for _, example in of_row]
-            error = next((example for example in found if isinstance(example, ValueError)), None)
-            kept = [example for example in found if isinstance(example, Example) and example.weight]
-            if error is not None:
-                part.faults.add(part.places[number], str(error), hint=_hint_of(error))
-            elif not kept:
-                is_cut = any(isinstance(example, Example) and example.num_cut for example in found)
-                why = f" within max_length ({self.max_length})" if is_cut else ""
-                hint = "Raise `max_length`, or shorten the prompts." if is_cut else None
-                part.faults.add(part.places[number], f"no trained token is left{why}", hint=hint)
+        failed: dict[
+            int, tuple[str, str | None, bool]
+        ] = {}  # problem, advice, and whether other examples make up for it
+        for number, example in self._encoded(part):
+            if isinstance(example, ValueError):
+                failed[number] = str(example), _hint_of(example), False
+            elif example.weight:
+                examples.append(example)
+            elif example.num_cut:
+                hint = "Raise `max_length`, or shorten the prompts."
+                failed[number] = f"no trained token is left within max_length ({self.max_length})", hint, True
             else:
-                examples += [replace(example, index=part.numbers[number]) for example in kept]
+                failed[number] = "no trained token is left", None, True
+        if failed:
+            made = {example.index for example in examples}
+            for number, (problem, advice, is_made_up_for) in failed.items():
+                if not is_made_up_for or part.numbers[number] not in made:
+                    part.faults.add(part.places[number], problem, hint=advice)
         return examples
 
-    def _encoded(self, contents: Sequence[Content]) -> Iterator[tuple[int, Example | ValueError]]:
+    def _encoded(self, part: Part) -> Iterator[tuple[int, Example | ValueError]]:
         """Yield each example with the place of its content, or why there is none; many texts are tokenised in one call."""
-        for first in range(0, len(contents), _AT_ONCE):
+        for first in range(0, len(part.contents), _AT_ONCE):
             some = [
-                (first + number, *rendered)
-                for number, content in enumerate(contents[first : first + _AT_ONCE])
+                (number, *rendered)
+                for number, content in enumerate(part.contents[first : first + _AT_ONCE], start=first)
                 for rendered in self._rendered(content)
             ]
             found = [(parts, not self._is_templated(content)) for _, content, parts in some if isinstance(parts, list)]
@@ -103,7 +108,10 @@ class Renderer:
                 laid_out.append([*ids, end] if opening and end else ids)
             arrays = iter(_arrays(laid_out, [[trained for _, trained in parts] for parts, _ in found]))
             for number, content, parts in some:
-                yield number, parts if isinstance(parts, ValueError) else self._example(content, *next(arrays))
+                if isinstance(parts, ValueError):
+                    yield number, parts
+                else:
+                    yield number, self._example(content, *next(arrays), part.numbers[number])
 
     def _rendered(self, content: Content) -> list[tuple[Content, list[tuple[str, bool]] | ValueError]]:
         """Return a content with its pieces, or why there are none; one for each answer where the template needs it."""
@@ -117,7 +125,7 @@ class Renderer:
             return [(content, error)]
 
     def _example(
-        self, content: Content, tokens: np.ndarray, weights: np.ndarray, starts: list[int]
+        self, content: Content, tokens: np.ndarray, weights: np.ndarray, starts: list[int], index: int
     ) -> Example | ValueError:
         if not len(tokens):
             return ValueError("it has no tokens")
@@ -130,6 +138,7 @@ class Renderer:
             question=asked,
             reference=answered,
             num_cut=max(0, len(tokens) - self.max_length),
+            index=index,
         )
 
     def classified(self, contents: Sequence[Labelled], labels: Sequence[int], indices: Sequence[int]) -> list[Example]:
