@@ -276,7 +276,9 @@ def _read_table(path: Path, faults: RowFaults) -> Iterator[Row]:
             hint = f"Cells are separated by {_DELIMITERS[delimiter]}; a cell with one in it stands in quotes."
             for place, cells in records:
                 is_bare = False
-                if len(cells) == len(names):
+                if any("\x00" in cell for cell in cells):
+                    faults.add(place, "holds a null byte", delimiter.join(cells), hint="Is it a text at all?")
+                elif len(cells) == len(names):
                     yield Row({name: cell for name, cell in zip(names, cells, strict=True) if cell}, place)
                 else:
                     count = f"{_counted(len(cells), 'cell')} for {_counted(len(names), 'column')}"
@@ -345,8 +347,6 @@ def _records(lines: Iterable[str], delimiter: str, faults: RowFaults) -> Iterato
         except csv.Error as error:
             problem = "a quote is not closed" if "end of data" in str(error) else "text after a closing quote"
             hint = 'A quote in a quoted cell is written twice: "He said ""yes""".'
-            if "\x00" in own[-1]:
-                problem, hint = "holds a null byte", "Is it a text at all?"
             faults.add(f"line {first + 1}", problem, own[0], hint=hint)
             continue
         if len(cells) > 1 or any(cell.strip() for cell in cells):
