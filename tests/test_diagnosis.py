@@ -143,3 +143,20 @@ def test_twice_of_nearly_nothing_is_no_spike():
     losses = falling(end=0.004)
     losses[70] *= 3
     assert "spikes" not in kinds(recorded(losses, HEALTHY))
+
+
+def test_norms_that_fall_as_a_run_learns_are_no_explosion():
+    norms = [4.0 * 0.8**step for step in range(80)]
+    assert "exploding_gradients" not in kinds(recorded(falling(), HEALTHY, norms=norms))
+
+
+@pytest.mark.parametrize(("method", "change"), [({"name": "lora", "r": 16}, "method.r: 4"), ({"name": "freeze"}, None)])
+def test_few_rows_of_a_method_without_a_rank_get_no_rank(method, change):
+    held_out = {0: 2.0, 20: 1.0, 40: 1.2, 60: 1.5, 80: 1.9}
+    recipe = {**plan(80)["recipe"], "method": method}
+    found = diagnose(recorded(falling(), held_out, train_rows=40, recipe=recipe))
+    (little,) = [diagnosis for diagnosis in found if diagnosis.kind == "little_data"]
+    assert little.change == change
+    assert little.text.startswith(
+        "There are 40 training rows. " + ("Try `method.r: 4`: so" if change else "So few rows")
+    )

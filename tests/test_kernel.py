@@ -406,6 +406,19 @@ def test_the_notebook_of_runs_and_panels_runs(executed_short, folder):
     assert runs["adapters"].meta["note"] == "the one to ship"
 
 
+def test_the_notebook_of_data_runs_in_short_form(executed_short, folder):
+    shown = executed_short("05_data.ipynb", "smollm2-135m-instruct")
+    assert any("answers.csv: data · 6 things to look at" in text for text in shown)
+    assert any("cleaned: near_duplicates: 1 row left out (rows 104)" in text for text in shown)
+    assert any("skipped: 2 bad rows of broken.jsonl (line 5" in text for text in shown)
+    assert any("to be made by synonyms: 42 rows" in text for text in shown)
+    assert any("notes.txt (replay) 10 %" in text for text in shown)
+    runs = {run.name: run for run in map(Run, (folder / "tune_runs").glob("2*"))}
+    assert {run.status for run in runs.values()} == {"finished"}
+    made = (runs["reviews_balanced"].path / "augmented.jsonl").read_text().splitlines()
+    assert len(made) == sum(about["rows"] for about in runs["reviews_balanced"].summary().plan["augmented"])
+
+
 @pytest.mark.parametrize(
     ("name", "metric", "most_before", "least_after"),
     [
@@ -413,6 +426,7 @@ def test_the_notebook_of_runs_and_panels_runs(executed_short, folder):
         ("02_classify.ipynb", "accuracy", 0.2, 0.55),
         ("03_form_and_background.ipynb", "held-out accuracy", 0.2, 0.5),
         ("04_runs_and_panels.ipynb", "held-out accuracy", 0.2, 0.5),
+        ("05_data.ipynb", "held-out accuracy", 0.5, 0.9),
     ],
 )
 def test_a_committed_notebook_is_a_real_execution(name, metric, most_before, least_after):

@@ -67,7 +67,9 @@ def test_replayed_rows_have_their_share():
     data = DataOptions(train="a.jsonl", mix={"b.jsonl": 1.0}, replay="old.jsonl", replay_share=0.2)
     drawn = mixture.draws(data, mixture.more_sources(data), np.repeat([0, 1, 2], [40, 40, 500]), None)
     assert [draw.count for draw in drawn] == [40, 40, 20]
-    assert mixture.facts(drawn)[2] == {"name": "old.jsonl (replay)", "rows": 500, "per_epoch": 20, "share": 0.2}
+    assert mixture.facts(drawn)[2] == {
+        "name": "old.jsonl", "rows": 500, "per_epoch": 20, "share": 0.2, "replay": True,
+    }  # fmt: skip
 
 
 def test_a_mixture_is_trained_and_told(train, write):
@@ -90,7 +92,7 @@ def test_a_mixture_is_trained_and_told(train, write):
     assert plan["steps_per_epoch"] == 9
     assert run.summary().step == 18
     assert set(plan["fingerprints"]) >= {"train", "mix_1"}
-    assert "an epoch: main.jsonl 67 % (36 of 36), chat.jsonl 33 % (18 of 30)" in run.card()["text/plain"]
+    assert "an epoch: main.jsonl 67 % (36 rows), chat.jsonl 33 % (18 drawn of 30 rows)" in run.card()["text/plain"]
 
 
 def test_rarer_classes_come_again(train, write):

@@ -130,3 +130,19 @@ def test_the_command_line_has_it(look, tiny, write, capsys):
     assert "rows.jsonl: data · nothing to complain of" in capsys.readouterr().out
     assert cli.main(["data", str(path), "--model", str(tiny), "max_lenght=64"]) == 1
     assert "max_length" in capsys.readouterr().err
+
+
+def test_the_report_shows_some_and_trains_none(look, tmp_path):
+    (tmp_path / "words.tsv").write_text("quick\tfast, speedy\n")
+    rows = [{"text": f"the quick order {i}", "label": "ab"[i % 2]} for i in range(60)]
+    report = look(
+        rows, **{"data.augment": [{"kind": "synonyms", "lexicon": "words.tsv"}, "noise"], "data.held_out": 0.2}
+    )
+    assert report.facts["train_rows"] == 48
+    assert [(about["kind"], about["rows"], len(about["shown"])) for about in report.facts["augmented"]] == [
+        ("synonyms", 24, 3),
+        ("noise", 24, 3),
+    ]
+    text = report.card()["text/plain"]
+    assert "to be made by synonyms: 24 rows (the quick order " in text
+    assert " → " in text

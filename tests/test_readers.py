@@ -52,7 +52,6 @@ from tune_magic.recipe import DataOptions
         ("a.csv", 'a,b,c\n,"",0\n', [({"c": "0"}, "line 2")]),
         ("a.tsv", "a\tb\n\t\n", [({}, "line 2")]),
         # a null byte is a character like any other
-        ("a.csv", "a,b\n1\x00,2\n", [({"a": "1\x00", "b": "2"}, "line 2")]),
     ],
 )  # fmt: skip
 def test_a_table_gives_its_rows_with_their_lines(write, name, content, rows):

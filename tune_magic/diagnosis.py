@@ -26,6 +26,7 @@ _FLAT = 0.03  # of the base's loss
 _STILL_FALLING = 0.02  # of the held-out loss, from one evaluation to the next
 _SPIKE = 2.0  # times the steps around it
 _SPIKE_SPREADS = 8.0  # and as many median deviations
+_SMALL_RANK = 4
 _NEIGHBOURS = 10
 _EXPLODED = 20.0  # times the median gradient norm
 _IDLE = 0.3  # of the time between steps
@@ -133,10 +134,11 @@ def _not_finite(curves: _Curves) -> Iterator[Diagnosis]:
 
 def _exploding(curves: _Curves) -> Iterator[Diagnosis]:
     norms = [norm for norm in curves.norms if math.isfinite(norm)]
-    if len(norms) < _ENOUGH_STEPS:
+    # against what came before: norms fall as a run learns, and its first ones are no explosion
+    found = [(norm, statistics.median(norms[:place])) for place, norm in enumerate(norms) if place >= _NEIGHBOURS]
+    if not found:
         return
-    usual = statistics.median(norms)
-    worst = max(norms)
+    worst, usual = max(found, key=lambda pair: pair[0] / pair[1] if pair[1] > 0 else 0.0)
     if usual > 0 and worst > _EXPLODED * usual and worst > 1:
         step = curves.steps[curves.norms.index(worst)]
         says = f"The gradient's norm was {worst:.3g} at step {step}, {worst / usual:.0f} times its usual {usual:.2g}."
@@ -198,12 +200,10 @@ def _overfitting(curves: _Curves) -> Iterator[Diagnosis]:
 def _little(curves: _Curves) -> Iterator[Diagnosis]:
     rows = curves.plan.get("train_rows", 0)
     if rows and rows < _SMALL_DATA and any(_overfitting(curves)):
-        yield Diagnosis(
-            "little_data",
-            f"There are {rows} training rows.",
-            "method.r: 4",
-            "so few rows are soon learned by heart; more rows help most, fewer trained parameters a little.",
-        )
+        has_rank = curves.recipe.get("method", {}).get("r", 0) > _SMALL_RANK
+        why = "o few rows are soon learned by heart; more rows help most, fewer trained parameters a little."
+        change, why = (f"method.r: {_SMALL_RANK}", f"s{why}") if has_rank else (None, f"S{why}")
+        yield Diagnosis("little_data", f"There are {rows} training rows.", change, why)
 
 
 def _learns_little(curves: _Curves) -> Iterator[Diagnosis]:

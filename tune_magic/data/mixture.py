@@ -17,14 +17,18 @@ class Draw:
     """Rows that are drawn from together.
 
     Attributes:
-        name: What they are: a source, or a class of one.
+        name: Their source.
         rows: Their numbers among the training rows, (rows,) int64.
         count: How many of them an epoch has: fewer than there are, and each epoch has others; more, and they come again.
+        label: Number of their class, where the classes of a source are drawn apart.
+        is_replay: They are of an earlier training.
     """
 
     name: str
     rows: np.ndarray
     count: int
+    label: int | None = None
+    is_replay: bool = False
 
 
 def more_sources(data: DataOptions) -> list[MixedSource]:
@@ -54,7 +58,7 @@ def draws(data: DataOptions, more: Sequence[MixedSource], sources: np.ndarray, l
     if data.balance == "resample" and labels is not None:
         classes = [main[labels[main] == number] for number in np.unique(labels[main])]
         most = max(map(len, classes))
-        found = [Draw(f"{data.train}, class {int(labels[rows[0]])}", rows, most) for rows in classes]
+        found = [Draw(data.train, rows, most, label=int(labels[rows[0]])) for rows in classes]
     base = sum(draw.count for draw in found)
     mixed = len(data.mix)
     for number, source in enumerate(more, start=1):
@@ -65,7 +69,7 @@ def draws(data: DataOptions, more: Sequence[MixedSource], sources: np.ndarray, l
         elif len(rows):
             others = sum(draw.count for draw in found)
             count = max(1, round(others * data.replay_share / (1 - data.replay_share)))
-            found.append(Draw(f"{source.data} (replay)", rows, count))
+            found.append(Draw(source.data, rows, count, is_replay=True))
     return found
 
 
@@ -77,10 +81,14 @@ def epoch_weights(drawn: Sequence[Draw], num_rows: int) -> np.ndarray:
     return weights
 
 
-def facts(drawn: Sequence[Draw]) -> list[dict[str, Any]]:
-    """Return each part of an epoch in numbers, JSON-ready."""
+def facts(drawn: Sequence[Draw], classes: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """Return each part of an epoch in numbers, JSON-ready; `classes` are the names of the classes."""
     total = sum(draw.count for draw in drawn)
     return [
-        {"name": draw.name, "rows": len(draw.rows), "per_epoch": draw.count, "share": round(draw.count / total, 4)}
+        {
+            "name": draw.name, "rows": len(draw.rows), "per_epoch": draw.count, "share": round(draw.count / total, 4),
+            **({} if draw.label is None else {"class": classes[draw.label]}),
+            **({"replay": True} if draw.is_replay else {}),
+        }
         for draw in drawn
-    ]
+    ]  # fmt: skip

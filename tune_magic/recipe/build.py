@@ -48,6 +48,7 @@ _WANTED = {
     "data.template": "a text with `{column}` places or {system:, prompt:, completion:}",
     "method.target_modules": "all-linear, a name or a list of names",
 }
+_SHARES = ("data.held_out", "data.replay_share")  # may be written as 10%
 _EXAMPLES = {
     "model": "`model: smollm2-135m-instruct`",
     "data": "`data: rows.jsonl`",
@@ -256,20 +257,20 @@ class _Canonical:
             return
         self._written[key] = written
         self.lines.setdefault(key, self.lines.get(written) or self.lines.get(written.partition(".")[0], 0))
-        if key == "data.held_out":
-            value = self._share(value, written)
+        if key in _SHARES:
+            value = self._share(value, key, written)
         elif key == "dtype" and isinstance(value, str):
             value = DTYPES.get(value, value)
         self.keys[key] = value
 
-    def _share(self, value: Any, written: str) -> Any:
+    def _share(self, value: Any, key: str, written: str) -> Any:
         """Read `10%` and whole numbers as shares."""
         if isinstance(value, str) and value.strip().endswith("%"):
             try:
                 return float(value.strip()[:-1]) / 100
             except ValueError:
-                problem = f"`{value}` is no share."
-                self.faults.append(Fault("data.held_out", problem, _EXAMPLES["data.held_out"], self.lines.get(written)))
+                problem, example = f"`{value}` is no share.", f"Try `{key.rpartition('.')[2]}: 10%`."
+                self.faults.append(Fault(key, problem, example, self.lines.get(written)))
                 return None
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 

@@ -90,7 +90,7 @@ class Rows:
         look: Called now and then; may raise to break off.
         tell: Called with what is done ("reading rows", "making rows"), how much of it, and the whole where it is known.
         watch: Is shown the training rows in normal form, with the number of each; nothing is taken from the cache then.
-        preview: Most rows that each augmenter makes; None: as many as the recipe says.
+        preview: So many rows are made by each augmenter, to be looked at and not trained; None: as the recipe says.
     """
 
     def __init__(
@@ -151,6 +151,7 @@ class Rows:
             raise DataError(why, hint="Lower `data.held_out`, clean less, or add rows.")
         if data.augment:
             made = self._made(np.unique(joined.indices[sources == 0]))
+        if data.augment and not self._preview:
             joined, sources = joined.joined([made]), np.concatenate([sources, np.zeros(len(made), dtype=sources.dtype)])
         return Dataset(joined, held_out, mixture.draws(data, more, sources, joined.labels))
 
@@ -174,6 +175,7 @@ class Rows:
         """Return the rows that `augment` makes of training rows; those of an earlier attempt, where there was one."""
         data, seed = self.recipe.data, self.recipe.seed
         drawn = augment.draw(data.augment, rows, seed)
+        planned = {one.kind: len(some) for one, some in zip(data.augment, drawn, strict=True)}
         if self._preview:
             drawn = [some[: self._preview] for some in drawn]
         contents = self._contents({int(row) for some in drawn for row in some})
@@ -183,6 +185,8 @@ class Rows:
             augment.write(self.folder, made)
             made = augment.read(self.folder) or []  # as a resumed run will see them
         self.augmented = augment.facts(made, contents)
+        if self._preview:
+            self.augmented = [{**about, "rows": planned[about["kind"]], "is_preview": True} for about in self.augmented]
         faults = RowFaults("augmented rows", skips=True)  # a wording may be too long
         places = [f"row {one.row + 1}" for one in made]
         part = Part([one.content for one in made], places, [one.row for one in made], faults)
@@ -231,7 +235,11 @@ class Rows:
             "chat_template": self.renderer.uses_template and not self.objective.scores_rows,
             "lens": self._lens(train),
             **({"augmented": self.augmented} if self.augmented else {}),
-            **({"mixture": mixture.facts(dataset.draws)} if dataset.draws else {}),
+            **(
+                {"mixture": mixture.facts(dataset.draws, self.objective.facts().get("classes", ()))}
+                if dataset.draws
+                else {}
+            ),
             **({"skipped": {name: _skipped(*found) for name, found in skipped.items()}} if skipped else {}),
             **({"cleaned": self._cleaned()} if self._cleaned() else {}),
         }

@@ -16,14 +16,12 @@ def made_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (name, value) of what an epoch is made of, and of rows that were mended, left out or skipped."""
     rows = []
     if "mixture" in facts:
-        parts = [
-            f"{words.tail(part['name'])} {100 * part['share']:.0f} % ({part['per_epoch']} of {part['rows']})"
-            for part in facts["mixture"]
-        ]
+        parts = [f"{_name(part)} {100 * part['share']:.0f} % ({_drawn(part)})" for part in facts["mixture"]]
         rows.append(("an epoch", ", ".join(parts[:_MOST_PARTS])))
     for found in facts.get("augmented", []):
         shown = "; ".join(f"{_excerpt(old)} → {_excerpt(new)}" for old, new in found["shown"])
-        rows.append((f"made by {found['kind']}", f"{found['rows']} rows ({shown})"))
+        verb = "to be made" if found.get("is_preview") else "made"
+        rows.append((f"{verb} by {found['kind']}", f"{found['rows']} rows ({shown})"))
     for found in facts.get("cleaned", []):
         verb = "mended" if found["kind"] in _MENDED else "left out"
         where = "" if len(facts.get("mixture", [])) < 2 else f" of {words.tail(found['source'])}"
@@ -33,6 +31,16 @@ def made_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
         first = "; ".join(f"{row['place']}: {row['problem']}" for row in found["rows"][:3])
         rows.append(("skipped", f"{found['count']} bad rows of {name} ({first}{', …' if found['count'] > 3 else ''})"))
     return rows
+
+
+def _name(part: dict[str, Any]) -> str:
+    label = f", {part['class']}" if "class" in part else ""
+    return f"{words.tail(part['name'])}{label}{' (replay)' if part.get('replay') else ''}"
+
+
+def _drawn(part: dict[str, Any]) -> str:
+    all_once = part["per_epoch"] == part["rows"]
+    return f"{part['rows']} rows" if all_once else f"{part['per_epoch']} drawn of {part['rows']} rows"
 
 
 def _excerpt(text: str) -> str:
