@@ -396,7 +396,7 @@ def test_the_notebook_of_panels_runs_in_short_form(executed_short, folder):
 
 def test_the_notebook_of_runs_and_panels_runs(executed_short, folder):
     shown = executed_short("04_runs_and_panels.ipynb", "minilm-l6")
-    assert any("3 things to look at" in text for text in shown)
+    assert any("4 things to look at" in text for text in shown)
     assert any("('starting', 'queued')" in text or "('running', 'queued')" in text for text in shown)
     assert any("exported as merged" in text for text in shown)
     assert any("tuned: 0." in text for text in shown)
