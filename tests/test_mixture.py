@@ -330,3 +330,10 @@ def test_groups_survive_being_kept(train, write, keep_all):
 def test_a_column_that_balances_nothing_is_an_error():
     with pytest.raises(DataError, match="evens out classes"):
         mixture.draws(DataOptions(train="a", balance="resample"), [], np.zeros(4, dtype=int), None)
+
+
+def test_a_held_out_file_needs_no_group(train, write):
+    path = write("rows.jsonl", lines([{**row, "user": i} for i, row in enumerate(numbered(40))]))
+    held_out = write("held.jsonl", lines(numbered(4, start=9)))
+    run = train(data={"train": str(path), "held_out": str(held_out), "group_by": "user"}, max_steps=1)
+    assert run.summary().plan["held_out_rows"] == 4

@@ -14,7 +14,7 @@ from tune_magic import files
 from tune_magic.data.example import Example, Segment
 from tune_magic.data.table import TableWriter
 from tune_magic.errors import RunFailed
-from tune_magic.training import dataset
+from tune_magic.training import source
 
 
 def flat(example):
@@ -84,14 +84,14 @@ def test_examples_of_two_tables_are_told_apart(tmp_path):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr(dataset, "_PART_ROWS", 5)
+    monkeypatch.setattr(source, "_PART_ROWS", 5)
 
 
 def test_rows_read_in_parts_train_as_rows_read_at_once(train, small_parts, monkeypatch):
     from test_training import losses
 
     in_parts = train()
-    monkeypatch.setattr(dataset, "_PART_ROWS", 1000)
+    monkeypatch.setattr(source, "_PART_ROWS", 1000)
     at_once = train()
     assert losses(in_parts) == losses(at_once)
     plans = [run.summary().plan for run in (in_parts, at_once)]

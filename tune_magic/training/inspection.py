@@ -13,8 +13,9 @@ from tune_magic.recipe.build import build_recipe
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
-from tune_magic.training.dataset import Progress, Rows
+from tune_magic.training.dataset import Rows
 from tune_magic.training.prepare import longest_example
+from tune_magic.training.source import Progress
 
 _PREVIEWED = 8  # rows that each augmenter makes, for people to look at
 

@@ -27,11 +27,12 @@ from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import FORMAT
 from tune_magic.training import checked, memory, packing, trunk
-from tune_magic.training.dataset import Dataset, Progress, Rows
+from tune_magic.training.dataset import Dataset, Rows
 from tune_magic.training.engine import Engine, TokenEngine
 from tune_magic.training.order import Order
 from tune_magic.training.planner import Planner
 from tune_magic.training.rows import RowEngine
+from tune_magic.training.source import Progress
 
 _EVALUATIONS = 8
 _SAMPLED_STEPS = 8  # of which memory is planned
