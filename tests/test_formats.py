@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from conftest import normalise
+from conftest import encode, normalise
 
 from tune_magic import plugins
 from tune_magic.data.content import (
@@ -23,6 +23,7 @@ from tune_magic.data.content import (
 from tune_magic.data.locate import Slice, parse, read
 from tune_magic.data.normalise import recognise
 from tune_magic.data.read import Row, read_rows
+from tune_magic.data.render import Renderer
 from tune_magic.errors import DataError, RunFailed
 from tune_magic.recipe import DataOptions
 from tune_magic.tables import serialise, take_out
@@ -82,6 +83,22 @@ def test_a_row_of_each_format_is_recognised_and_normalised(name, row, content):
     assert normalise([Row(row, "line 1")], OPTIONS, "rows.jsonl") == [content]
     for column in found.columns.values():
         assert column in found.why
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "content"), [case for case in ROWS if isinstance(case[2], Turns | PromptCompletion | Text)]
+)
+def test_of_each_format_the_answers_are_trained(tokenizer, name, row, content):
+    (example,) = encode(Renderer(tokenizer, chat_template=True, max_length=512), [content])
+    trained = tokenizer.decode(example.trunk.tokens[example.trunk.weights > 0].tolist())
+    match content:
+        case Turns():
+            assert trained.count("<|im_end|>") == len(list(content.trained()))
+            assert trained.startswith(content.messages[next(content.trained())]["content"])
+        case PromptCompletion():
+            assert trained == f"{content.completion}<|im_end|>"
+        case Text():
+            assert trained == content.text[1:] + "<|im_end|>"  # nothing comes before the first token
 
 
 def test_every_format_has_a_row_here():

@@ -182,10 +182,7 @@ def test_each_cleaning_does_what_it_says_and_is_told(train, write):
     assert plan["train_rows"] == 67 - 7
     assert path.read_text() == lines(rows)  # the file stays as it is
     text = run.card()["text/plain"]
-    assert (
-        "cleaned: duplicates: 1 rows left out (rows 61)" in text
-        or "cleaned: duplicates: 1 row left out (rows 61)" in text
-    )
+    assert "cleaned: duplicates: 1 row left out (rows 61)" in text
     before = train(data={"train": str(path), "held_out": str(held_out)}, max_steps=1, max_length=200).summary().plan
     assert before["identity"] != plan["identity"]
     assert before["train_rows"] == 67
@@ -337,3 +334,15 @@ def test_a_held_out_file_needs_no_group(train, write):
     held_out = write("held.jsonl", lines(numbered(4, start=9)))
     run = train(data={"train": str(path), "held_out": str(held_out), "group_by": "user"}, max_steps=1)
     assert run.summary().plan["held_out_rows"] == 4
+
+
+def test_reading_many_rows_is_seen(train, write, monkeypatch):
+    from tune_magic.training import source
+
+    monkeypatch.setattr(source, "_SECONDS_BETWEEN", 0.0)
+    monkeypatch.setattr(source, "_PART_ROWS", 20)
+    run = train(data={"train": str(write("rows.jsonl", lines(numbered(60)))), "augment": "noise"}, max_steps=1)
+    told = [(event["stage"], event["done"], event["total"]) for event in run.events("progress")]
+    assert told[:3] == [("reading rows", 20, None), ("reading rows", 40, None), ("reading rows", 60, None)]
+    assert told[-1][0] == "making rows"
+    assert told[-1][1] == told[-1][2]

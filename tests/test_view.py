@@ -83,6 +83,10 @@ def plan(total_steps, text="rows", **changes):
         "tokens_per_epoch": 61_234, "trained_tokens_per_epoch": 6_123, "longest_row_tokens": 99, "cut_rows": 2,
         "total_steps": total_steps, "steps_per_epoch": 4, "eval_steps": max(1, total_steps // 8), "packed": False,
         "engine_note": text, "lens": [{"spans": [[text, False], [text, True]], "cut_text": text, "tokens": 9, "trained": 4, "cut": 1}],
+        "mixture": [{"name": text, "class": text, "rows": 20, "per_epoch": 10, "share": 1.0}],
+        "augmented": [{"kind": "noise", "rows": 5, "shown": [[text, text]]}],
+        "cleaned": [{"kind": "duplicates", "source": text, "count": 9, "rows": list(range(1, 10))}],
+        "skipped": {text: {"count": 1, "rows": [{"place": "line 3", "problem": text}]}},
     } | changes  # fmt: skip
 
 
@@ -379,6 +383,20 @@ def test_a_line_of_text_for_each_state(make, steps, state, says):
     Page(frame(run, state, None)["text/html"])
 
 
+@pytest.mark.parametrize(("progress", "says"), [
+    ({"stage": "reading rows", "done": 200_000, "total": None}, "bot: reading rows · 200,000 so far"),
+    ({"stage": "making rows", "done": 3, "total": 1_500}, "bot: making rows · 3 of 1,500"),
+    ({"done": 3, "total": 9}, "bot: computing the frozen layers once · 3 of 9 rows"),
+])  # fmt: skip
+def test_what_is_done_before_the_first_step_is_seen(tmp_path, progress, says):
+    run = RunFolder(folder.create(tmp_path, "finetune", {"name": "bot", "recipe": {}}))
+    with EventLog(run.path / "events.jsonl") as log:
+        log.append("state", state="starting")
+        log.append("progress", **progress)
+    assert line(run, "starting").startswith(says)
+    assert says.removeprefix("bot: ") in Page(frame(run, "starting", None)["text/html"]).text
+
+
 def test_a_run_without_a_single_event_still_has_every_view(tmp_path):
     run = RunFolder(folder.create(tmp_path, "finetune", {"name": None, "recipe": {}}))
     assert curve(run.summary()) is None
@@ -420,6 +438,10 @@ def test_a_plan_promises_in_numbers(make):
         "rows": "30 to train, 10 held out",
         "tokens": "61 k an epoch, 10 % trained, 2 rows cut at max_length",
         "longest row": "99 tokens",
+        "an epoch": "words, words 100 % (10 drawn of 20 rows)",
+        "made by noise": "5 rows (words → words)",
+        "cleaned: duplicates": "9 rows left out (rows 1, 2, 3, 4, 5, 6, 7, 8, …)",
+        "skipped": "1 bad row of words (line 3: words)",
         "precision": "float32 on cpu",
         "predicted time": "1 min 00 s (a step of 64 tokens took 0.5 s)",
         "predicted peak memory": "2.0 GB",

@@ -16,7 +16,7 @@ _PERIOD_S = 0.5
 _QUIET_S = 1.0  # so long nothing is typed before the rows are read
 _KEYS = (
     "data.train", "model", "data.held_out", "objective", "max_length", "data.format", "data.template", "data.columns",
-    "data.chat_template",
+    "data.chat_template", "data.clean", "data.on_bad_rows", "data.group_by", "data.balance", "data.mix", "data.augment",
 )  # fmt: skip
 
 

@@ -39,6 +39,7 @@ from tune_magic.view.rows import made_of
 from tune_magic.view.samples import samples
 
 COLOURS = {"finished": GREEN, "failed": RED, "lost": RED, "damaged": RED, "stopped": ORANGE, "paused": ORANGE}
+_MADE_OF = 110  # characters of a line on the rows; the card's text has all of it
 _MOST_ADVICE = 2
 _TITLE_STATES = {"running": "training"}
 
@@ -130,7 +131,7 @@ def about(run: RunFolder, summary: Summary) -> list[Html]:
     ]
     if plan["engine_note"]:
         lines.append(plan["engine_note"] if plan["packed"] else f"rows are padded: {plan['engine_note']}")
-    lines += [f"{name}: {value}" for name, value in made_of(plan)]
+    lines += [clean(f"{name}: {value}", _MADE_OF) for name, value in made_of(plan)]
     lines += [f"memory: {text}" for text in memory_words(plan)]
     return [div(grey(escape(text, 200), size=11)) for text in lines]
 

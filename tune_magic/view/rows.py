@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from tune_magic.view import words
+from tune_magic.view.html import clean
 
 _MOST_PARTS = 12
 _MOST_ROWS = 8
+_SHOWN = 3
 _EXCERPT = 80
+_LONGEST_NAME = 40
 _MENDED = ("encoding", "personal", "secrets")
 
 
@@ -19,33 +22,40 @@ def made_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
         parts = [f"{_name(part)} {100 * part['share']:.0f} % ({_drawn(part)})" for part in facts["mixture"]]
         rows.append(("an epoch", ", ".join(parts[:_MOST_PARTS])))
     for found in facts.get("augmented", []):
-        shown = "; ".join(f"{_excerpt(old)} → {_excerpt(new)}" for old, new in found["shown"])
+        shown = "; ".join(f"{_short(old)} → {_short(new)}" for old, new in found["shown"])
         verb = "to be made" if found.get("is_preview") else "made"
-        rows.append((f"{verb} by {found['kind']}", f"{found['rows']} rows ({shown})"))
+        rows.append((f"{verb} by {found['kind']}", f"{_counted(found['rows'])} ({shown})"))
     for found in facts.get("cleaned", []):
         verb = "mended" if found["kind"] in _MENDED else "left out"
-        where = "" if len(facts.get("mixture", [])) < 2 else f" of {words.tail(found['source'])}"
-        noun = "row" if found["count"] == 1 else "rows"
-        rows.append((f"cleaned: {found['kind']}", f"{found['count']} {noun} {verb}{where}{rows_named(found)}"))
+        where = "" if len(facts.get("mixture", [])) < 2 else f" of {_tail(found['source'])}"
+        rows.append((f"cleaned: {found['kind']}", f"{_counted(found['count'])} {verb}{where}{rows_named(found)}"))
     for name, found in facts.get("skipped", {}).items():
-        first = "; ".join(f"{row['place']}: {row['problem']}" for row in found["rows"][:3])
-        rows.append(("skipped", f"{found['count']} bad rows of {name} ({first}{', …' if found['count'] > 3 else ''})"))
+        first = "; ".join(f"{row['place']}: {_short(row['problem'])}" for row in found["rows"][:_SHOWN])
+        more = ", …" if found["count"] > _SHOWN else ""
+        rows.append(("skipped", f"{_counted(found['count'], 'bad row')} of {_tail(name)} ({first}{more})"))
     return rows
 
 
+def _counted(count: int, noun: str = "row") -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _short(text: str) -> str:
+    return clean(" ".join(text.split()), _EXCERPT)
+
+
+def _tail(name: str) -> str:
+    return clean(words.tail(name), _LONGEST_NAME)
+
+
 def _name(part: dict[str, Any]) -> str:
-    label = f", {part['class']}" if "class" in part else ""
-    return f"{words.tail(part['name'])}{label}{' (replay)' if part.get('replay') else ''}"
+    label = f", {clean(part['class'], _LONGEST_NAME)}" if "class" in part else ""
+    return f"{_tail(part['name'])}{label}{' (replay)' if part.get('replay') else ''}"
 
 
 def _drawn(part: dict[str, Any]) -> str:
     all_once = part["per_epoch"] == part["rows"]
     return f"{part['rows']} rows" if all_once else f"{part['per_epoch']} drawn of {part['rows']} rows"
-
-
-def _excerpt(text: str) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= _EXCERPT else f"{flat[:_EXCERPT]}…"
 
 
 def rows_named(finding: dict[str, Any]) -> str:
