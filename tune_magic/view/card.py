@@ -67,7 +67,7 @@ def card(run: RunFolder, comparisons: Mapping[str, Comparison] | None = None, ba
     facts = [
         scores,
         div(grey(facts_line), style="margin-top:8px") if (facts_line := _facts(summary)) else None,
-        *about(run, summary),
+        *about(run, summary, brief=False),
     ]
     body = [
         _banner(banner),

@@ -39,7 +39,7 @@ from tune_magic.view.rows import made_of
 from tune_magic.view.samples import samples
 
 COLOURS = {"finished": GREEN, "failed": RED, "lost": RED, "damaged": RED, "stopped": ORANGE, "paused": ORANGE}
-_MADE_OF = 110  # characters of a line on the rows; the card's text has all of it
+_MADE_OF, _ABOUT = 60, 130  # characters of a fact on the rows, and of a line; the card's text has all of it
 _MOST_ADVICE = 2
 _TITLE_STATES = {"running": "training"}
 
@@ -112,8 +112,8 @@ def memory_gauges(memory: dict[str, Any]) -> Html | None:
     return div(grey("memory", size=11), table(cells, align="llr"))
 
 
-def about(run: RunFolder, summary: Summary) -> list[Html]:
-    """Say in two quiet lines what is trained, on what."""
+def about(run: RunFolder, summary: Summary, *, brief: bool = True) -> list[Html]:
+    """Say in quiet lines what is trained, on what; briefly while it is drawn again and again."""
     plan = summary.plan
     if not plan:
         return []
@@ -131,9 +131,11 @@ def about(run: RunFolder, summary: Summary) -> list[Html]:
     ]
     if plan["engine_note"]:
         lines.append(plan["engine_note"] if plan["packed"] else f"rows are padded: {plan['engine_note']}")
-    lines += [clean(f"{name}: {value}", _MADE_OF) for name, value in made_of(plan)]
+    rows = [f"{name}: {value}" for name, value in made_of(plan)]
+    lines += [" · ".join(clean(row, _MADE_OF) for row in rows)] if brief else rows
     lines += [f"memory: {text}" for text in memory_words(plan)]
-    return [div(grey(escape(text, 200), size=11)) for text in lines]
+    longest = _ABOUT if brief else 3 * _ABOUT
+    return [div(grey(escape(text, longest), size=11)) for text in lines if text]
 
 
 def memory_words(plan: dict[str, Any]) -> list[str]:
