@@ -21,7 +21,7 @@ from tune_magic.recipe.schema import DataOptions, SourceOptions
 from tune_magic.storage import fingerprint, places
 
 _LEAST_BYTES = 4_000_000  # of tokens; fewer are encoded in a moment
-_LEAST_FILE_BYTES = 300_000  # a packed file holds some times as many
+_LEAST_FILE_BYTES = 1_000_000  # a packed file holds some times as many; naming what is kept takes a tenth of a second
 _MOST_BYTES = 20_000_000_000  # of all that is kept
 _MOST_CHARACTERS = 20_000  # of a row that is kept as text, for people to look at
 _PACKAGE = Path(__file__).parent.parent
