@@ -24,7 +24,7 @@ from tune_magic import secrets
 
 TEMPORARY = ".tmp-"
 TRASH = ".trash-"
-_COPIED_BYTES = 1 << 20  # at once
+_COPIED_BYTES = 1 << 18  # at once
 _counter = itertools.count()
 
 

@@ -106,6 +106,8 @@ class Rows:
         data = self.recipe.data
         train, held_out = self._split()
         more = mixture.more_sources(data)
+        if len(train) and not (more or data.clean or data.augment or data.balance != "none"):
+            return Dataset(train, held_out)
         others = [self._source(source.data, source) for source in more]
         sources = np.repeat(np.arange(1 + len(others)), [len(train), *(len(other.table) for other in others)])
         joined = train.joined([other.table for other in others]) if others else train
