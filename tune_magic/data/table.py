@@ -21,11 +21,11 @@ from tune_magic.data.example import Example, Segment
 _NONE = -1
 # where a row's tokens, branches and texts begin, and what else it has
 _ROW = np.dtype([
-    ("token", "<i8"), ("branch", "<i8"), ("text", "<i8"), ("index", "<i8"), ("trunk", "<i4"), ("branches", "<i4"),
+    ("token", "<i8"), ("branch", "<i8"), ("text", "<i8"), ("trunk", "<i4"), ("branches", "<i4"),
     ("answer_start", "<i4"), ("question", "<i4"), ("reference", "<i4"),
 ])  # fmt: skip
 _FACTS_FILE = "facts"
-_FACTS = np.dtype([("length", "<i4"), ("weight", "<f4"), ("label", "<i4"), ("num_cut", "<i4")])
+_FACTS = np.dtype([("length", "<i4"), ("weight", "<f4"), ("label", "<i4"), ("num_cut", "<i4"), ("index", "<i4")])
 _COLUMNS: dict[str, Any] = {"rows": _ROW, "tokens": "<i4", "weights": "<f4", "branches": "<i4", "texts": "u1"}
 
 
@@ -119,8 +119,8 @@ class Table(Sequence[Example]):
 
     @property
     def indices(self) -> np.ndarray:
-        """Number of each example's row in its source, (rows,) int64; several examples may be of one row."""
-        return self._column([store.columns["rows"]["index"] for store in self._stores])
+        """Number of each example's row in its source, (rows,) int32; several examples may be of one row."""
+        return self._facts("index")
 
     def _facts(self, name: str) -> np.ndarray:
         return self._column([store.facts[name] for store in self._stores])
@@ -133,8 +133,8 @@ class Table(Sequence[Example]):
         which = int(np.searchsorted(self._starts, number, side="right")) - 1 if len(self._stores) > 1 else 0
         store, number = self._stores[which], number - int(self._starts[which])
         columns = store.columns
-        token, branch, text, index, trunk, branches, answer_start, question, reference = columns["rows"][number].item()
-        length, _, label, num_cut = store.facts[number].item()
+        token, branch, text, trunk, branches, answer_start, question, reference = columns["rows"][number].item()
+        length, _, label, num_cut, index = store.facts[number].item()
         tokens, weights = (columns[name][token : token + length] for name in ("tokens", "weights"))
         ends = [trunk, *(trunk + np.cumsum(columns["branches"][branch : branch + branches])).tolist()]
         return Example(
@@ -206,8 +206,7 @@ class TableWriter:
         weights = np.concatenate([segment.weights for segment in segments]).astype("<f4", copy=False)
         texts = [[text.encode() if text else text for text in (e.question, e.reference)] for e in examples]
         lengths = np.array([len(example) for example in examples])
-        labels = [_NONE if example.label is None else example.label for example in examples]
-        self._facts.append(_facts(lengths, weights, labels, [example.num_cut for example in examples]))
+        self._facts.append(_facts(examples, lengths, weights))
         self._append("rows", self._rows(examples, lengths, texts))
         self._append("tokens", np.concatenate([segment.tokens for segment in segments]).astype("<i4", copy=False))
         self._append("weights", weights)
@@ -216,7 +215,6 @@ class TableWriter:
 
     def _rows(self, examples: Sequence[Example], lengths: np.ndarray, texts: list[list[Any]]) -> np.ndarray:
         rows = np.empty(len(examples), dtype=_ROW)
-        rows["index"] = [example.index for example in examples]
         rows["trunk"] = [len(example.trunk) for example in examples]
         rows["branches"] = [len(example.branches) for example in examples]
         rows["answer_start"] = [example.answer_start for example in examples]
@@ -253,20 +251,25 @@ class TableWriter:
         """
         for name, scratch in self._scratch.items():
             scratch.copy_to(folder / name)
-        facts = np.concatenate([np.empty(0, dtype=_FACTS), *self._facts])
-        files.write_bytes(folder / _FACTS_FILE, facts.tobytes(), durable=False)
+        files.write_bytes(folder / _FACTS_FILE, self._all_facts().tobytes(), durable=False)
 
     def table(self) -> Table:
         """Return everything added so far; call it inside the block, the table outlives it."""
         columns = {name: np.frombuffer(self._scratch[name].map(), dtype) for name, dtype in _COLUMNS.items()}
-        facts = np.concatenate([np.empty(0, dtype=_FACTS), *self._facts])
-        return Table([Store(columns, facts, self._offset)])
+        return Table([Store(columns, self._all_facts(), self._offset)])
+
+    def _all_facts(self) -> np.ndarray:
+        self._facts = [np.concatenate([np.empty(0, dtype=_FACTS), *self._facts])]
+        return self._facts[0]
 
 
-def _facts(lengths: np.ndarray, weights: np.ndarray, labels: list[int], num_cut: list[int]) -> np.ndarray:
-    facts = np.empty(len(lengths), dtype=_FACTS)
+def _facts(examples: Sequence[Example], lengths: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    facts = np.empty(len(examples), dtype=_FACTS)
     ends = np.cumsum(lengths)
     sums = np.concatenate([[0.0], np.cumsum(weights, dtype=np.float64)])
-    facts["length"], facts["label"], facts["num_cut"] = lengths, labels, num_cut
+    facts["length"] = lengths
+    facts["label"] = [_NONE if example.label is None else example.label for example in examples]
+    facts["num_cut"] = [example.num_cut for example in examples]
+    facts["index"] = [example.index for example in examples]
     facts["weight"] = np.where(facts["label"] == _NONE, sums[ends] - sums[ends - lengths], 1.0)
     return facts
