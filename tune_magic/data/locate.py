@@ -16,6 +16,7 @@ from tune_magic.errors import DataError
 from tune_magic.recipe.schema import Recipe
 from tune_magic.storage import fingerprint
 
+TRAINING_ROWS = "train"  # as a corpus
 _SLICE = re.compile(r"\s*(?:(?P<start>\d+)(?P<a>%?))?\s*:\s*(?:(?P<stop>\d+)(?P<b>%?))?\s*")
 
 
@@ -24,6 +25,7 @@ def references(recipe: Recipe) -> dict[str, str]:
     data = recipe.data
     roles = {"train": data.train, "held_out": data.held_out, "replay": data.replay}
     roles |= {f"mix_{number}": source.data for number, source in enumerate(data.mix, start=1)}
+    roles["corpus"] = None if recipe.vocabulary.corpus == TRAINING_ROWS else recipe.vocabulary.corpus
     return {role: reference for role, reference in roles.items() if isinstance(reference, str)}
 
 
@@ -131,6 +133,8 @@ def identity(recipe: Recipe, prints: dict[str, str]) -> str:
             mixed = role.removeprefix("mix_")
             if mixed != role:
                 content["data"]["mix"][int(mixed) - 1]["data"] = name
+            elif role == "corpus":
+                content["vocabulary"]["corpus"] = name
             else:
                 content["data"][role] = name
     return fingerprint.identity(content, prints)

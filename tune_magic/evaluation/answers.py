@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,12 +10,14 @@ import numpy as np
 import torch
 
 from tune_magic import plugins
+from tune_magic.data.example import Example
 from tune_magic.errors import TuneError
 from tune_magic.evaluation.compare import compare, perplexity, weighted_mean
 from tune_magic.evaluation.comparison import Comparison
 from tune_magic.evaluation.metrics import Metric
 from tune_magic.evaluation.scorer import Scorer
 from tune_magic.models.generate import generate
+from tune_magic.training.tuned import Tuned
 
 DEFAULT_METRICS = ("loss", "perplexity", "exact_match", "rouge_l")
 _BY_ENGINE = {"loss": weighted_mean, "perplexity": perplexity}
@@ -41,18 +44,20 @@ class AnswerScorer(Scorer):
         super().__init__(*arguments)
         self.wanted = self.options.get("metrics") or DEFAULT_METRICS
         self.metrics = self._metrics()
-        self.max_new_tokens = self.options.get("max_new_tokens") or longest_answer(self.examples, self.tuned.tokenizer)
+        self.max_new_tokens = self.options.get("max_new_tokens") or longest_answer(
+            self.examples, self.tuned.vocabulary.base
+        )
         self.total = 2 * len(self.examples) * (2 if self.metrics else 1)
 
-    def score(self, model: Any) -> Answers:
+    def score(self, side: Tuned, examples: Sequence[Example]) -> Answers:
         """Return losses and, where a metric reads them, answers."""
         texts = None
-        losses = self._losses(model)
+        losses = self._losses(side, examples)
         if self.metrics:
             texts = generate(
-                model,
-                self.tuned.tokenizer,
-                [example.prompt for example in self.examples],
+                side.model,
+                side.tokenizer,
+                [example.prompt for example in examples],
                 max_new_tokens=self.max_new_tokens,
                 between=lambda: self.advance(0),
                 done=self.advance,
@@ -110,19 +115,20 @@ class AnswerScorer(Scorer):
             return {}
         return chosen
 
-    def _losses(self, model: Any) -> np.ndarray:
-        engine = self.tuned.engine(model)
-        engine.self_check(self.examples[:8], self.tuned.objective.loss_sum)
-        places = {id(example): place for place, example in enumerate(self.examples)}
-        losses = np.zeros(len(self.examples))
+    def _losses(self, side: Tuned, examples: Sequence[Example]) -> np.ndarray:
+        """Return each row's loss as a mean over the tuned model's tokens: both sides are scored on the same texts."""
+        engine = side.engine()
+        engine.self_check(examples[:8], side.objective.loss_sum)
+        places = {id(example): place for place, example in enumerate(examples)}
+        losses, weights = np.zeros(len(examples)), np.array([example.weight for example in self.examples])
         with torch.no_grad():
-            for microbatch in engine.microbatches(self.examples):
+            for microbatch in engine.microbatches(examples):
                 states = engine.states(microbatch)
                 sums = torch.zeros(len(microbatch)).index_add(
                     0, states.owners.cpu(), -(states.log_probs() * states.weights).cpu()
                 )
                 own = [places[id(example)] for example in microbatch]  # they come in the engine's order
-                losses[own] = (sums / torch.tensor([example.weight for example in microbatch])).numpy()
+                losses[own] = sums.numpy() / weights[own]
                 self.advance(len(microbatch))
         return losses
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ def chat(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     tuned = load_tuned(RunFolder(job.path.parent.parent))
     options = job.info["options"]
     needs_base = options["base"] and not (tuned.method.adds or tuned.objective.scores_rows)
-    base = tuned.load_base().to(next(tuned.model.parameters()).device).eval() if needs_base else None
+    base = tuned.load_base() if needs_base else None
     talk = _Talk(tuned, base, log, control)
     log.append("state", state="running")
     heard = time.monotonic()
@@ -50,12 +51,13 @@ def chat(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
 class _Talk:
     """A conversation, with a history of its own for each side."""
 
-    def __init__(self, tuned: Tuned, base: Any, log: EventLog, control: Control) -> None:
+    def __init__(self, tuned: Tuned, base: Tuned | None, log: EventLog, control: Control) -> None:
         self._tuned = tuned
         self._base = base
         self._log = log
         self._control = control
-        self._renderer = tuned.rows().renderer
+        bare = replace(tuned, vocabulary=tuned.vocabulary.unextended())
+        self._renderers = {"tuned": tuned.rows().renderer, "base": bare.rows().renderer}
         self._histories: dict[str, list[dict[str, str]]] = {side: [] for side in SIDES}
 
     def answer(self, said: dict[str, Any]) -> None:
@@ -67,25 +69,25 @@ class _Talk:
             self._classify(said)
             return
         for side in SIDES if said["base"] else SIDES[:1]:
-            with self._model(side) as model:
-                if model is not None:
-                    self._say(side, model, said)
+            with self._speaker(side) as speaker:
+                if speaker is not None:
+                    self._say(side, speaker, said)
 
     @contextlib.contextmanager
-    def _model(self, side: str) -> Iterator[Any]:
-        """Yield the model of a side; None where the base was not loaded."""
+    def _speaker(self, side: str) -> Iterator[Tuned | None]:
+        """Yield who answers on a side; None where the base was not loaded."""
         if side == "tuned":
-            yield self._tuned.model
+            yield self._tuned
         elif self._tuned.method.adds:
-            with self._tuned.method.without(self._tuned.model):
-                yield self._tuned.model
+            with self._tuned.without_tuning() as base:
+                yield base
         else:
             yield self._base
 
-    def _say(self, side: str, model: Any, said: dict[str, Any]) -> None:
+    def _say(self, side: str, speaker: Tuned, said: dict[str, Any]) -> None:
         history = [*self._histories[side], {"role": "user", "content": said["text"]}]
         sampling = Sampling(said["max_new_tokens"], said["temperature"], said["top_p"], said["seed"])
-        prompt, history = self._prompt(history, said["system"], sampling.max_new_tokens, model)
+        prompt, history = self._prompt(side, history, said["system"], sampling.max_new_tokens)
         began, told_at, told, tokens = time.monotonic(), 0.0, "", 0
 
         def tell(text: str, count: int) -> None:
@@ -99,7 +101,7 @@ class _Talk:
             self._control.check()
             return self._control.take("hush")
 
-        text = stream(model, self._tuned.tokenizer, prompt, sampling, tell=tell, is_over=is_over)
+        text = stream(speaker.model, speaker.tokenizer, prompt, sampling, tell=tell, is_over=is_over)
         self._histories[side] = [*history, {"role": "assistant", "content": text}]
         seconds = round(time.monotonic() - began, 3)
         self._log.append(
@@ -107,15 +109,16 @@ class _Talk:
         )
 
     def _prompt(
-        self, history: list[dict[str, str]], system: str, max_new_tokens: int, model: Any
+        self, side: str, history: list[dict[str, str]], system: str, max_new_tokens: int
     ) -> tuple[np.ndarray, list[dict[str, str]]]:
         """Return the tokens to go on from, and the history they hold: the oldest turns go where all are too long."""
-        if not self._renderer.uses_template:  # a model of plain texts has no turns
-            return np.asarray(self._renderer.prompt_tokens(history[-1]["content"]), dtype=np.int32), history[-1:]
+        renderer, config = self._renderers[side], self._tuned.model.config
+        if not renderer.uses_template:  # a model of plain texts has no turns
+            return np.asarray(renderer.prompt_tokens(history[-1]["content"]), dtype=np.int32), history[-1:]
         first = [{"role": "system", "content": system}] if system else []
-        room = (getattr(model.config, "max_position_embeddings", None) or 1 << 30) - max_new_tokens
+        room = (getattr(config, "max_position_embeddings", None) or 1 << 30) - max_new_tokens
         while True:
-            tokens = self._renderer.prompt_tokens([*first, *history])
+            tokens = renderer.prompt_tokens([*first, *history])
             if len(tokens) <= room or len(history) < 3:
                 return np.asarray(tokens, dtype=np.int32), history
             history = history[2:]
@@ -123,7 +126,7 @@ class _Talk:
     def _classify(self, said: dict[str, Any]) -> None:
         began = time.monotonic()
         classes = list(self._tuned.objective.facts()["classes"])
-        example = self._renderer.classified([Labelled(said["text"], classes[0])], [0], [0])
+        example = self._renderers["tuned"].classified([Labelled(said["text"], classes[0])], [0], [0])
         shares = row_logits(self._tuned.engine(), example)[0].softmax(-1).tolist()
         likely = sorted(zip(shares, classes, strict=True), reverse=True)[:_SHOWN_CLASSES]
         text = "\n".join(f"{share:.3f}  {name}" for share, name in likely)

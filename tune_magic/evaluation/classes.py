@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 
 from tune_magic import plugins
+from tune_magic.data.example import Example
 from tune_magic.errors import TuneError
 from tune_magic.evaluation.compare import compare, weighted_mean
 from tune_magic.evaluation.comparison import Comparison
@@ -16,6 +18,7 @@ from tune_magic.evaluation.metrics import ClassMetric
 from tune_magic.evaluation.report import PER_CLASS
 from tune_magic.evaluation.scorer import Scorer
 from tune_magic.training.rows import row_logits
+from tune_magic.training.tuned import Tuned
 
 DEFAULT_METRICS = ("accuracy", "macro_f1", "loss")
 
@@ -51,9 +54,9 @@ class ClassScorer(Scorer):
             raise TuneError(f"`{wrong[0]}` compares answers; this run chooses classes.")
         self.total = 2 * len(self.examples)
 
-    def score(self, model: Any) -> Choices:
-        """Return what the model chooses and how sure it is."""
-        logits = row_logits(self.tuned.engine(model), self.examples, done=self.advance)
+    def score(self, side: Tuned, examples: Sequence[Example]) -> Choices:
+        """Return what a model chooses and how sure it is."""
+        logits = row_logits(side.engine(), examples, done=self.advance)
         log_p = torch.log_softmax(logits, -1).numpy()
         chosen = log_p.argmax(-1)
         rows = np.arange(len(chosen))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from tune_magic import files
+from tune_magic.data.example import Example
 from tune_magic.data.locate import ensure, references, source_name
 from tune_magic.data.table import Table
 from tune_magic.errors import DataError
@@ -38,8 +40,10 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
 
     kind: type[Scorer] = ClassScorer if tuned.objective.scores_rows else AnswerScorer
     scorer = kind(tuned, examples, options, advance)
-    scored = scorer.score(tuned.model)
-    base = _score_base(tuned, scorer)
+    scored = scorer.score(tuned, examples)
+    base = _score_base(
+        tuned, scorer, lambda side: rows_to_score(side, job.path, options.get("data"))[0][: len(examples)]
+    )
     scores = [
         {
             "row": example.index,
@@ -81,6 +85,8 @@ def rows_to_score(tuned: Tuned, folder: Path, named: str | None = None) -> tuple
         examples, split = tuned.rows().examples(data.test), "test"
     else:
         for role, reference in references(tuned.recipe).items():
+            if role == "corpus":
+                continue  # its words are with the run
             path = ensure(reference, run.path)
             if not path.is_file():
                 raise DataError(f"The run's rows are gone: there is no file {path}.")
@@ -91,10 +97,14 @@ def rows_to_score(tuned: Tuned, folder: Path, named: str | None = None) -> tuple
     return examples, split
 
 
-def _score_base(tuned: Tuned, scorer: Scorer) -> Any:
+def _score_base(tuned: Tuned, scorer: Scorer, encode: Callable[[Tuned], Sequence[Example]]) -> Any:
+    """Score the base over the same rows, which are encoded by its own tokens where the run's are others."""
+
+    def score(base: Tuned) -> Any:
+        return scorer.score(base, encode(base) if tuned.vocabulary.is_extended else scorer.examples)
+
     if tuned.method.adds:
-        with tuned.method.without(tuned.model):
-            return scorer.score(tuned.model)
-    place = next(tuned.model.parameters()).device
+        with tuned.without_tuning() as base:
+            return score(base)
     tuned.model.cpu()  # both at once may not fit
-    return scorer.score(tuned.load_base().to(place).eval())
+    return score(tuned.load_base())

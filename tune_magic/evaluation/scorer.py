@@ -35,8 +35,13 @@ class Scorer(abc.ABC):
         self.advance = advance
 
     @abc.abstractmethod
-    def score(self, model: Any) -> Any:
-        """Return what the model does with every row."""
+    def score(self, side: Tuned, examples: Sequence[Example]) -> Any:
+        """Return what a model does with every row.
+
+        Args:
+            side: The tuned model or its base.
+            examples: The rows, by the tokens of that model.
+        """
 
     @abc.abstractmethod
     def row(self, number: int, base: Any, tuned: Any) -> dict[str, Any]:

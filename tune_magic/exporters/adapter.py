@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from tune_magic.errors import TuneError
 from tune_magic.exporters.base import Exporter
 from tune_magic.exporters.parity import Reader, TorchReader
@@ -28,5 +26,4 @@ class AdapterExporter(Exporter):
         """Put the adapter on a base that was loaded anew."""
         from peft import PeftModel
 
-        base = tuned.objective.load(tuned.base, torch.float32)
-        return TorchReader(PeftModel.from_pretrained(base, folder), tuned)
+        return TorchReader(PeftModel.from_pretrained(tuned.untrained(), folder), tuned)

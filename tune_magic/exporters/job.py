@@ -45,6 +45,7 @@ def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     advance = _advancing(log, control, 2 * len(examples) + 1)
     new_tokens = None if tuned.objective.scores_rows else _longest(tuned, examples)
     trained = parity.measure(TorchReader(tuned.model, tuned), examples, new_tokens, advance) if examples else None
+    vocab_size = tuned.method.inner(tuned.model).get_input_embeddings().weight.shape[0]
     with files.new_folder(target) as folder:
         exporter.write(folder, tuned, options.get("quantize"))
         tuned.model = None
@@ -56,7 +57,8 @@ def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     receipt = {
         "format": FORMAT, "to": options["to"], "quantize": options.get("quantize"), "run": run.id,
         "step": int(run.best_checkpoint.name.removeprefix("step-")), "path": str(target), "files": sizes,
-        "size_bytes": sum(sizes.values()), "task": tuned.objective.task,
+        "size_bytes": sum(sizes.values()), "task": tuned.objective.task, "new_tokens": len(tuned.vocabulary.ids),
+        "vocab_size": vocab_size,
     }  # fmt: skip
     if trained is None:
         receipt["parity"] = {"ok": None, "complaints": [split]}

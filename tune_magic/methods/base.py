@@ -24,12 +24,16 @@ class Method(abc.ABC):
         packs: Rows may be packed into one sequence with a block mask.
         merges: The trained parameters can be folded into the base model's own.
         adds: The base model is still in there untouched, and `without` shows it.
+        trains_new_tokens: Embeddings of tokens that the model was given (`new_tokens`) are trained.
+        new_tokens: Their numbers, set before `apply`.
     """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     packs: ClassVar[bool] = True
     merges: ClassVar[bool] = True
     adds: ClassVar[bool] = False
+    trains_new_tokens: ClassVar[bool] = False
+    new_tokens = range(0)
 
     def __init__(self, options: MethodOptions) -> None:
         self.options: Any = options

@@ -23,6 +23,7 @@ class Full(Method):
     """Every parameter of the model is trained: the most freedom, the most memory (16 bytes a parameter in fp32)."""
 
     Options = FullOptions
+    trains_new_tokens = True
 
     def apply(self, model: PreTrainedModel, task: str) -> PreTrainedModel:
         """Make every parameter trainable."""

@@ -33,12 +33,13 @@ class Lora(Method):
 
     Options = LoraOptions
     adds = True
+    trains_new_tokens = True
 
     def apply(self, model: PreTrainedModel, task: str) -> Any:
         """Wrap the model by PEFT, which also trains a head that is new."""
         from peft import LoraConfig, get_peft_model
 
-        from tune_magic.methods.lora_linear import fuse
+        from tune_magic.methods import lora_linear, token_rows
 
         options = self.options
         config = LoraConfig(
@@ -48,10 +49,12 @@ class Lora(Method):
             target_modules=options.target_modules,
             use_rslora=options.use_rslora,
             task_type=task,
+            trainable_token_indices=list(self.new_tokens) or None,
         )
         with quiet():
             wrapped = get_peft_model(model, config)
-        fuse(wrapped)
+        lora_linear.fuse(wrapped)
+        token_rows.fuse(wrapped)
         return wrapped
 
     def inner(self, model: Any) -> PreTrainedModel:

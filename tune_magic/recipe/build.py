@@ -40,12 +40,13 @@ ALIASES = {
 METHOD_ALIASES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "type": "name"}
 BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-_SHORT = {"data": "train", "method": "name", "eval": ""}  # what a word in a part's place means
+_SHORT = {"data": "train", "method": "name", "eval": "", "vocabulary": "corpus"}  # what a word in a part's place means
 _UNION_MEMBERS = frozenset({"str", "float", "ColumnTemplate", "list[str]"})
 _WANTED = {
     "data": "a path, `$name` or a mapping with `train`",
     "data.held_out": "a file, `$name` or a share such as 10%",
     "data.template": "a text with `{column}` places or {system:, prompt:, completion:}",
+    "vocabulary": "a corpus or a mapping with `corpus` or `tokens`",
     "method.target_modules": "all-linear, a name or a list of names",
 }
 _SHARES = ("data.held_out", "data.replay_share")  # may be written as 10%
@@ -58,6 +59,7 @@ _EXAMPLES = {
     "batch_size": "Try `batch_size: 8`.",
     "method.r": "Try `r: 8`.",
     "method.lora_alpha": "Try `lora_alpha: 16`.",
+    "vocabulary": "Try `vocabulary: corpus.txt`.",
     "data.held_out": "Try `held_out: 10%`.",
 }
 

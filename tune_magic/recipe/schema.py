@@ -249,6 +249,35 @@ def _augmenter(item: Any) -> AugmentOptions:
         raise ValueError(f"{where}: {first['msg']}, got {first['input']!r}.") from None
 
 
+class VocabularyOptions(Part):
+    """Words that the tokenizer is given as tokens of their own."""
+
+    corpus: str | None = Field(
+        None,
+        description="Rows whose frequent words become tokens: a file, `$name`, hub id, or `train` for the training rows.",
+    )
+    size: int = Field(256, ge=1, le=20_000, description="Most tokens made of the corpus; those that save most.")
+    min_count: int = Field(10, ge=2, description="How often a word must come in the corpus.")
+    tokens: list[str] = Field(default_factory=list, description="Words, or marks such as `<gene>`, that become tokens.")
+
+    @field_validator("tokens", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("tokens")
+    @classmethod
+    def _words(cls, value: list[str]) -> list[str]:
+        if any(not token.strip() or token != token.strip() for token in value):
+            raise ValueError("must be words or marks, without spaces around them.")
+        return list(dict.fromkeys(value))
+
+    @property
+    def extends(self) -> bool:
+        """Whether there is anything to add."""
+        return self.corpus is not None or bool(self.tokens)
+
+
 class EvalOptions(Part):
     """Evaluation on held-out rows while training."""
 
@@ -270,6 +299,10 @@ class Recipe(Part):
         None, description="What is minimised. Default: classify for rows with a label, else sft."
     )
     method: SerializeAsAny[MethodOptions] = Field(description="How parameters are made trainable, with its options.")
+    vocabulary: VocabularyOptions = Field(
+        default_factory=lambda: VocabularyOptions.model_validate({}),
+        description="New words for the tokenizer: a corpus, or a mapping.",
+    )
     learning_rate: float = Field(2e-4, gt=0, le=10, description="Peak learning rate.")
     num_train_epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps, instead of epochs.")

@@ -94,7 +94,10 @@ def _measure(session: Session) -> dict[str, Any]:
     heaviest, *others = heapq.nlargest(2, tokens, key=lambda step: tokens[step])
     seconds, peak_bytes, states = _dry_steps(loop, [heaviest, *others, heaviest])
     memory.forget_peak(session.engine.device)
-    held_out = loop.held_out() if session.dataset.held_out else {"loss": None, "seconds": 0.0}
+    held_out: dict[str, Any] = {"loss": None, "seconds": 0.0}
+    if session.dataset.held_out:
+        with session.as_base():
+            held_out = loop.held_out(session.base_held_out)
     del states
     mean_tokens = sum(tokens.values()) / len(tokens)
     evaluations = 1 + plan["total_steps"] // plan["eval_steps"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import time
 from collections import defaultdict
@@ -14,6 +13,7 @@ import torch
 
 from tune_magic import files
 from tune_magic.data.example import Example
+from tune_magic.data.table import Table
 from tune_magic.errors import TuneError
 from tune_magic.storage.control import StopRequested
 from tune_magic.training import checkpoint, memory
@@ -262,9 +262,9 @@ class Loop:
     def _evaluate_base(self) -> None:
         """Score the model as it was before the first step, and let it answer the samples."""
         session = self.session
-        was_base = session.method.without(session.model) if self.progress.step else contextlib.nullcontext()
-        with was_base:
-            session.log.append("eval", step=0, **self.held_out(), rows=len(session.dataset.held_out), best=False)
+        with session.as_base():
+            scores = self.held_out(session.base_held_out)
+            session.log.append("eval", step=0, **scores, rows=len(session.dataset.held_out), best=False)
             self._sample(0)
         self._base_evaluated = True
         if self.progress.step == 0:
@@ -273,7 +273,7 @@ class Loop:
     def _evaluate(self) -> None:
         """Score the held-out rows, and save when they were never better."""
         session, progress = self.session, self.progress
-        scores = self.held_out()
+        scores = self.held_out(session.dataset.held_out)
         loss = scores["loss"]
         limit = math.inf if progress.best_loss is None else progress.best_loss
         better = loss < limit  # false for a loss that is no number
@@ -292,16 +292,20 @@ class Loop:
         if self._budget is None or self._budget.left_s > _SHARE_FOR_SAMPLES * self._budget.seconds:
             self.sampler.sample(step)
 
-    def held_out(self) -> dict[str, Any]:
+    def held_out(self, examples: Table) -> dict[str, Any]:
         """Return the weighted mean loss on the held-out rows, its weight, seconds, and what the objective tallies.
 
         Out of memory, the rows are computed again in smaller microbatches; those of training stay.
+
+        Args:
+            examples: The held-out rows, by the tokens of the run or of the base. The mean is over the run's tokens, so
+                that both say how likely the same texts are.
         """
-        engine, examples = self.session.engine, self.session.dataset.held_out
+        engine = self.session.engine
         tokens_in_training = engine.max_tokens
         engine.max_tokens = self._held_out_tokens = min(self._held_out_tokens, tokens_in_training)
         try:
-            while (found := self._try_held_out()) is None:
+            while (found := self._try_held_out(examples)) is None:
                 memory.give_back()
                 if not engine.shrink(examples):
                     raise TuneError(
@@ -313,7 +317,7 @@ class Loop:
             engine.max_tokens = tokens_in_training
         return found
 
-    def _try_held_out(self) -> dict[str, Any] | None:
+    def _try_held_out(self, examples: Table) -> dict[str, Any] | None:
         session = self.session
         started = time.perf_counter()
         session.model.eval()
@@ -321,7 +325,7 @@ class Loop:
         sums: defaultdict[str, float] = defaultdict(float)
         try:
             with torch.no_grad():
-                for microbatch in session.engine.microbatches(session.dataset.held_out):
+                for microbatch in session.engine.microbatches(examples):
                     session.control.check()
                     states = session.engine.states(microbatch)
                     sums["loss"] += float(session.objective.loss_sum(states))

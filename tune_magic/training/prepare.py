@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from tune_magic.data.table import Table
 from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
 from tune_magic.models.find import ModelSource, find_model
-from tune_magic.models.load import load_tokenizer, local_folder
+from tune_magic.models.load import local_folder
 from tune_magic.objectives.base import Objective
 from tune_magic.recipe.build import build_recipe
 from tune_magic.recipe.schema import Recipe
@@ -33,6 +35,7 @@ from tune_magic.training.order import Order
 from tune_magic.training.planner import Planner
 from tune_magic.training.rows import RowEngine
 from tune_magic.training.source import Progress
+from tune_magic.training.vocabulary import Vocabulary, vocabulary_of
 
 _EVALUATIONS = 8
 _SAMPLED_STEPS = 8  # of which memory is planned
@@ -50,12 +53,20 @@ class Session:
     control: Control
     plan: dict[str, Any]
     dataset: Dataset
-    tokenizer: Any
+    vocabulary: Vocabulary
     method: Method
     objective: Objective
     model: Any
     engine: Engine
     order: Order
+    base_held_out: Table
+
+    @contextlib.contextmanager
+    def as_base(self) -> Iterator[None]:
+        """While inside, the model is the base, with the tokens it had; before the first step, or where it was added to."""
+        was_base = self.method.without(self.model) if self.method.adds else contextlib.nullcontext()
+        with was_base, self.vocabulary.hidden(self.method.inner(self.model)):
+            yield
 
 
 def longest_example(recipe: Recipe, model_folder: Path) -> int:
@@ -69,11 +80,16 @@ def longest_example(recipe: Recipe, model_folder: Path) -> int:
     return min(recipe.max_length, int(positions))
 
 
-def build_model(recipe: Recipe, model_folder: Path, objective: Objective, method: Method, dtype: torch.dtype) -> Any:
+def build_model(
+    recipe: Recipe, model_folder: Path, objective: Objective, method: Method, dtype: torch.dtype, *,
+    vocabulary: Vocabulary,
+) -> Any:  # fmt: skip
     """Load the base and let the method make it trainable; new parameters follow from the recipe's seed alone."""
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         base = objective.load(model_folder, dtype)
+        vocabulary.extend(base)
+        method.new_tokens = vocabulary.ids
         base.name_or_path = recipe.model  # what an adapter calls its base: the user's name, not a path of ours
         return method.apply(base, objective.task)
 
@@ -112,16 +128,20 @@ def prepare(
     at_start = memory.level(device())
     source = find_model(recipe.model)
     model_folder = local_folder(source)
-    tokenizer = load_tokenizer(model_folder)
+    method: Method = plugins.get("method", recipe.method.name)(recipe.method)
+    vocabulary = vocabulary_of(recipe, folder, model_folder, method, control.check)
     longest = longest_example(recipe, model_folder)
-    rows = Rows(recipe, folder, tokenizer, longest, look=control.check, tell=Progress(log).tell)
+    rows = Rows(recipe, folder, vocabulary.tokenizer, longest, look=control.check, tell=Progress(log).tell)
     dataset, objective = rows.dataset(), rows.objective
+    base_held_out = dataset.held_out
+    if vocabulary.is_extended:
+        base_held_out = Rows(recipe, folder, vocabulary.base, longest, objective, look=control.check).held_out()
     if rows.held_out_rows is not None:
         split = {"format": FORMAT, "held_out": rows.held_out_rows.tolist()}
         files.write_json(folder / "split.json", split, durable=False)
     control.check()
 
-    method, model, dtype = _load(recipe, model_folder, objective, inherited)
+    model, dtype = _load(recipe, model_folder, objective, method, vocabulary=vocabulary, inherited=inherited)
     control.check()
 
     engine = make_engine(recipe, model, method, objective, dtype)
@@ -130,7 +150,9 @@ def prepare(
     checked.self_check(engine, recipe, objective, dataset.train, prints["model"])
     ranks = _ranks(recipe, dataset.train)
     order = Order(len(dataset.train), recipe.batch_size, recipe.seed, ranks, dataset.draws)
-    session = Session(recipe, folder, log, control, {}, dataset, tokenizer, method, objective, model, engine, order)
+    session = Session(
+        recipe, folder, log, control, {}, dataset, vocabulary, method, objective, model, engine, order, base_held_out
+    )
     forecast = _plan_memory(session, inherited, measure=measure)
     forecast["memory"]["at_start"] = at_start
     session.plan = {
@@ -139,6 +161,7 @@ def prepare(
         "data_files": {reference: str(path) for reference, path in paths.items()},
         "identity": identity(recipe, prints),
         **rows.facts(dataset),
+        **({"vocabulary": vocabulary.new.facts} if vocabulary.is_extended else {}),
         **_facts_of_training(session),
         **forecast,
     }
@@ -149,18 +172,19 @@ def prepare(
 
 
 def _load(
-    recipe: Recipe, folder: Path, objective: Objective, inherited: dict[str, Any] | None
-) -> tuple[Method, Any, torch.dtype]:
-    """Return the method, the model it was applied to, on its device, and the precision it is computed in."""
+    recipe: Recipe, folder: Path, objective: Objective, method: Method, *, vocabulary: Vocabulary,
+    inherited: dict[str, Any] | None,
+) -> tuple[Any, torch.dtype]:  # fmt: skip
+    """Return the model that the method was applied to, on its device, and the precision it is computed in."""
     dtype = resolve_dtype(recipe.dtype) if inherited is None else _DTYPES[inherited["dtype"]]
     if inherited is not None:
         torch.set_num_threads(inherited["threads"])  # another number of threads adds in another order
-    method: Method = plugins.get("method", recipe.method.name)(recipe.method)
     torch.manual_seed(recipe.seed)
     np.random.seed(recipe.seed)
-    model = build_model(recipe, folder, objective, method, dtype if method.adds else torch.float32)
+    precision = dtype if method.adds else torch.float32
+    model = build_model(recipe, folder, objective, method, precision, vocabulary=vocabulary)
     model.to(device())
-    return method, model, dtype
+    return model, dtype
 
 
 def _refuse_changes(before: dict[str, Any], now: dict[str, Any]) -> None:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import itertools
 import time
+from typing import Any
 
 import torch
 
+from tune_magic.data.example import Example
+from tune_magic.data.table import Table
 from tune_magic.models.generate import generate
 from tune_magic.training.prepare import Session
 from tune_magic.training.rows import row_logits
@@ -24,16 +27,22 @@ class Sampler:
         self._session = session
         self._started = time.monotonic()
         self._spent_s = 0.0
-        answerable = (example for example in session.dataset.held_out if example.reference is not None)
-        self._examples = list(itertools.islice(answerable, session.recipe.eval.samples))
+        self._examples = self._first(session.dataset.held_out)
+        self._base_examples = self._first(session.base_held_out)
+
+    def _first(self, held_out: Table) -> list[Example]:
+        answerable = (example for example in held_out if example.reference is not None)
+        return list(itertools.islice(answerable, self._session.recipe.eval.samples))
 
     def sample(self, step: int) -> None:
-        """Answer the prompts with the model as it stands after `step`."""
+        """Answer the prompts with the model as it stands after `step`; 0 is the base, by its own tokens."""
         session, started = self._session, time.monotonic()
         if not self._examples or (self._spent_s > _SHARE_OF_TIME * (started - self._started) and step > 0):
             return
         session.model.eval()
-        answers = self._classes() if session.objective.scores_rows else self._answers()
+        vocabulary, examples = session.vocabulary, self._examples if step else self._base_examples
+        tokenizer = vocabulary.tokenizer if step else vocabulary.base
+        answers = self._classes(examples) if session.objective.scores_rows else self._answers(examples, tokenizer)
         items = [
             {"row": example.index, "question": example.question, "answer": answer, "reference": example.reference}
             for example, answer in zip(self._examples, answers, strict=True)
@@ -41,20 +50,20 @@ class Sampler:
         session.log.append("sample", step=step, items=items)
         self._spent_s += time.monotonic() - started
 
-    def _answers(self) -> list[str]:
+    def _answers(self, examples: list[Example], tokenizer: Any) -> list[str]:
         session = self._session
         return generate(
             session.model,
-            session.tokenizer,
-            [example.prompt for example in self._examples],
+            tokenizer,
+            [example.prompt for example in examples],
             max_new_tokens=session.recipe.eval.max_new_tokens,
             between=session.control.check,
         )
 
-    def _classes(self) -> list[str]:
+    def _classes(self, examples: list[Example]) -> list[str]:
         """Return the likeliest class of each text, and how likely it is."""
         session = self._session
-        best = torch.softmax(row_logits(session.engine, self._examples), -1).max(-1)
+        best = torch.softmax(row_logits(session.engine, examples), -1).max(-1)
         names = session.objective.facts()["classes"]
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [f"{names[number]} ({probability:.2f})" for number, probability in pairs]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
 from tune_magic.models.find import find_model
 from tune_magic.models.generate import generate
-from tune_magic.models.load import load_tokenizer, local_folder
+from tune_magic.models.load import local_folder
 from tune_magic.objectives.base import Objective
 from tune_magic.recipe.build import build_recipe
 from tune_magic.recipe.schema import Recipe
@@ -27,6 +28,7 @@ from tune_magic.training.dataset import Rows
 from tune_magic.training.engine import Engine
 from tune_magic.training.prepare import build_model, device, make_engine
 from tune_magic.training.rows import row_logits
+from tune_magic.training.vocabulary import Vocabulary, vocabulary_of
 
 Chat = list[dict[str, str]]
 
@@ -41,7 +43,7 @@ class Tuned:
         objective: What was minimised, with what it learned of the rows.
         method: How parameters were made trainable.
         model: In evaluation mode, on the device.
-        tokenizer: Its tokenizer.
+        vocabulary: Its tokens.
         base: Folder of the base model.
     """
 
@@ -50,21 +52,41 @@ class Tuned:
     objective: Objective
     method: Method
     model: Any
-    tokenizer: Any
+    vocabulary: Vocabulary
     base: Path
+
+    @property
+    def tokenizer(self) -> Any:
+        """What texts are encoded by for this model."""
+        return self.vocabulary.tokenizer
 
     def rows(self, folder: Path | None = None) -> Rows:
         """Return a reader of rows as this model was trained on; `folder` holds tables given as objects."""
         longest = self.run.summary().plan.get("max_length", self.recipe.max_length)
         return Rows(self.recipe, folder or self.run.path, self.tokenizer, longest, self.objective)
 
-    def load_base(self) -> Any:
+    def load_base(self) -> Tuned:
         """Load the model once more as it was before training, new parameters with their first values."""
-        return build_model(self.recipe, self.base, self.objective, self.method, torch.float32)
+        own = self.vocabulary.unextended()
+        model = build_model(self.recipe, self.base, self.objective, self.method, torch.float32, vocabulary=own)
+        return replace(self, model=model.to(device()).eval(), vocabulary=own)
+
+    @contextlib.contextmanager
+    def without_tuning(self) -> Iterator[Tuned]:
+        """Yield the model as it was before training, by the tokens it had; only where the method `adds`."""
+        inner = self.method.inner(self.model)
+        with self.method.without(self.model), self.vocabulary.hidden(inner):
+            yield replace(self, vocabulary=self.vocabulary.unextended())
 
     def engine(self, model: Any = None) -> Engine:
         """Return an engine over this model, or over another of its kind, in float32."""
         return make_engine(self.recipe, model or self.model, self.method, self.objective, torch.float32)
+
+    def untrained(self) -> Any:
+        """Return the base model as an exported adapter finds it: with rows for new tokens, whatever is in them."""
+        model = self.objective.load(self.base, torch.float32)
+        self.vocabulary.extend(model)
+        return model
 
 
 def recipe_of(run: RunFolder) -> Recipe:
@@ -103,10 +125,11 @@ def load_tuned(run: RunFolder, *, dtype: torch.dtype = torch.float32) -> Tuned:
     folder = local_folder(source)
     check_unchanged(run, "model", fingerprint.of_model(source.path or folder))
     method: Method = plugins.get("method", recipe.method.name)(recipe.method)
-    model = build_model(recipe, folder, objective, method, dtype)
+    vocabulary = vocabulary_of(recipe, run.path, folder, method)
+    model = build_model(recipe, folder, objective, method, dtype, vocabulary=vocabulary)
     checkpoint.restore(path, model)
     model.to(device()).eval()
-    return Tuned(run, recipe, objective, method, model, load_tokenizer(folder), folder)
+    return Tuned(run, recipe, objective, method, model, vocabulary, folder)
 
 
 def answer(run: RunFolder, prompts: Sequence[str | Chat], max_new_tokens: int) -> list[str]:
