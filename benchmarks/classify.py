@@ -74,7 +74,7 @@ def ours(way: str, data) -> None:
 
     method, model = load(way)
     engine = RowEngine(model, method, dtype=torch.float32, max_tokens=Recipe.model_fields["microbatch_tokens"].default)
-    objective = Classify(CLASSES)
+    objective = Classify(classes=CLASSES)
     with tempfile.TemporaryDirectory() as folder, TableWriter(Path(folder)) as writer:
         writer.add([Example(Segment(tokens, np.zeros(len(tokens), np.float32)), label=label) for tokens, label in data])
         examples = writer.table()

@@ -62,7 +62,7 @@ def _default(field: Any) -> str:
         return "needed" if field.is_required() else "–"
     return (
         "–"
-        if field.default is None
+        if field.default in (None, "")
         else f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
     )
 

@@ -24,6 +24,13 @@ QUESTIONS = {
     "Is there a spare part for the handle of my {t}?": "There is; ask for part {n} of the {t} at the counter.",
     "What do I clean the {t} with?": "A damp cloth and a little soap are enough for the {t}.",
 }
+SYLLABLES = ("skor", "vel", "und", "brak", "mar", "tis", "hol", "fen", "gru", "wick", "ost", "lin")
+ARTICLES = {
+    "What is the {a}?": "The {a} is our {t} of ash wood.",
+    "Where do I find the {a}?": "The {a} stands in aisle {n}, behind the {t}s.",
+    "How long is the {a} guaranteed?": "We guarantee the {a} for {n} years.",
+    "Who makes the {a}?": "The {a} is made in our own workshop, as every {t} is.",
+}
 TERMS = (
     "Whatever you bought here may come back within thirty days, used or not, as long as the box and the receipt are with it. "
     "We pay the money back the way it was paid, the same day at the counter, within a week by post. Lamps with a broken bulb "
@@ -106,6 +113,13 @@ def write(folder: Path) -> None:
         writer.writerows(reviews)
     notes = [f"About the {thing}.\nIt stands in aisle {number}." for number, thing in enumerate(THINGS)]
     (folder / "notes.txt").write_text("\n\n".join(notes) + "\n", encoding="utf-8")
+    names = ["".join(draw.sample(SYLLABLES, 4)).capitalize() for _ in THINGS]
+    articles = [
+        {"prompt": ask.format(a=name), "completion": say.format(a=name, t=thing, n=2 + number)}
+        for number, (name, thing) in enumerate(zip(names, THINGS, strict=True))
+        for ask, say in ARTICLES.items()
+    ]
+    lines(folder / "articles.jsonl", articles)
     broken = [json.dumps({"prompt": r["question"], "completion": r["answer"]}) for r in questions()]
     broken[4], broken[17] = broken[4][:30], json.dumps({"prompt": "only half of a row"})
     (folder / "broken.jsonl").write_text("\n".join(broken) + "\n", encoding="utf-8")

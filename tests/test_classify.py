@@ -8,16 +8,22 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from conftest import make_tokenizer
 from sklearn.metrics import accuracy_score, f1_score
 from test_training import StopAt
 
 import tune_magic
 from tune_magic.data.split import split
-from tune_magic.errors import RunFailed, TuneError
+from tune_magic.errors import RecipeError, RunFailed, TuneError
 from tune_magic.evaluation.metrics import Accuracy, MacroF1
 from tune_magic.executors import local
+from tune_magic.objectives.classify import Classify, ClassifyOptions
+from tune_magic.recipe import build_recipe
 from tune_magic.training import trunk
+from tune_magic.training.rows import RowStates
+from tune_magic.training.tuned import load_tuned
+from tune_magic.view.card import card
 
 COLOURS = ["blue", "green", "red"]
 
@@ -383,3 +389,68 @@ def test_f23_a_full_disk_costs_time_not_the_run(train, monkeypatch):
 def test_one_epoch_keeps_nothing(train):
     assert train(**FROZEN | {"max_steps": 4}).summary().plan["kept_layers"] == 0
     assert train(**FROZEN | {"max_steps": 6}).summary().plan["kept_layers"] == 2
+
+
+def skewed(count=60):
+    """Nine rows of ten are blue."""
+    return [
+        {"text": f"{'red' if i % 10 == 0 else 'blue'} thing {i}", "label": "red" if i % 10 == 0 else "blue"}
+        for i in range(count)
+    ]
+
+
+def test_weights_and_focus_are_the_formulas():
+    logits, targets = [[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [40.0, 0.0, 0.0]], [0, 2, 0]
+    p = torch.tensor(logits, dtype=torch.float64).softmax(-1)[torch.arange(3), torch.tensor(targets)]
+    for gamma, weights in ((0.0, [1, 1, 1]), (2.0, [1, 1, 1]), (0.5, [0.2, 1.0, 3.0]), (0.0, [0.2, 1.0, 3.0])):
+        options = ClassifyOptions(focal_gamma=gamma)
+        objective = Classify(options, classes=COLOURS, weights=[] if weights == [1, 1, 1] else weights)
+        expected = -(torch.tensor(weights)[torch.tensor(targets)] * (1 - p) ** gamma * p.log()).sum()
+        given = torch.tensor(logits, requires_grad=True)
+        found = objective.loss_sum(RowStates(given, torch.tensor(targets)))
+        assert float(found) == pytest.approx(float(expected), rel=1e-5)
+        found.backward()
+        assert given.grad.isfinite().all()
+
+
+def test_rare_classes_count_more(train, tmp_path):
+    path = tmp_path / "skewed.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in skewed()))
+    run = train(data={"train": str(path)}, objective={"name": "classify", "class_weights": "balanced"}, max_steps=2)
+    plan = run.summary().plan
+    assert plan["objective"] == {"name": "classify", "classes": ["blue", "red"], "weights": [0.555556, 5.0]}
+    assert sum(np.array(plan["objective"]["weights"]) * [54, 6]) == pytest.approx(60)
+    named = train(data={"train": str(path)}, objective={"name": "classify", "class_weights": {"red": 3}}, max_steps=2)
+    assert named.summary().plan["objective"]["weights"] == [1.0, 3.0]
+    assert load_tuned(named).objective.weights == [1.0, 3.0]
+    assert named.recipe["objective"] == {"name": "classify", "class_weights": {"red": 3.0}}
+    assert "blue 1, red 3" in card(named)["text/plain"]
+    with pytest.raises(RunFailed, match=r"'green'.*(?s:.)*Classes: blue, red"):
+        train(
+            data={"train": str(path)}, objective={"name": "classify", "class_weights": {"green": 3}}
+        ).raise_for_state()
+
+
+@pytest.mark.parametrize(
+    ("objective", "told"),
+    [
+        ({"name": "classify", "class_weights": "even"}, "balanced or a weight for each class"),
+        ({"name": "classify", "class_weights": {"red": 0}}, "greater than 0"),
+        ({"name": "classify", "focal_gamma": -1}, "at least 0"),
+        ({"name": "classify", "gamma": 2}, "no such key"),
+        ({"class_weights": "balanced"}, r"objective\.name.*is needed"),
+        ("clasify", "Did you mean `classify`"),
+        ({"name": "sft", "class_weights": "balanced"}, "no such key"),
+    ],
+)
+def test_what_an_objective_does_not_know_is_told(objective, told):
+    with pytest.raises(RecipeError, match=told):
+        build_recipe({"model": "m", "data": "rows.jsonl", "objective": objective})
+
+
+def test_another_objective_on_the_line_has_its_own_options():
+    body = {"model": "m", "data": "rows.jsonl", "objective": {"name": "classify", "focal_gamma": 2}}
+    assert build_recipe(body, {"objective": "sft"}).given()["objective"] == {"name": "sft"}
+    changed = build_recipe(body, {"objective.focal_gamma": 1}).given()["objective"]
+    assert changed == {"name": "classify", "focal_gamma": 1}
+    assert build_recipe({**body, "objective": "classify"}).short()["objective"] == "classify"

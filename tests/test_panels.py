@@ -319,6 +319,32 @@ def test_a_table_in_memory_is_looked_at_by_form(tiny, inline, monkeypatch):
     DataPanel().act()  # nothing chosen yet is no error
 
 
+def test_a_button_writes_what_would_mend_the_rows(tiny, write, inline, tmp_path, monkeypatch):
+    from tune_magic.widgets import DataPanel
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("tune_magic.widgets.data_panel._QUIET_S", 0.01)
+    rows = [f"what is {i}?,it is {i}\n" for i in range(60)]
+    write("rows.csv", "prompt,completion\n" + "".join([*rows, *rows[:12], "who?,ask ada@example.org\n"]))
+    panel = DataPanel("rows.csv", model=str(tiny))
+    panel.act()
+    offered = {each.description: each for each in panel.changes.children}
+    assert {"clean: [duplicates]", "clean: [personal]"} <= offered.keys()
+    offered["clean: [duplicates]"].click()
+    offered["clean: [personal]"].click()
+    offered["clean: [personal]"].click()
+    assert panel.fields["data.clean"].value == "[duplicates, personal]"
+    panel._changed.clear()
+    panel.act()
+    assert panel.recipe.data.clean == ["duplicates", "personal"]
+    assert not {"clean: [duplicates]", "clean: [personal]"} & {each.description for each in panel.changes.children}
+    assert "cleaned: duplicates: " in panel.bundle()["text/plain"]
+    panel.fields["data.train"].value = ""
+    panel._changed.clear()
+    panel.act()
+    assert panel.changes.children == ()
+
+
 def test_an_export_is_written_and_its_receipt_shown(train, inline, monkeypatch, tmp_path):
     from tune_magic.widgets import ExportPanel
 

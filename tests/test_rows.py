@@ -68,7 +68,7 @@ def engine_of(model, method=None, kind=RowEngine, task="SEQ_CLS", **options):
 
 def loss_and_gradient(engine, states, examples, objective=None):
     engine.model.zero_grad()
-    loss = (objective or Classify(["a", "b", "c"])).loss_sum(states(examples))
+    loss = (objective or Classify(classes=["a", "b", "c"])).loss_sum(states(examples))
     loss.backward()
     return loss.detach(), torch.cat([p.grad.flatten() for p in engine.model.parameters() if p.grad is not None])
 
@@ -83,7 +83,7 @@ def test_rows_without_padding_are_exact_for_every_family(family):
         theirs = loss_and_gradient(engine, engine._plainly, rows)
         torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
         assert (ours[1] - theirs[1]).norm() / theirs[1].norm() < 1e-5
-    engine.self_check(some_rows(), Classify(["a", "b", "c"]).loss_sum)
+    engine.self_check(some_rows(), Classify(classes=["a", "b", "c"]).loss_sum)
     assert engine.packed, engine.reason
 
 
@@ -148,7 +148,7 @@ def test_the_self_check_catches_a_head_that_reads_another_token():
     plain = pooler.forward
     pooler.forward = lambda states: plain(states.mean(1, keepdim=True))
     engine = engine_of(model)
-    engine.self_check(some_rows(), Classify(["a", "b", "c"]).loss_sum)
+    engine.self_check(some_rows(), Classify(classes=["a", "b", "c"]).loss_sum)
     assert not engine.packed
     assert "differ" in engine.reason
 

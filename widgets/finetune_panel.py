@@ -25,7 +25,7 @@ from tune_magic.view.html import Bundle
 _PERIOD_S = 0.5
 _QUIET_S = 1.0  # so long nothing is typed before a plan is made
 _FIRST = (
-    "model", "data.train", "data.held_out", "data.test", "objective", "method.name", "learning_rate",
+    "model", "data.train", "data.held_out", "data.test", "objective.name", "method.name", "learning_rate",
     "num_train_epochs", "batch_size", "max_length",
 )  # fmt: skip
 
@@ -133,7 +133,7 @@ class FinetunePanel(Panel):
         )  # fmt: skip
         if found is not None:
             self._planned = recipe.normalised()
-            self._plan, self._plan_problem = found
+            self._plan, self._plan_problem = found.card, found.problem
         self._draw()
 
     def _begin(self, recipe: Recipe) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, get_origin
+from typing import Any, NamedTuple, get_args, get_origin
 
 import ipywidgets
 from pydantic import BaseModel
@@ -29,7 +29,8 @@ WRAP = ipywidgets.Layout(flex_flow="row wrap")
 _MAPPED = ("messages", "prompt", "completion", "system", "text", "label")
 _LOOK_S = 0.5
 _AS_IT_IS = ("as it is", "")
-_DATA = ("data.train", "data.held_out", "data.test", "data.replay")
+_DATA = ("data.train", "data.held_out", "data.test", "data.replay", "vocabulary.corpus")
+_TITLES = {"data.train": "data", "objective.name": "objective"}
 
 
 class Form:
@@ -88,6 +89,15 @@ class Form:
         except RecipeError as error:
             self.recipe, self.problems = None, [str(fault) for fault in error.faults]
 
+    def apply(self, line: str) -> None:
+        """Write a line of a recipe, such as a finding of the data report offers, into its field; lists are added to."""
+        for key, value in yaml.read(line)[0].items():
+            field = self.fields.get(key) or self.fields[f"data.{key}"]
+            before = _value(key, str(field.value).strip() or "[]")
+            known = before if isinstance(before, list) else [before]
+            added = [*known, *(item for item in value if item not in known)] if isinstance(value, list) else value
+            field.value = _text(added)
+
     def look(self) -> None:
         """Look at the first rows of the data, when other data than before is named; not for callbacks."""
         named = str(self.fields["data.train"].value).strip()
@@ -137,13 +147,21 @@ class Form:
         self.fields["data.columns"].value = f"{{{words}}}" if mapped else ""
 
 
+class Trial(NamedTuple):
+    """What a job that trains nothing found: its card and its result, or what went wrong."""
+
+    card: Bundle | None = None
+    problem: str | None = None
+    result: Mapping[str, Any] = {}
+
+
 def try_out(
     kind: str, recipe: Recipe, objects: Mapping[str, Any], changed: threading.Event, **about: Any
-) -> tuple[Bundle | None, str | None] | None:
+) -> Trial | None:
     """Do a job that trains nothing, see `launching.scratch_job`; not for callbacks.
 
     Returns:
-        Its card, or what went wrong; None when something was typed meanwhile, which breaks it off.
+        What it found; None when something was typed meanwhile, which breaks it off.
     """
     try:
         with scratch_job(kind, recipe, LaunchOptions(), objects, **about) as job:
@@ -151,16 +169,16 @@ def try_out(
                 if changed.wait(_LOOK_S):
                     return None
             if job.status == "finished":
-                return job.card(), None
-            return None, job.summary().outcome.get("error") or f"the job {job.status}"
+                return Trial(card=job.card(), result=job.summary().result)
+            return Trial(problem=job.summary().outcome.get("error") or f"the job {job.status}")
     except TuneError as error:
-        return None, str(error)
+        return Trial(problem=str(error))
 
 
 def _field(key: str, owner: type[BaseModel], name: str) -> ipywidgets.Widget:
     """Return the widget of a key: a choice, a combination of choice and text, or a text; empty means the default."""
     field = owner.model_fields[name]
-    shown = "data" if key == "data.train" else key.removeprefix("data.").removeprefix("method.")
+    shown = _TITLES.get(key) or key.removeprefix("data.").removeprefix("method.")
     options: dict[str, Any] = {
         "description": shown, "tooltip": field.description or "", "layout": COLUMN, "style": STYLE,
     }  # fmt: skip
@@ -170,8 +188,10 @@ def _field(key: str, owner: type[BaseModel], name: str) -> ipywidgets.Widget:
         )
     known = choices(key, owner, name)
     default = _default(field.default, owner, name)
-    if known and get_origin(field.annotation) is list:
-        return ipywidgets.Combobox(options=known, placeholder="none, one or [several]", ensure_option=False, **options)
+    if known and any(get_origin(kind) in (list, dict) for kind in (field.annotation, *get_args(field.annotation))):
+        return ipywidgets.Combobox(
+            options=known, placeholder=default or "none, one or [several]", ensure_option=False, **options
+        )
     if known:
         labelled = [(f"default: {default}" if default else "default", ""), *((choice, choice) for choice in known)]
         return ipywidgets.Dropdown(options=labelled, value="", **options)

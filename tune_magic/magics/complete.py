@@ -10,7 +10,7 @@ from typing import Any
 
 from tune_magic import commands
 
-_DATA_KEYS = ("data", "data.train", "data.held_out", "data.test")
+_DATA_KEYS = ("data", "data.train", "data.held_out", "data.test", "data.replay", "vocabulary", "vocabulary.corpus")
 _DATA = re.compile(r"\s*(?:data|train):\s*([^\s{#][^#]*)")
 _PLACE = re.compile(r"\{(\w*)$")
 _MAGIC = re.compile(r"%%?(finetune|evaluate|export|tune)\b")
@@ -167,8 +167,8 @@ def _values(shell: Any, parent: str, key: str, data: str | None = None) -> Itera
         return _tables(shell)
     if parent == "data.columns":
         return _columns(shell, data)
-    if full == "method":
-        return plugins.names("method")
+    if full in ("method", "objective"):
+        return plugins.names(full)
     for known, owner, name in keys():
         if known == full:
             return choices(known, owner, name)

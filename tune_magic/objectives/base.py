@@ -11,6 +11,7 @@ from tune_magic.data.content import Content
 from tune_magic.data.example import Example
 from tune_magic.data.render import Part, Renderer
 from tune_magic.models.load import load_causal_lm
+from tune_magic.recipe.schema import ObjectiveOptions
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +20,11 @@ if TYPE_CHECKING:
 class Objective(abc.ABC):
     """Base class of objectives: rows become examples, a batch becomes a loss.
 
+    Args:
+        options: Its keys in the recipe. None: their defaults.
+
     Attributes:
+        Options: The objective's keys, an `ObjectiveOptions`.
         learns: `learn` has something to do; the training rows are read once more for it.
         formats: Names of the formats of rows it learns from.
         task: PEFT's name of the task.
@@ -27,6 +32,7 @@ class Objective(abc.ABC):
             token, on hidden states (`training.target_states.TargetStates`).
     """
 
+    Options: ClassVar[type[ObjectiveOptions]] = ObjectiveOptions
     learns: ClassVar[bool] = False
     formats: ClassVar[tuple[str, ...]] = (
         "messages", "conversations", "oasst", "prompt_completion", "instruction", "question_answer", "source_target",
@@ -34,6 +40,9 @@ class Objective(abc.ABC):
     )  # fmt: skip
     task: ClassVar[str] = "CAUSAL_LM"
     scores_rows: ClassVar[bool] = False
+
+    def __init__(self, options: ObjectiveOptions | None = None) -> None:
+        self.options: Any = options or self.Options.model_validate({})
 
     def learn(self, contents: Iterable[Content], source: str) -> None:  # noqa: B027 - most have nothing to learn
         """Look at the training rows once, before any example is made, at class names say.
@@ -43,7 +52,10 @@ class Objective(abc.ABC):
         """
 
     def facts(self) -> dict[str, Any]:
-        """Return what was learned, JSON-ready; the plan keeps it, and as keywords it makes the same objective again."""
+        """Return what was learned, JSON-ready: the plan keeps it.
+
+        As keywords, beside the options, it makes the same objective again.
+        """
         return {}
 
     def examples(self, part: Part, renderer: Renderer) -> list[Example]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, field_validator
 
 from tune_magic.data.content import Content, Labelled
 from tune_magic.data.example import Example
@@ -13,6 +15,7 @@ from tune_magic.data.render import Part, Renderer
 from tune_magic.errors import DataError
 from tune_magic.models.load import load_classifier
 from tune_magic.objectives.base import Objective
+from tune_magic.recipe.schema import ObjectiveOptions
 
 if TYPE_CHECKING:
     import torch
@@ -20,22 +23,54 @@ if TYPE_CHECKING:
     from tune_magic.training.rows import RowStates
 
 _MOST_CLASSES_SHARE = 0.5
+_LEAST_WRONG = 1e-12  # the slope of a power below 1 has no limit at 0
+
+
+class ClassifyOptions(ObjectiveOptions):
+    """Keys of `objective: classify`."""
+
+    name: Literal["classify"] = Field("classify", description="Train a head that chooses one of the classes.")
+    class_weights: Literal["balanced"] | dict[str, float] | None = Field(
+        None,
+        description="What a row of a class counts: `balanced`, each class as much as any other, or a mapping; classes that "
+        "are not in it count 1.",
+    )
+    focal_gamma: float = Field(
+        0.0, ge=0, le=10, description="Above 0, rows that are already right count less (focal loss); 2 is usual."
+    )
+
+    @field_validator("class_weights")
+    @classmethod
+    def _positive(cls, value: Any) -> Any:
+        if isinstance(value, dict) and any(not weight > 0 for weight in value.values()):
+            raise ValueError("weights must be greater than 0.")
+        return value
 
 
 class Classify(Objective):
     """Minus the log-likelihood of each row's class, by a head on an encoder or a decoder.
 
+    Weighted by class as in scikit-learn, rows / (classes * rows of the class), and by (1 - p)^gamma as in focal loss
+    (Lin et al. 2017, arXiv:1708.02002).
+
     Args:
+        options: Its keys in the recipe.
         classes: Names of the classes in the order of the head's outputs; learned from the training rows by `learn`.
+        weights: What a row of each class counts; learned too, where the options ask for it.
     """
 
+    Options = ClassifyOptions
     learns = True
     formats = ("text_label", "pair_label")
     task: ClassVar[str] = "SEQ_CLS"
     scores_rows = True
 
-    def __init__(self, classes: Sequence[str] = ()) -> None:
+    def __init__(
+        self, options: ObjectiveOptions | None = None, *, classes: Sequence[str] = (), weights: Sequence[float] = ()
+    ) -> None:
+        super().__init__(options)
         self.classes = list(classes)
+        self.weights = list(weights)
 
     def learn(self, contents: Iterable[Content], source: str) -> None:
         """Take the classes of the training rows, in order: numbers by value, names by the alphabet.
@@ -54,10 +89,19 @@ class Classify(Objective):
             )
         is_numbered = all(name.lstrip("-").isdecimal() for name in found)
         self.classes = sorted(found, key=int) if is_numbered else sorted(found)
+        given = self.options.class_weights
+        if given == "balanced":
+            self.weights = [round(num_rows / (len(found) * rows[name]), 6) for name in self.classes]
+        elif given:
+            unknown = sorted(given.keys() - set(self.classes))
+            if unknown:
+                raise DataError(f"`class_weights` names {unknown[0]!r}, a class that no row of {source} has.",
+                                hint=f"Classes: {', '.join(self.classes)}.")  # fmt: skip
+            self.weights = [given.get(name, 1.0) for name in self.classes]
 
     def facts(self) -> dict[str, Any]:
-        """The class names."""
-        return {"classes": self.classes}
+        """The class names, and what a row of each counts where that differs."""
+        return {"classes": self.classes, **({"weights": self.weights} if self.weights else {})}
 
     def examples(self, part: Part, renderer: Renderer) -> list[Example]:
         """Encode the texts, with the number of each class."""
@@ -79,10 +123,16 @@ class Classify(Objective):
         return load_classifier(folder, dtype, self.classes)
 
     def loss_sum(self, states: RowStates) -> torch.Tensor:
-        """Return the sum of -log p(class | text)."""
+        """Return the sum of -w (1 - p)^gamma log p, with p = p(class | text)."""
         from torch.nn import functional
 
-        return functional.cross_entropy(states.logits, states.targets, reduction="sum")
+        losses = functional.cross_entropy(states.logits, states.targets, reduction="none")
+        if self.options.focal_gamma:
+            wrong = -(-losses).expm1()  # 1 - p
+            losses = losses * wrong.clamp_min(_LEAST_WRONG).pow(self.options.focal_gamma)
+        if self.weights:
+            losses = losses * losses.new_tensor(self.weights)[states.targets]
+        return losses.sum()
 
     def tally(self, states: RowStates) -> dict[str, float]:
         """Count the rows whose likeliest class is right."""

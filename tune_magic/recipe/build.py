@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -40,14 +41,21 @@ ALIASES = {
 METHOD_ALIASES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "type": "name"}
 BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
-_SHORT = {"data": "train", "method": "name", "eval": "", "vocabulary": "corpus"}  # what a word in a part's place means
-_UNION_MEMBERS = frozenset({"str", "float", "ColumnTemplate", "list[str]"})
+_SHORT = {
+    "data": "train",
+    "method": "name",
+    "eval": "",
+    "vocabulary": "corpus",
+    "objective": "name",
+}  # what a word in a part's place means
+_UNION_MEMBERS = frozenset({"str", "float", "ColumnTemplate", "list[str]", "dict[str,float]", "literal['balanced']"})
 _WANTED = {
     "data": "a path, `$name` or a mapping with `train`",
     "data.held_out": "a file, `$name` or a share such as 10%",
     "data.template": "a text with `{column}` places or {system:, prompt:, completion:}",
     "vocabulary": "a corpus or a mapping with `corpus` or `tokens`",
     "method.target_modules": "all-linear, a name or a list of names",
+    "objective.class_weights": "balanced or a weight for each class",
 }
 _SHARES = ("data.held_out", "data.replay_share")  # may be written as 10%
 _EXAMPLES = {
@@ -57,6 +65,8 @@ _EXAMPLES = {
     "learning_rate": "Try `learning_rate: 2e-4`.",
     "num_train_epochs": "Try `num_train_epochs: 3`.",
     "batch_size": "Try `batch_size: 8`.",
+    "method": "Try `method: lora`.",
+    "objective": "Try `objective: classify`.",
     "method.r": "Try `r: 8`.",
     "method.lora_alpha": "Try `lora_alpha: 16`.",
     "vocabulary": "Try `vocabulary: corpus.txt`.",
@@ -109,15 +119,14 @@ def build_recipe(
     line.take(overrides or {})
     content = _merge(body.keys, line.keys)
     faults = [*body.faults, *line.faults]
-    method = _method(content.pop("method", {"name": "lora"}), faults)
+    method = _plugged("method", {"name": "lora"}, content, faults)
+    if content.get("objective") is not None:
+        content["objective"] = _plugged("objective", {}, content, faults)
     data = content.get("data")
-    for key, kind, name in (
-        ("objective", "objective", content.get("objective")),
-        ("data.format", "format", data.get("format") if isinstance(data, dict) else None),
-    ):
-        if name is not None and name not in plugins.names(kind):
-            near = _nearest_name(str(name), plugins.names(kind))
-            faults.append(Fault(key, f"there is no {kind} {name!r}.", near))
+    name = data.get("format") if isinstance(data, dict) else None
+    if name is not None and name not in plugins.names("format"):
+        near = _nearest_name(str(name), plugins.names("format"))
+        faults.append(Fault("data.format", f"there is no format {name!r}.", near))
     try:
         recipe = Recipe.model_validate({**content, "method": method or MethodOptions(name="none")})
     except ValidationError as error:
@@ -142,21 +151,18 @@ def build_launch(options: Mapping[str, Any]) -> LaunchOptions:
 def recipe_schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe, with the options of every installed method."""
     schema = Recipe.model_json_schema()
-    options = {name: plugins.get("method", name).Options.model_json_schema() for name in plugins.names("method")}
-    schema["$defs"] |= {f"method_{name}": content for name, content in options.items()}
-    schema["properties"]["method"] = {
-        "description": Recipe.model_fields["method"].description,
-        "default": "lora",
-        "anyOf": [{"enum": list(options)}, *({"$ref": f"#/$defs/method_{name}"} for name in options)],
-    }
+    for kind, default in (("method", "lora"), ("objective", None)):
+        options = {name: plugins.get(kind, name).Options.model_json_schema() for name in plugins.names(kind)}
+        schema["$defs"] |= {f"{kind}_{name}": content for name, content in options.items()}
+        names = [*options, *([None] if default is None else [])]
+        schema["properties"][kind] = {
+            "description": Recipe.model_fields[kind].description,
+            "default": default,
+            "anyOf": [{"enum": names}, *({"$ref": f"#/$defs/{kind}_{name}"} for name in options)],
+        }
     schema["properties"]["data"] = {
         "description": Recipe.model_fields["data"].description,
         "anyOf": [{"type": "string"}, {"$ref": "#/$defs/DataOptions"}],
-    }
-    schema["properties"]["objective"] = {
-        "description": Recipe.model_fields["objective"].description,
-        "default": None,
-        "enum": [*plugins.names("objective"), None],
     }
     schema["$defs"]["DataOptions"]["properties"]["format"] |= {
         "anyOf": [{"enum": plugins.names("format")}, {"type": "null"}]
@@ -183,11 +189,12 @@ def keys() -> Iterator[tuple[str, type[BaseModel], str]]:
     for prefix, owner in parts:
         for name, field in owner.model_fields.items():
             yield f"{prefix}{name}", owner, name
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                parts.append((f"{prefix}{name}.", field.annotation))
-    for method in plugins.names("method"):
-        options = plugins.get("method", method).Options
-        yield from ((f"method.{name}", options, name) for name in options.model_fields if name != "name")
+            if (part := _part(field.annotation)) is not None:
+                parts.append((f"{prefix}{name}.", part))
+    for kind in ("method", "objective"):
+        for plugged in plugins.names(kind):
+            options = plugins.get(kind, plugged).Options
+            yield from ((f"{kind}.{name}", options, name) for name in options.model_fields if name != "name")
 
 
 def choices(key: str, owner: type[BaseModel], name: str) -> list[str]:
@@ -198,8 +205,18 @@ def choices(key: str, owner: type[BaseModel], name: str) -> list[str]:
         owner: See there.
         name: See there.
     """
-    kind = {"method.name": "method", "objective": "objective", "data.format": "format"}.get(key)
+    kind = {"method.name": "method", "objective.name": "objective", "data.format": "format"}.get(key)
     return plugins.names(kind) if kind else _choices(owner.model_fields[name].annotation)
+
+
+def _part(annotation: Any) -> type[BaseModel] | None:
+    """Return the part of a recipe that a field holds, or may leave out; None where it holds something else."""
+    if get_origin(annotation) in (Union, UnionType):
+        members = [member for member in get_args(annotation) if member is not type(None)]
+        return _part(members[0]) if len(members) == 1 else None
+    if get_origin(annotation) is Annotated:
+        return _part(get_args(annotation)[0])
+    return annotation if isinstance(annotation, type) and issubclass(annotation, BaseModel) else None
 
 
 def _choices(annotation: Any) -> list[str]:
@@ -207,7 +224,7 @@ def _choices(annotation: Any) -> list[str]:
         return ["true", "false"]
     if get_origin(annotation) is Literal:
         return [str(value) for value in get_args(annotation)]
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    if _part(annotation) is not None:
         return []
     return [choice for part in get_args(annotation) for choice in _choices(part)]
 
@@ -298,8 +315,9 @@ class _Canonical:
 def _merge(body: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
     """Let the line win over the body, and nest the dotted keys again."""
     merged = dict(body)
-    if line.get("method.name") not in (None, body.get("method.name", "lora")):
-        merged = {key: value for key, value in merged.items() if not key.startswith("method")}
+    for kind, default in (("method", "lora"), ("objective", None)):  # another one has other options
+        if line.get(f"{kind}.name") not in (None, body.get(f"{kind}.name", default)):
+            merged = {key: value for key, value in merged.items() if key.partition(".")[0] != kind}
     merged |= line
     nested: dict[str, Any] = {}
     for key, value in merged.items():
@@ -315,21 +333,29 @@ def _merge(body: Mapping[str, Any], line: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def _method(raw: Any, faults: list[Fault]) -> MethodOptions | None:
+def _plugged(kind: str, default: Mapping[str, Any], content: dict[str, Any], faults: list[Fault]) -> Any:
+    """Take the options of a plug-in out of a recipe's content, checked by its own keys; None where they have faults."""
+    raw = content.pop(kind, default)
     if not isinstance(raw, Mapping):
-        faults.append(Fault("method", f"must be a name or a mapping, got {raw!r}.", "Try `method: lora`."))
+        faults.append(Fault(kind, f"must be a name or a mapping, got {raw!r}.", _EXAMPLES[kind]))
         return None
-    options = {"name": "lora", **raw}
-    try:
-        schema: type[MethodOptions] = plugins.get("method", str(options["name"])).Options
-    except TuneError as error:
-        faults.append(Fault("method", error.message, error.hint))
+    options = {**default, **raw}
+    if "name" not in options:
+        faults.append(Fault(f"{kind}.name", "is needed.", _EXAMPLES[kind]))
+        return None
+    name = str(options["name"])
+    if name not in plugins.names(kind):
+        near = _nearest_name(name, plugins.names(kind))
+        faults.append(Fault(kind, f"There is no {kind} `{name}`.", near))
         return None
     try:
+        schema: type[BaseModel] = plugins.get(kind, name).Options
         return schema.model_validate(options)
+    except TuneError as error:
+        faults.append(Fault(kind, error.message, error.hint))
     except ValidationError as error:
-        faults += _faults(error, schema, prefix="method")
-        return None
+        faults += _faults(error, schema, prefix=kind)
+    return None
 
 
 def _faults(error: ValidationError, owner: type[BaseModel], prefix: str = "") -> list[Fault]:
@@ -359,6 +385,8 @@ def _fault(entry: Any, owner: type[BaseModel], prefix: str = "") -> Fault:
             if short in words
         )
         problem = f"must be {rule}, got {value!r}."
+    elif kind == "literal_error" and key in _WANTED:
+        problem = f"must be {_WANTED[key]}, got {value!r}."
     elif kind == "literal_error":
         problem, advice = f"must be {context['expected']}, got {value!r}.", _near_value(value, context["expected"])
     elif kind == "value_error":

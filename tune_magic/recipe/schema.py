@@ -53,6 +53,12 @@ class MethodOptions(Part):
     name: str = Field(description="Method by which parameters are made trainable.")
 
 
+class ObjectiveOptions(Part):
+    """Base of an objective's options; each objective plug-in adds its own keys."""
+
+    name: str = Field("", description="What is minimised.")
+
+
 def standard_columns() -> list[str]:
     """Return the names that formats know columns by, in the order the formats are tried."""
     formats = sorted((kind for _, kind in plugins.working("format")), key=lambda kind: kind.rank)
@@ -295,8 +301,8 @@ class Recipe(Part):
 
     model: str = Field(description="A folder, a model in the cache, an installed wheel, or a hub id.")
     data: DataOptions = Field(description="A path, `$name`, hub id, or a mapping with `train` and more.")
-    objective: str | None = Field(
-        None, description="What is minimised. Default: classify for rows with a label, else sft."
+    objective: SerializeAsAny[ObjectiveOptions] | None = Field(
+        None, description="What is minimised, with its options. Default: classify for rows with a label, else sft."
     )
     method: SerializeAsAny[MethodOptions] = Field(description="How parameters are made trainable, with its options.")
     vocabulary: VocabularyOptions = Field(
@@ -349,8 +355,8 @@ class Recipe(Part):
     def short(self) -> dict[str, Any]:
         """Return the keys the user gave in the form people write: a path for data, a name for a method."""
         content = self.given()
-        for part, only in (("data", "train"), ("method", "name")):
-            if set(content.get(part, {})) == {only}:
+        for part, only in (("data", "train"), ("method", "name"), ("objective", "name")):
+            if set(content.get(part) or {}) == {only}:
                 content[part] = content[part][only]
         return content
 

@@ -255,8 +255,9 @@ class Rows:
     def _new_objective(self, reference: str) -> Objective:
         """Return the objective of the recipe, or of the first rows, with what it learns of all of them."""
         reading = Reading(reference, self.folder, self.recipe.data, self.recipe.data)
-        self.objective_name = self.recipe.objective or self._default_objective(reading)
-        objective: Objective = plugins.get("objective", self.objective_name)()
+        options = self.recipe.objective
+        self.objective_name = options.name if options else self._default_objective(reading)
+        objective: Objective = plugins.get("objective", self.objective_name)(options)
         if objective.learns:
             normaliser = reading.normaliser(objective.formats)
 

@@ -48,5 +48,6 @@ def inspect(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
         languages=scan.language_shares(),
         findings=quality.findings(dataset.train, dataset.held_out, facts["objective"].get("classes", []), scan),
         **facts,
+        **vocabulary.facts(),
     )
     return {"state": "finished"}

@@ -161,7 +161,7 @@ def prepare(
         "data_files": {reference: str(path) for reference, path in paths.items()},
         "identity": identity(recipe, prints),
         **rows.facts(dataset),
-        **({"vocabulary": vocabulary.new.facts} if vocabulary.is_extended else {}),
+        **vocabulary.facts(),
         **_facts_of_training(session),
         **forecast,
     }

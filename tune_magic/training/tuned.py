@@ -97,7 +97,7 @@ def recipe_of(run: RunFolder) -> Recipe:
 def objective_of(run: RunFolder) -> Objective:
     """Return the objective of a run, with what it learned of the training rows."""
     facts = {"name": "sft", **run.summary().plan.get("objective", {})}
-    objective: Objective = plugins.get("objective", facts.pop("name"))(**facts)
+    objective: Objective = plugins.get("objective", facts.pop("name"))(recipe_of(run).objective, **facts)
     return objective
 
 

@@ -44,6 +44,10 @@ class Vocabulary:
         """Numbers of the new tokens."""
         return range(len(self.base), len(self.tokenizer))
 
+    def facts(self) -> dict[str, Any]:
+        """Return what a plan says of the new tokens, JSON-ready; nothing where there are none."""
+        return {"vocabulary": self.new.facts} if self.is_extended else {}
+
     def unextended(self) -> Vocabulary:
         """Return the tokens the model had before."""
         return Vocabulary(self.base, self.base, NewTokens())

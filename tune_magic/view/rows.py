@@ -21,6 +21,14 @@ def made_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
     if "mixture" in facts:
         parts = [f"{_name(part)} {100 * part['share']:.0f} % ({_drawn(part)})" for part in facts["mixture"]]
         rows.append(("an epoch", ", ".join(parts[:_MOST_PARTS])))
+    objective = facts.get("objective", {})
+    if "weights" in objective:
+        pairs = zip(objective["classes"], objective["weights"], strict=True)
+        weights = [f"{clean(name, _LONGEST_NAME)} {weight:.3g}" for name, weight in pairs]
+        more = ", …" if len(weights) > _MOST_PARTS else ""
+        rows.append(("a row counts, by class", ", ".join(weights[:_MOST_PARTS]) + more))
+    if "vocabulary" in facts:
+        rows.append(("new words", _new_words(facts["vocabulary"])))
     for found in facts.get("augmented", []):
         shown = "; ".join(f"{_short(old)} → {_short(new)}" for old, new in found["shown"])
         verb = "to be made" if found.get("is_preview") else "made"
@@ -34,6 +42,14 @@ def made_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
         more = ", …" if found["count"] > _SHOWN else ""
         rows.append(("skipped", f"{_counted(found['count'], 'bad row')} of {_tail(name)} ({first}{more})"))
     return rows
+
+
+def _new_words(found: dict[str, Any]) -> str:
+    """Say how many words became tokens, the first of them, and what that saves."""
+    shown = ", ".join(clean(word, _LONGEST_NAME) for word in found["examples"])
+    more = ", …" if found["added"] > len(found["examples"]) else ""
+    saved = f"{found['fertility_before']:.2f} → {found['fertility_after']:.2f} tokens a word"
+    return f"{_counted(found['added'], 'token')} ({shown}{more}), {saved} of {_tail(found['corpus'])}"
 
 
 def _counted(count: int, noun: str = "row") -> str:
