@@ -474,6 +474,9 @@ def test_every_panel_works_alone_by_keyboard_and_leaves_text(serve, page, tmp_pa
     page.wait_for_selector("text=what was cut off", timeout=90_000)
     cells.nth(3).scroll_into_view_if_needed()
     page.screenshot(path=PICTURES / "panel-data.png")
+    page.locator("button", has_text="max_length: ").click()  # the line that would mend it
+    page.wait_for_selector("text=what was cut off", state="detached", timeout=90_000)
+    assert int(page.locator("label:text-is('max_length') + input").input_value()) > 64
 
     # chat, without a mouse: type, tab to the button, press it
     page.wait_for_selector("text=chat · listening", timeout=90_000)

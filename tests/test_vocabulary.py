@@ -253,6 +253,21 @@ def test_evaluation_compares_with_the_real_base(method, train, inline):
     assert reports[0].comparisons["loss"].tuned < reports[0].comparisons["loss"].base
 
 
+def test_rows_the_base_needs_more_tokens_for_are_scored_whole(train, inline, write):
+    """By the run's tokens nothing is cut; by the base's, the same rows would be longer than `max_length`."""
+    row = {"prompt": "say " + "colouredstone " * 5, "completion": "blue"}
+    path = write("long.jsonl", (json.dumps(row) + "\n") * 24)
+    data = {"train": str(path), "held_out": 0.25, "chat_template": False}
+    run = train(data=data, vocabulary={"tokens": ["colouredstone"]}, max_length=24, max_steps=4)
+    whole = train(data=data, max_length=128, max_steps=4)
+    run.raise_for_state()
+    nats = [each.summary().evaluations[0]["loss"] * each.summary().evaluations[0]["targets"] for each in (run, whole)]
+    assert run.summary().plan["cut_rows"] == 0
+    assert nats[0] == pytest.approx(nats[1], rel=1e-5)
+    reports = [each.evaluate(metrics=["loss"]).rows for each in (run, whole)]
+    assert reports[0][0]["loss_base"] == pytest.approx(reports[1][0]["loss_base"], rel=1e-4)
+
+
 def test_a_run_does_not_need_its_corpus_any_more(train, tmp_path, inline):
     corpus = tmp_path / "corpus.txt"
     corpus.write_text("\n".join(TEXTS))

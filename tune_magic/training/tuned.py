@@ -26,7 +26,7 @@ from tune_magic.storage.folder import RunFolder
 from tune_magic.training import checkpoint
 from tune_magic.training.dataset import Rows
 from tune_magic.training.engine import Engine
-from tune_magic.training.prepare import build_model, device, make_engine
+from tune_magic.training.prepare import build_model, device, longest_example, make_engine
 from tune_magic.training.rows import row_logits
 from tune_magic.training.vocabulary import Vocabulary, vocabulary_of
 
@@ -62,7 +62,7 @@ class Tuned:
 
     def rows(self, folder: Path | None = None) -> Rows:
         """Return a reader of rows as this model was trained on; `folder` holds tables given as objects."""
-        longest = self.run.summary().plan.get("max_length", self.recipe.max_length)
+        longest = longest_example(self.recipe, self.base, self.vocabulary)
         return Rows(self.recipe, folder or self.run.path, self.tokenizer, longest, self.objective)
 
     def load_base(self) -> Tuned:

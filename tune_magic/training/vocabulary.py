@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +28,13 @@ class Vocabulary:
         base: The model's own tokenizer.
         tokenizer: What the run's texts are encoded by.
         new: What the second has beside the first.
+        stretch: How many of these tokens one of the run's may be: more than 1 for the base of a run with new tokens.
     """
 
     base: Any
     tokenizer: Any
-    new: NewTokens
+    new: NewTokens = field(default_factory=NewTokens)
+    stretch: int = 1
 
     @property
     def is_extended(self) -> bool:
@@ -50,13 +52,19 @@ class Vocabulary:
 
     def unextended(self) -> Vocabulary:
         """Return the tokens the model had before."""
-        return Vocabulary(self.base, self.base, NewTokens())
+        return Vocabulary(self.base, self.base, stretch=max(map(len, self._pieces), default=1))
+
+    @property
+    def _pieces(self) -> list[list[int]]:
+        """What the base has for each new token."""
+        contents = [token.content for token in self.new.tokens]
+        found: list[list[int]] = self.base(contents, add_special_tokens=False)["input_ids"] if contents else []
+        return found
 
     def extend(self, model: Any) -> None:
         """Give a model, as it was loaded, embeddings of the new tokens."""
         if self.is_extended:
-            contents = [token.content for token in self.new.tokens]
-            embeddings.extend(model, len(self.base), self.base(contents, add_special_tokens=False)["input_ids"])
+            embeddings.extend(model, len(self.base), self._pieces)
 
     def hidden(self, model: Any) -> contextlib.AbstractContextManager[None]:
         """Return a context in which a model that `extend` extended has only the tokens of the base tokenizer."""
@@ -82,7 +90,7 @@ def vocabulary_of(
     """
     base, options = load_tokenizer(model_folder), recipe.vocabulary
     if not options.extends:
-        return Vocabulary(base, base, NewTokens())
+        return Vocabulary(base, base)
     if not method.trains_new_tokens:
         raise TuneError(
             f"`{recipe.method.name}` trains no embeddings, so new tokens would never learn what they mean.",
