@@ -206,7 +206,7 @@ def _default(value: Any, owner: type[BaseModel], name: str) -> str:
         "needed"
         if owner.model_fields[name].is_required()
         else ""
-        if value in (None, PydanticUndefined)
+        if value in (None, "", PydanticUndefined)
         else _text(value)
     )
 
