@@ -43,7 +43,14 @@ def keys_table() -> str:
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             continue  # a part: its own keys follow
         known = [] if field.annotation is bool else [f"`{value}`" for value in choices(key, owner, name)]
-        meaning = str(field.description) + (f" One of {', '.join(known)}." if known else "")
+        mine = (
+            owner.model_fields["name"].default if key.startswith(("method.", "objective.")) and name != "name" else None
+        )
+        meaning = (
+            (f"Of `{mine}`: " if mine else "")
+            + str(field.description)
+            + (f" One of {', '.join(known)}." if known else "")
+        )
         also = ", ".join(f"`{alias}`" for alias in names.get(key, []))
         rows.append(f"| `{key}` | {_default(field)} | {meaning.replace('|', chr(92) + '|')} | {also} |")
     return "\n".join(rows)

@@ -182,6 +182,7 @@ def shell(tmp_path, monkeypatch):
     return SimpleNamespace(user_ns={"bot": bound, "_hidden": bound, "number": 3, "table": table})
 
 
+METHODS = ["bottleneck", "freeze", "full", "ia3", "ln_tuning", "lora", "oft", "p_tuning", "prefix", "prompt", "vera"]
 CELL = "%%finetune bot\n"
 FLAGS = [
     "--background",
@@ -253,14 +254,14 @@ FLAGS = [
         (CELL + "lr_scheduler_type: co", "co", ["cosine", "constant"]),
         (CELL + "dtype: ", "", ["auto", "float32", "bfloat16"]),
         (CELL + "share_prefixes: t", "t", ["true"]),
-        (CELL + "method: ", "", ["freeze", "full", "lora"]),
+        (CELL + "method: ", "", METHODS),
         (CELL + "objective: ", "", ["classify", "sft"]),
         (CELL + "model: ", "", installed()),
         (CELL + "max_steps: ", "", []),
         (CELL + "no_such_key: ", "", []),
         (CELL + "method:\n  r", "r", ["r: "]),
         (CELL + "method:\n  lora_", "lora_", ["lora_alpha: ", "lora_dropout: "]),
-        (CELL + "method:\n  name: ", "", ["freeze", "full", "lora"]),
+        (CELL + "method:\n  name: ", "", METHODS),
         (CELL + "method:\n  name: lora\n  use_rslora: ", "", ["true", "false"]),
         (CELL + "eval:\n  steps: 3\n\n  s", "s", ["samples: ", "steps: "]),
         (CELL + "data: ro", "ro", ["rows.csv"]),

@@ -161,4 +161,4 @@ class FinetunePanel(Panel):
         return [ipywidgets.HBox(first, layout=WRAP), self._method_box, more, buttons]
 
     def _show_method(self, *_: Any) -> None:
-        self._method_box.children = [self.fields[key] for key in self._form.method_keys()]
+        self._method_box.children = self._form.method_fields()

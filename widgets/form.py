@@ -117,6 +117,16 @@ class Form:
         options = plugins.get("method", self.fields["method.name"].value).Options.model_fields
         return [f"method.{name}" for name in options if name != "name"]
 
+    def method_fields(self) -> list[ipywidgets.Widget]:
+        """Return the fields of the chosen method's options; methods may share a key with another default or meaning."""
+        owner = plugins.get("method", self.fields["method.name"].value).Options
+        for key in self.method_keys():
+            name, field = key.removeprefix("method."), self.fields[key]
+            field.tooltip = owner.model_fields[name].description or ""
+            if hasattr(field, "placeholder"):
+                field.placeholder = _default(owner.model_fields[name].default, owner, name)
+        return [self.fields[key] for key in self.method_keys()]
+
     def _choices(self) -> list[ipywidgets.Widget]:
         """Return a choice among the data's columns for each standard name that the data does not have."""
         if self.head is None:

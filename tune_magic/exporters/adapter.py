@@ -15,9 +15,10 @@ class AdapterExporter(Exporter):
 
     def write(self, folder: Path, tuned: Tuned, quantize: str | None) -> None:
         """Write adapter and tokenizer."""
-        if not tuned.method.adds:
+        if not (tuned.method.adds and hasattr(tuned.model, "peft_config")):
             raise TuneError(
-                "This run changed the model itself; there is no adapter.", hint="Export it with `--to merged`."
+                "This run has no adapter that PEFT could put on the base model.",
+                hint="Export it with `--to merged`." if tuned.method.merges else "`run.load()` gives the tuned model.",
             )
         tuned.model.save_pretrained(folder, save_embedding_layers=False)
         tuned.tokenizer.save_pretrained(folder)

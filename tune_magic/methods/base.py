@@ -23,6 +23,7 @@ class Method(abc.ABC):
         Options: The method's keys, a `MethodOptions`.
         packs: Rows may be packed into one sequence with a block mask.
         merges: The trained parameters can be folded into the base model's own.
+        recomputes: Activations may be computed again in the backward pass instead of being kept.
         adds: The base model is still in there untouched, and `without` shows it.
         trains_new_tokens: Embeddings of tokens that the model was given (`new_tokens`) are trained.
         new_tokens: Their numbers, set before `apply`.
@@ -31,12 +32,22 @@ class Method(abc.ABC):
     Options: ClassVar[type[MethodOptions]] = MethodOptions
     packs: ClassVar[bool] = True
     merges: ClassVar[bool] = True
-    adds: ClassVar[bool] = False
+    recomputes: ClassVar[bool] = True
+    adds: bool = False
     trains_new_tokens: ClassVar[bool] = False
     new_tokens = range(0)
 
     def __init__(self, options: MethodOptions) -> None:
         self.options: Any = options
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Positions of the model that the method takes before each row."""
+        return 0
+
+    def learning_rate_factor(self, name: str) -> float:
+        """Return what the learning rate of a parameter is multiplied by."""
+        return 1.0
 
     @abc.abstractmethod
     def apply(self, model: PreTrainedModel, task: str) -> torch.nn.Module:

@@ -8,11 +8,10 @@ from pydantic import Field
 
 from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
-from tune_magic.models.layers import after, before, layers_of
+from tune_magic.models.layers import after, before, heads_of, layers_of
 from tune_magic.recipe.schema import MethodOptions
 
 if TYPE_CHECKING:
-    from torch import nn
     from transformers import PreTrainedModel
 
 
@@ -44,7 +43,7 @@ class Freeze(Method):
             raise TuneError(f"`trainable_layers` must be at most {len(layers)}, the model's layers, got {count}.")
         model.requires_grad_(False)
         top = [layers[number] for number in range(len(layers) - count, len(layers))]
-        for module in (*top, *after(model, layers), *_head(model, task)):
+        for module in (*top, *after(model, layers), *heads_of(model, task)):
             module.requires_grad_(True)
         return model
 
@@ -55,8 +54,3 @@ class Freeze(Method):
         frozen = len(layers) - self.options.trainable_layers
         for module in (*before(model, layers), *layers[:frozen]):
             module.eval()
-
-
-def _head(model: PreTrainedModel, task: str) -> list[nn.Module]:
-    """Modules beside the backbone; a language model's output matrix may be its embedding and stays frozen."""
-    return [] if task == "CAUSAL_LM" else [child for child in model.children() if child is not model.base_model]

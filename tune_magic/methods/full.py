@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from tune_magic.methods.base import Method
+from tune_magic.models.layers import after, heads_of, layers_of
 from tune_magic.recipe.schema import MethodOptions
 
 if TYPE_CHECKING:
@@ -17,6 +18,13 @@ class FullOptions(MethodOptions):
     """Keys of `method: full`."""
 
     name: Literal["full"] = Field("full", description="Train every parameter.")
+    layer_lr_decay: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        description="Learning rate of a layer as a share of that of the one above it: below 1, lower layers change less "
+        "(Howard and Ruder 2018 take 1 / 2.6).",
+    )
 
 
 class Full(Method):
@@ -28,4 +36,15 @@ class Full(Method):
     def apply(self, model: PreTrainedModel, task: str) -> PreTrainedModel:
         """Make every parameter trainable."""
         model.requires_grad_(True)
+        layers = layers_of(model)
+        heights = {id(p): number for number, layer in enumerate(layers, start=1) for p in layer.parameters()}
+        top = [*after(model, layers), *heads_of(model, task)]
+        heights |= {id(p): len(layers) + 1 for module in top for p in module.parameters()}
+        # what lies in no layer and not above them is an embedding
+        self._depths = {name: len(layers) + 1 - heights.get(id(p), 0) for name, p in model.named_parameters()}
         return model
+
+    def learning_rate_factor(self, name: str) -> float:
+        """The decay, once for each layer from the top down; embeddings lie lowest."""
+        factor: float = self.options.layer_lr_decay ** self._depths[name]
+        return factor

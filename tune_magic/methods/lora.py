@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
-from tune_magic.methods.base import Method
-from tune_magic.models.load import quiet
+from tune_magic.methods.by_peft import PeftMethod
 from tune_magic.recipe.schema import MethodOptions
 
 if TYPE_CHECKING:
+    from peft import LoraConfig
     from transformers import PreTrainedModel
+
+_INTO_BASE = ("pissa", "pissa_niter_16", "olora")  # these take their start out of the base's weights
 
 
 class LoraOptions(MethodOptions):
@@ -26,49 +27,62 @@ class LoraOptions(MethodOptions):
     )
     target_modules: str | list[str] = Field("all-linear", description="Names of layers, or all-linear.")
     use_rslora: bool = Field(False, description="Scale by lora_alpha / sqrt(r) instead (Kalajdzievski 2023).")
+    use_dora: bool = Field(
+        False,
+        description="Train the length of each column of the weights apart from its direction (DoRA, Liu et al. 2024).",
+    )
+    init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"] = Field(
+        "default",
+        description="Start of the matrices: an update of nothing, or the principal part of the weights themselves (`pissa`, "
+        "Meng et al. 2024; `pissa_niter_16` approximates it; `olora`), which then learns first.",
+    )
+    loraplus_lr_ratio: float | None = Field(
+        None,
+        gt=0,
+        description="Learning rate of the second matrix as a multiple of the first's (LoRA+, Hayou et al. 2024).",
+    )
 
 
-class Lora(Method):
+class Lora(PeftMethod):
     """Frozen base, two small matrices beside each target layer: W + (alpha / r) B A, with B zero at the start."""
 
     Options = LoraOptions
-    adds = True
     trains_new_tokens = True
 
-    def apply(self, model: PreTrainedModel, task: str) -> Any:
-        """Wrap the model by PEFT, which also trains a head that is new."""
-        from peft import LoraConfig, get_peft_model
+    def __init__(self, options: MethodOptions) -> None:
+        super().__init__(options)
+        self.adds = self.options.init_lora_weights not in _INTO_BASE
 
-        from tune_magic.methods import lora_linear, token_rows
+    def config(self, model: PreTrainedModel, task: str) -> LoraConfig:
+        """PEFT's configuration."""
+        from peft import LoraConfig
 
         options = self.options
-        config = LoraConfig(
+        start: Any = True if options.init_lora_weights == "default" else options.init_lora_weights
+        return LoraConfig(
             r=options.r,
             lora_alpha=options.lora_alpha,
             lora_dropout=options.lora_dropout,
             target_modules=options.target_modules,
             use_rslora=options.use_rslora,
+            use_dora=options.use_dora,
+            init_lora_weights=start,
             task_type=task,
             trainable_token_indices=list(self.new_tokens) or None,
         )
-        with quiet():
-            wrapped = get_peft_model(model, config)
+
+    def apply(self, model: PreTrainedModel, task: str) -> Any:
+        """Wrap the model by PEFT, and compute its layers by functions of our own where they are plain."""
+        from tune_magic.methods import lora_linear, token_rows
+
+        wrapped = super().apply(model, task)
         lora_linear.fuse(wrapped)
         token_rows.fuse(wrapped)
         return wrapped
 
-    def inner(self, model: Any) -> PreTrainedModel:
-        """The Transformers model, with PEFT's layers in it."""
-        return model.get_base_model()
-
-    def merge(self, model: Any) -> PreTrainedModel:
-        """Fold the matrices into the layers."""
-        return model.merge_and_unload()
-
-    def without(self, model: Any) -> AbstractContextManager[Any]:
-        """The base model: the matrices are passed by."""
-        context: AbstractContextManager[Any] = model.disable_adapter()
-        return context
+    def learning_rate_factor(self, name: str) -> float:
+        """LoRA+'s ratio for the second matrices."""
+        return self.options.loraplus_lr_ratio or 1.0 if ".lora_B." in name else 1.0
 
     def has_active_dropout(self) -> bool:
         """LoRA's own dropout."""

@@ -20,6 +20,16 @@ def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     return max(stacks, key=len)
 
 
+def heads_of(model: PreTrainedModel, task: str) -> list[nn.Module]:
+    """Return the modules beside the backbone; a language model's output matrix, often its embedding, is none of them.
+
+    Args:
+        model: With its head.
+        task: PEFT's name of the task.
+    """
+    return [] if task == "CAUSAL_LM" else [child for child in model.children() if child is not model.base_model]
+
+
 def before(model: PreTrainedModel, layers: nn.ModuleList) -> list[nn.Module]:
     """Return the modules of the backbone that feed its layers: the embeddings."""
     from torch import nn

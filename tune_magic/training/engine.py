@@ -182,7 +182,7 @@ class Engine(abc.ABC):
             loss = loss_sum(self.compute(batch, rows)) / sum(row.weight for row in rows)
         self.saved_bytes_per_token = saved.total_bytes / batch.input_ids.size
         parameters = [p for p in self.model.parameters() if p.requires_grad]
-        gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if parameters else ()
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True) if loss.requires_grad else ()
         return [loss.detach(), *(g for g in gradients if g is not None)]
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -250,7 +250,8 @@ class TokenEngine(Engine):
                 attention_mask=self.tensor(batch.attention).long(),
                 use_cache=False,
             ).logits
-        return self._gather(batch, logits.flatten(0, 1), None)
+        own = logits[:, -batch.input_ids.shape[1] :]  # a method's tokens stand before them
+        return self._gather(batch, own.flatten(0, 1), None)
 
     def compile(self, examples: Sequence[Example], loss_sum: Callable[[Any], torch.Tensor]) -> str | None:
         """Compile the layers; where that fails, or loss or gradients change, leave them as they are and return why."""

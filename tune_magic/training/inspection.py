@@ -29,7 +29,7 @@ def inspect(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     method = plugins.get("method", recipe.method.name)(recipe.method)
     vocabulary = vocabulary_of(recipe, run.path, model_folder, method, control.check)
     scan = quality.TextScan()
-    longest = longest_example(recipe, model_folder, vocabulary)
+    longest = longest_example(recipe, model_folder, method, vocabulary)
     reading = Progress(log)
     rows = Rows(
         recipe, run.path, vocabulary.tokenizer, longest, look=control.check, tell=reading.tell, watch=scan.look,

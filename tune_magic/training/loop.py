@@ -56,7 +56,7 @@ class Loop:
     def __init__(self, session: Session, own_checkpoints: set[int], *, base_evaluated: bool = False) -> None:
         self.session = session
         self.checkpoints = session.folder / "checkpoints"
-        self.optimizer = make_optimizer(session.model, session.recipe)
+        self.optimizer = make_optimizer(session.model, session.recipe, session.method)
         self.progress = Progress()
         self._own = own_checkpoints
         self._base_evaluated = base_evaluated

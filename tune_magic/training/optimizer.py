@@ -7,21 +7,27 @@ from typing import Any
 
 import torch
 
+from tune_magic.methods.base import Method
 from tune_magic.recipe.schema import Recipe
 
+_FACTOR = "factor"  # of the learning rate, in a parameter group
 
-def make_optimizer(model: torch.nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+
+def make_optimizer(model: torch.nn.Module, recipe: Recipe, method: Method) -> torch.optim.Optimizer:
     """Return AdamW over the trainable parameters (Loshchilov and Hutter 2019, arXiv:1711.05101).
 
-    Biases and norms are not decayed.
+    Biases and norms are not decayed. Parameters whose learning rates the method tells apart are groups of their own.
     """
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": recipe.weight_decay},
-        {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
-    ]
+    groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (parameter.ndim < 2, method.learning_rate_factor(name))
+            groups.setdefault(key, []).append(parameter)
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        [
+            {"params": groups[key], "weight_decay": 0.0 if key[0] else recipe.weight_decay, _FACTOR: key[1]}
+            for key in sorted(groups)
+        ],
         lr=recipe.learning_rate,
         betas=(recipe.adam_beta1, recipe.adam_beta2),
         eps=recipe.adam_epsilon,
@@ -52,7 +58,7 @@ def learning_rate(step: int, total_steps: int, recipe: Recipe) -> float:
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     """Set the learning rate of every parameter group."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group[_FACTOR]
 
 
 def state_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> dict[str, torch.Tensor]:

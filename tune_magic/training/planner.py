@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from tune_magic.data.example import Example
+from tune_magic.errors import TuneError
 from tune_magic.models.layers import layers_of
 from tune_magic.recipe.schema import Recipe
 from tune_magic.training import checkpoint, memory
@@ -69,7 +70,8 @@ class Planner:
         sizes = [self.recipe.microbatch_tokens]
         while sizes[-1] > longest:
             sizes.append(max(sizes[-1] // 2, longest))
-        twice = (False, True) if checkpointing is None else (checkpointing,)
+        free_choice = (False, True) if self.engine.method.recomputes else (False,)
+        twice = free_choice if checkpointing is None else (checkpointing,)
         found = [self.option(size, gradient_checkpointing=choice) for choice in twice for size in sizes]
         return sorted(found, key=lambda option: option.slowdown)
 
@@ -92,6 +94,11 @@ class Planner:
     def choose(self) -> Option:
         """Return the fastest option of the recipe's that fits, or the smallest where none does."""
         pinned = self.recipe.gradient_checkpointing
+        if pinned and not self.engine.method.recomputes:
+            raise TuneError(
+                f"`{self.recipe.method.name}` cannot be trained with `gradient_checkpointing`.",
+                hint="Leave it out; a smaller `microbatch_tokens` takes less memory too.",
+            )
         first = self.option(self.recipe.microbatch_tokens, gradient_checkpointing=bool(pinned))
         if self.fits(first):
             return first

@@ -69,13 +69,14 @@ class Session:
             yield
 
 
-def longest_example(recipe: Recipe, model_folder: Path, vocabulary: Vocabulary) -> int:
-    """Return the most tokens a row may have: the recipe's number, or fewer where the model has fewer positions."""
+def longest_example(recipe: Recipe, model_folder: Path, method: Method, vocabulary: Vocabulary) -> int:
+    """Return the most tokens a row may have: the recipe's number, or fewer where the model has fewer positions left."""
     from transformers import AutoConfig
 
     config = AutoConfig.from_pretrained(model_folder, local_files_only=True, trust_remote_code=False)
     wanted = recipe.max_length * vocabulary.stretch
-    positions = getattr(config, "max_position_embeddings", None) or wanted
+    positions = getattr(config, "max_position_embeddings", None) or wanted + method.num_virtual_tokens
+    positions -= method.num_virtual_tokens
     if config.model_type in _OFFSET_POSITIONS:
         positions -= config.pad_token_id + 1
     return min(wanted, int(positions))
@@ -131,12 +132,12 @@ def prepare(
     model_folder = local_folder(source)
     method: Method = plugins.get("method", recipe.method.name)(recipe.method)
     vocabulary = vocabulary_of(recipe, folder, model_folder, method, control.check)
-    longest = longest_example(recipe, model_folder, vocabulary)
+    longest = longest_example(recipe, model_folder, method, vocabulary)
     rows = Rows(recipe, folder, vocabulary.tokenizer, longest, look=control.check, tell=Progress(log).tell)
     dataset, objective = rows.dataset(), rows.objective
     base_held_out = dataset.held_out
     if vocabulary.is_extended:
-        longest = longest_example(recipe, model_folder, vocabulary.unextended())
+        longest = longest_example(recipe, model_folder, method, vocabulary.unextended())
         base_held_out = Rows(recipe, folder, vocabulary.base, longest, objective, look=control.check).held_out()
     if rows.held_out_rows is not None:
         split = {"format": FORMAT, "held_out": rows.held_out_rows.tolist()}

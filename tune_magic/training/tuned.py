@@ -62,7 +62,7 @@ class Tuned:
 
     def rows(self, folder: Path | None = None) -> Rows:
         """Return a reader of rows as this model was trained on; `folder` holds tables given as objects."""
-        longest = longest_example(self.recipe, self.base, self.vocabulary)
+        longest = longest_example(self.recipe, self.base, self.method, self.vocabulary)
         return Rows(self.recipe, folder or self.run.path, self.tokenizer, longest, self.objective)
 
     def load_base(self) -> Tuned:

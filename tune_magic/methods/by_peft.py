@@ -1,0 +1,60 @@
+"""Methods that PEFT has: the base model stays frozen, what is trained lies beside it."""
+
+from __future__ import annotations
+
+import abc
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any
+
+from tune_magic.errors import TuneError
+from tune_magic.methods.base import Method
+from tune_magic.models.load import quiet
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
+
+
+class PeftMethod(Method):
+    """Base class of such methods; a subclass says PEFT's configuration."""
+
+    adds = True
+
+    @abc.abstractmethod
+    def config(self, model: PreTrainedModel, task: str) -> PeftConfig:
+        """Return PEFT's configuration for a model."""
+
+    def apply(self, model: PreTrainedModel, task: str) -> Any:
+        """Wrap the model by PEFT, which also trains a head that is new.
+
+        Raises:
+            TuneError: PEFT does not know where in this model the method goes.
+        """
+        from peft import get_peft_model
+
+        try:
+            with quiet():
+                return get_peft_model(model, self.config(model, task))
+        except (ValueError, KeyError) as error:
+            raise TuneError(
+                f"`{self.options.name}` cannot be put on this model: {error}",
+                hint="Name its layers under `method:`, `target_modules: [q_proj, v_proj]` say, or take `lora`.",
+            ) from error
+
+    def inner(self, model: Any) -> PreTrainedModel:
+        """The Transformers model, with PEFT's layers in it."""
+        return model.get_base_model()
+
+    def merge(self, model: Any) -> PreTrainedModel:
+        """Fold what was trained into the layers."""
+        return model.merge_and_unload()
+
+    def without(self, model: Any) -> AbstractContextManager[Any]:
+        """The base model: what was added is passed by."""
+        context: AbstractContextManager[Any] = model.disable_adapter()
+        return context
+
+
+def targets(value: str | list[str] | None) -> dict[str, Any]:
+    """Return PEFT's keyword for the layers a method goes to; none where PEFT knows them by the model's kind."""
+    return {} if value is None else {"target_modules": value}

@@ -1,0 +1,34 @@
+"""Norm tuning: only the scales and shifts of normalisation layers are trained (Zhao et al. 2023, arXiv:2312.11420)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from tune_magic.methods.by_peft import PeftMethod
+from tune_magic.recipe.schema import MethodOptions
+
+if TYPE_CHECKING:
+    from peft import LNTuningConfig
+    from transformers import PreTrainedModel
+
+
+class LNTuningOptions(MethodOptions):
+    """Keys of `method: ln_tuning`, named as in PEFT."""
+
+    name: Literal["ln_tuning"] = Field("ln_tuning", description="Train the normalisation layers only.")
+    target_modules: list[str] | None = Field(None, description="Names of layers; default: all that normalise.")
+
+
+class LNTuning(PeftMethod):
+    """Frozen base, trained norms: about one parameter in five hundred."""
+
+    Options = LNTuningOptions
+
+    def config(self, model: PreTrainedModel, task: str) -> LNTuningConfig:
+        """PEFT's configuration."""
+        from peft import LNTuningConfig
+
+        norms = [name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()]
+        return LNTuningConfig(task_type=task, target_modules=self.options.target_modules or norms)

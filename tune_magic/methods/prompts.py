@@ -1,0 +1,130 @@
+"""Learned tokens before every row: prompt tuning, p-tuning, prefix tuning."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from tune_magic.errors import TuneError
+from tune_magic.methods.by_peft import PeftMethod
+from tune_magic.recipe.schema import MethodOptions
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+    from transformers import PreTrainedModel
+
+
+class PromptOptions(MethodOptions):
+    """Keys of `method: prompt`, named as in PEFT."""
+
+    name: Literal["prompt"] = Field("prompt", description="Train embeddings of tokens that stand before every row.")
+    num_virtual_tokens: int = Field(20, ge=1, le=1000, description="How many tokens that are.")
+    prompt_tuning_init: Literal["random", "sample_vocab"] = Field(
+        "sample_vocab", description="Their start: embeddings drawn from the vocabulary, or at random."
+    )
+
+
+class PTuningOptions(MethodOptions):
+    """Keys of `method: p_tuning`, named as in PEFT."""
+
+    name: Literal["p_tuning"] = Field("p_tuning", description="Train a small network that makes such embeddings.")
+    num_virtual_tokens: int = Field(20, ge=1, le=1000, description="How many tokens stand before every row.")
+    encoder_hidden_size: int | None = Field(None, ge=1, description="Width of the network; default: the model's.")
+
+
+class PrefixOptions(MethodOptions):
+    """Keys of `method: prefix`, named as in PEFT."""
+
+    name: Literal["prefix"] = Field("prefix", description="Train keys and values that every layer sees before a row.")
+    num_virtual_tokens: int = Field(20, ge=1, le=1000, description="For how many tokens.")
+    prefix_projection: bool = Field(False, description="Make them by a small network, as in the paper.")
+    encoder_hidden_size: int | None = Field(None, ge=1, description="Width of the network; default: the model's.")
+
+
+class Prompt(PeftMethod):
+    """Frozen base that reads learned embeddings before each row (Lester et al. 2021, arXiv:2104.08691)."""
+
+    Options: ClassVar[type[MethodOptions]] = PromptOptions
+    packs = False
+    merges = False
+    recomputes = False
+
+    @property
+    def num_virtual_tokens(self) -> int:
+        """Positions of the model that the method takes."""
+        return int(self.options.num_virtual_tokens)
+
+    def config(self, model: PreTrainedModel, task: str) -> PeftConfig:
+        """PEFT's configuration."""
+        from peft import PromptTuningConfig
+
+        start = self.options.prompt_tuning_init.upper()
+        return PromptTuningConfig(task_type=task, num_virtual_tokens=self.num_virtual_tokens, prompt_tuning_init=start)
+
+    @contextlib.contextmanager
+    def without(self, model: Any) -> Iterator[None]:
+        """The base model: no tokens before the rows, and of a classifier the head it began with.
+
+        PEFT's own context knows language models only, and leaves the head as it is.
+        """
+        from peft.utils.other import AuxiliaryTrainingWrapper
+
+        if hasattr(model, "prepare_inputs_for_generation"):
+            with model.disable_adapter():
+                yield
+            return
+        heads = [module for module in model.modules() if isinstance(module, AuxiliaryTrainingWrapper)]
+        forward, model.forward = model.forward, model.base_model.forward
+        for head in heads:
+            head.enable_adapters(False)
+        try:
+            yield
+        finally:
+            model.forward = forward
+            for head in heads:
+                head.enable_adapters(True)
+
+    def merge(self, model: Any) -> PreTrainedModel:
+        """There is no layer to fold learned tokens into."""
+        raise TuneError(
+            f"`{self.options.name}` puts learned tokens before each row; they cannot be folded into the model.",
+            hint="Export it with `--to adapter`.",
+        )
+
+
+class PTuning(Prompt):
+    """As prompt tuning, the embeddings made by a network that is trained with them (Liu et al. 2021, arXiv:2103.10385)."""
+
+    Options = PTuningOptions
+
+    def config(self, model: PreTrainedModel, task: str) -> PeftConfig:
+        """PEFT's configuration."""
+        from peft import PromptEncoderConfig
+
+        width = self.options.encoder_hidden_size or model.config.get_text_config().hidden_size
+        return PromptEncoderConfig(
+            task_type=task, num_virtual_tokens=self.num_virtual_tokens, encoder_hidden_size=width
+        )
+
+
+class Prefix(Prompt):
+    """Frozen base that sees learned keys and values before each row, in every layer (Li and Liang 2021, arXiv:2101.00190).
+
+    Without the network this is p-tuning v2 (Liu et al. 2022, arXiv:2110.07602).
+    """
+
+    Options = PrefixOptions
+
+    def config(self, model: PreTrainedModel, task: str) -> PeftConfig:
+        """PEFT's configuration."""
+        from peft import PrefixTuningConfig
+
+        options = self.options
+        width = options.encoder_hidden_size or model.config.get_text_config().hidden_size
+        return PrefixTuningConfig(
+            task_type=task, num_virtual_tokens=self.num_virtual_tokens, prefix_projection=options.prefix_projection,
+            encoder_hidden_size=width,
+        )  # fmt: skip
