@@ -182,6 +182,15 @@ def shell(tmp_path, monkeypatch):
     return SimpleNamespace(user_ns={"bot": bound, "_hidden": bound, "number": 3, "table": table})
 
 
+SCHEDULES = [
+    "linear",
+    "cosine",
+    "constant",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+    "warmup_stable_decay",
+]
 METHODS = ["bottleneck", "freeze", "full", "ia3", "ln_tuning", "lora", "oft", "p_tuning", "prefix", "prompt", "vera"]
 CELL = "%%finetune bot\n"
 FLAGS = [
@@ -249,9 +258,9 @@ FLAGS = [
         ("%%finetune bot eval.s", "eval.s", ["eval.steps=", "eval.samples="]),
         # keys and values in the body
         (CELL + "warm", "warm", ["warmup_ratio: ", "warmup_steps: "]),
-        (CELL + "model: x\nlr", "lr", ["lr_scheduler_type: "]),
-        (CELL + "lr_scheduler_type: ", "", ["linear", "cosine", "constant"]),
-        (CELL + "lr_scheduler_type: co", "co", ["cosine", "constant"]),
+        (CELL + "model: x\nlr", "lr", ["lr_scheduler_kwargs: ", "lr_scheduler_type: "]),
+        (CELL + "lr_scheduler_type: ", "", SCHEDULES),
+        (CELL + "lr_scheduler_type: co", "co", ["cosine", "constant", "cosine_with_restarts"]),
         (CELL + "dtype: ", "", ["auto", "float32", "bfloat16"]),
         (CELL + "share_prefixes: t", "t", ["true"]),
         (CELL + "method: ", "", METHODS),

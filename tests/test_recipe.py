@@ -205,7 +205,7 @@ FAULTS = [
     ("max_steps: 2.5", "max_steps", "must be a whole number, got 2.5.", None),
     ("batch_size: 0", "batch_size", "must be at least 1, got 0.", "Try `batch_size: 8`."),
     ("share_prefixes: maybe", "share_prefixes", "must be true or false, got 'maybe'.", None),
-    ("lr_scheduler: cosin", "lr_scheduler_type", "must be 'linear', 'cosine' or 'constant'", "Did you mean `cosine`?"),
+    ("lr_scheduler: cosin", "lr_scheduler_type", "must be 'linear', 'cosine', 'constant', 'cosine_with_restarts', 'polynomial', 'inverse_sqrt' or 'warmup_stable_decay'", "Did you mean `cosine`?"),
     ("dtype: fp16", "dtype", "got 'fp16'.", None),
     ("leraning_rate: 1", "leraning_rate", "there is no such key.", "Did you mean `learning_rate`?"),
     ("learning-rate: 1", "learning-rate", "there is no such key.", "Did you mean `learning_rate`?"),

@@ -434,6 +434,60 @@ def test_the_learning_rate_by_step(recipe, schedule, expected):
     assert [learning_rate(step, 6, built) for step in range(1, 7)] == pytest.approx(expected)
 
 
+@pytest.mark.parametrize(
+    ("shape", "ours", "theirs"),
+    [
+        ("linear", {}, {}),
+        ("cosine", {}, {}),
+        ("cosine_with_restarts", {"num_cycles": 3}, {"num_cycles": 3}),
+        ("polynomial", {"power": 2.0}, {"power": 2.0, "lr_end": 0.0}),
+        ("cosine_with_min_lr", {"min_lr_rate": 0.1}, {"min_lr_rate": 0.1}),
+        ("inverse_sqrt", {}, {"timescale": 10}),
+        ("warmup_stable_decay", {"decay_ratio": 0.2}, {"num_decay_steps": 18, "decay_type": "linear"}),
+    ],
+)
+def test_schedules_are_those_of_transformers(recipe, shape, ours, theirs):
+    from transformers import get_scheduler
+
+    from tune_magic.recipe import build_recipe
+
+    total, warmup = 100, 10
+    name = shape.removesuffix("_with_min_lr")
+    content = {"learning_rate": 1.0, "lr_scheduler_type": name, "warmup_steps": warmup, "lr_scheduler_kwargs": ours}
+    built = build_recipe(recipe | content)
+    found = [learning_rate(step, total, built) for step in range(1, total + 1)]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedule = get_scheduler(
+        shape, optimizer, num_warmup_steps=warmup, num_training_steps=total, scheduler_specific_kwargs=theirs
+    )
+    reference = []
+    for _ in range(total):
+        reference.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    # theirs spends its first step on a rate of nothing; ours is one step ahead while it rises
+    assert found[:warmup] == pytest.approx([*reference[1:warmup], 1.0])
+    assert found[warmup:] == pytest.approx(reference[warmup:])
+
+
+@pytest.mark.parametrize("optim", ["sgd", "adafactor"])
+def test_other_optimizers_learn_and_resume_exactly(train, make_run, monkeypatch, optim):
+    # Adafactor's steps are in proportion to the parameters, so LoRA's zeros hardly move
+    method = {"sgd": {"name": "lora", "r": 4}, "adafactor": {"name": "full"}}[optim]
+    changes = {"optim": optim, "method": method, "learning_rate": {"sgd": 0.3, "adafactor": 0.1}[optim], **SHORT}
+    whole = train(**changes)
+    whole.raise_for_state()
+    evaluations = whole.summary().evaluations
+    assert min(evaluations[step]["loss"] for step in evaluations if step) < evaluations[0]["loss"] - 0.05
+    run = make_run(**changes)
+    with monkeypatch.context() as patch:
+        StopAt(patch, 14)
+        local.start(run.path, "inline")
+    assert run.status == "stopped"
+    run.resume("inline")
+    assert_same(run, whole)
+
+
 def test_cosine_falls_from_one_to_nearly_zero(recipe):
     from tune_magic.recipe import build_recipe
 

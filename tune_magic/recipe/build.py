@@ -29,6 +29,7 @@ ALIASES = {
     "scheduler": "lr_scheduler_type",
     "lr_scheduler": "lr_scheduler_type",
     "warmup": "warmup_ratio",
+    "optimizer": "optim",
     "max_seq_length": "max_length",
     "max_seq_len": "max_length",
     "cutoff_len": "max_length",

@@ -23,7 +23,10 @@ from pydantic import (
 
 from tune_magic import plugins
 
-Scheduler = Literal["linear", "cosine", "constant"]
+Scheduler = Literal[
+    "linear", "cosine", "constant", "cosine_with_restarts", "polynomial", "inverse_sqrt", "warmup_stable_decay"
+]
+Optimizer = Literal["adamw", "sgd", "adafactor"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Sampling = Literal["random", "group_by_length", "group_by_prefix"]
 OnBadRows = Literal["error", "skip"]
@@ -255,6 +258,15 @@ def _augmenter(item: Any) -> AugmentOptions:
         raise ValueError(f"{where}: {first['msg']}, got {first['input']!r}.") from None
 
 
+class SchedulerOptions(Part):
+    """What the shapes of the learning rate leave open."""
+
+    num_cycles: int = Field(1, ge=1, description="Times that `cosine_with_restarts` falls.")
+    power: float = Field(1.0, gt=0, description="Of `polynomial`: 1 is a line, more falls early.")
+    decay_ratio: float = Field(0.2, gt=0, le=1, description="Share of the steps in which `warmup_stable_decay` falls.")
+    min_lr_rate: float = Field(0.0, ge=0, lt=1, description="Where a falling rate ends, as a share of its peak.")
+
+
 class VocabularyOptions(Part):
     """Words that the tokenizer is given as tokens of their own."""
 
@@ -321,10 +333,18 @@ class Recipe(Part):
     )
     max_length: int = Field(1024, ge=8, description="Longest example in tokens; longer ones are cut at the end.")
     lr_scheduler_type: Scheduler = Field("linear", description="Shape of the learning rate after warm-up.")
+    lr_scheduler_kwargs: SchedulerOptions = Field(
+        default_factory=lambda: SchedulerOptions.model_validate({}), description="What that shape leaves open."
+    )
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     warmup_steps: int | None = Field(None, ge=0, description="The same in steps; wins over the ratio.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay on matrices.")
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment.")
+    optim: Optimizer = Field(
+        "adamw",
+        description="What steps along the gradients: AdamW; SGD with momentum, half its state; Adafactor, next to none, "
+        "whose steps are in proportion to the parameters (with `full`, not beside LoRA's zeros).",
+    )
+    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment, SGD's momentum.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's denominator floor.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 turns it off.")

@@ -15,6 +15,7 @@ from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
 from tune_magic.training import memory
 from tune_magic.training.loop import Loop
+from tune_magic.training.optimizer import STATES
 from tune_magic.training.prepare import Session, prepare
 from tune_magic.training.trunk import Trunk
 
@@ -121,6 +122,7 @@ def _dry_steps(loop: Loop, steps: list[int]) -> tuple[float, int, list[torch.Ten
     """
     session = loop.session
     device, train, order = session.engine.device, session.dataset.train, session.order
+    states_each = STATES[session.recipe.optim]
     seconds, peaks, states = 0.0, [], []
     for number, step in enumerate(steps, start=1):
         examples = [train[row] for row in order.rows(step)]
@@ -131,7 +133,7 @@ def _dry_steps(loop: Loop, steps: list[int]) -> tuple[float, int, list[torch.Ten
         peaks.append(memory.peak(device))
         if number == len(steps) - 1:  # as an optimizer does at its first step, beside the gradients
             trained = [parameter for parameter in session.model.parameters() if parameter.requires_grad]
-            states = [torch.zeros_like(parameter) for parameter in trained for _ in range(2)]
+            states = [torch.zeros_like(parameter) for parameter in trained for _ in range(states_each)]
         session.model.zero_grad(set_to_none=True)
     *bare, with_states = peaks
     # what one bare step took more than another were holes; states may fill them, or come to lie between

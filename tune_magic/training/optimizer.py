@@ -1,4 +1,4 @@
-"""AdamW and the learning rate, a pure function of the step."""
+"""The optimizer, and the learning rate, a pure function of the step."""
 
 from __future__ import annotations
 
@@ -11,48 +11,66 @@ from tune_magic.methods.base import Method
 from tune_magic.recipe.schema import Recipe
 
 _FACTOR = "factor"  # of the learning rate, in a parameter group
+STATES = {"adamw": 2, "sgd": 1, "adafactor": 0}  # beside each parameter, as large as it
 
 
 def make_optimizer(model: torch.nn.Module, recipe: Recipe, method: Method) -> torch.optim.Optimizer:
-    """Return AdamW over the trainable parameters (Loshchilov and Hutter 2019, arXiv:1711.05101).
+    """Return the recipe's optimizer over the trainable parameters.
 
-    Biases and norms are not decayed. Parameters whose learning rates the method tells apart are groups of their own.
+    That is AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), SGD with momentum, or Adafactor (Shazeer and Stern 2018,
+    arXiv:1804.04235). Biases and norms are not decayed. Parameters whose learning rates the method tells apart are groups
+    of their own.
     """
     groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             key = (parameter.ndim < 2, method.learning_rate_factor(name))
             groups.setdefault(key, []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": groups[key], "weight_decay": 0.0 if key[0] else recipe.weight_decay, _FACTOR: key[1]}
-            for key in sorted(groups)
-        ],
-        lr=recipe.learning_rate,
-        betas=(recipe.adam_beta1, recipe.adam_beta2),
-        eps=recipe.adam_epsilon,
-        fused=True,
-    )
+    ordered = [
+        {"params": groups[key], "weight_decay": 0.0 if key[0] else recipe.weight_decay, _FACTOR: key[1]}
+        for key in sorted(groups)
+    ]
+    match recipe.optim:
+        case "sgd":
+            return torch.optim.SGD(ordered, lr=recipe.learning_rate, momentum=recipe.adam_beta1, fused=True)
+        case "adafactor":
+            return torch.optim.Adafactor(ordered, lr=recipe.learning_rate)
+        case _:
+            betas = (recipe.adam_beta1, recipe.adam_beta2)
+            return torch.optim.AdamW(ordered, lr=recipe.learning_rate, betas=betas, eps=recipe.adam_epsilon, fused=True)
 
 
 def learning_rate(step: int, total_steps: int, recipe: Recipe) -> float:
     """Return the learning rate of a step, counted from 1.
 
-    It rises linearly over the warm-up, reaching the peak at its last step, then follows the schedule; linear and
-    cosine would reach 0 one step after the last, so that no step is wasted.
+    It rises linearly over the warm-up, reaching the peak at its last step, then follows the schedule, as in Transformers;
+    where it falls, it would reach its end one step after the last, so that no step is wasted.
     """
     warmup = recipe.warmup_steps if recipe.warmup_steps is not None else math.ceil(recipe.warmup_ratio * total_steps)
     if step <= warmup:
         return recipe.learning_rate * step / warmup
     progress = (step - warmup - 1) / max(1, total_steps - warmup)
+    options = recipe.lr_scheduler_kwargs
     match recipe.lr_scheduler_type:
         case "linear":
             factor = 1 - progress
         case "cosine":
-            factor = 0.5 * (1 + math.cos(math.pi * progress))
+            factor = _cosine(progress)
+        case "cosine_with_restarts":
+            factor = _cosine(progress * options.num_cycles % 1)
+        case "polynomial":
+            factor = (1 - progress) ** options.power
+        case "warmup_stable_decay":
+            factor = min(1.0, (1 - progress) / options.decay_ratio)
+        case "inverse_sqrt":  # its end is open
+            return recipe.learning_rate * math.sqrt(max(1, warmup) / (max(1, warmup) + step - warmup - 1))
         case "constant":
-            factor = 1.0
-    return recipe.learning_rate * factor
+            return recipe.learning_rate
+    return recipe.learning_rate * (options.min_lr_rate + (1 - options.min_lr_rate) * factor)
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
@@ -67,6 +85,7 @@ def state_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> di
         f"{key}/{names[id(parameter)]}": torch.as_tensor(value)
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
+        if value is not None
     }
 
 

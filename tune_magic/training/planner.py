@@ -21,12 +21,12 @@ from tune_magic.models.layers import layers_of
 from tune_magic.recipe.schema import Recipe
 from tune_magic.training import checkpoint, memory
 from tune_magic.training.engine import Engine
+from tune_magic.training.optimizer import STATES
 
 _MARGIN = 0.9  # of what is free
 _TIGHT = 0.6  # a forecast above this share of what is free is worth two dry steps
 _TWICE = 4 / 3  # a forward pass more, beside one forward and one backward pass of twice its work
 _LEAST_CORRECTION = 0.5  # what is saved must lie somewhere, be it where something else was
-_OPTIMIZER_STATES = 2  # of AdamW, each as large as what is trained
 
 
 @dataclass(frozen=True)
@@ -137,7 +137,7 @@ class Planner:
             engine.model.zero_grad(set_to_none=True)
             checkpoint.set_random_state(random)
         forecast = self._peak(engine.lay_out(heaviest).input_ids.size, option.gradient_checkpointing)
-        forecast -= self.level + _OPTIMIZER_STATES * self._trained_bytes()
+        forecast -= self.level + STATES[self.recipe.optim] * self._trained_bytes()
         measured = (peak_bytes - self.level) / max(1, forecast)
         self._correction *= max(_LEAST_CORRECTION, measured)
         memory.give_back()
@@ -186,7 +186,7 @@ class Planner:
             per_token = layers * engine.inner.config.get_text_config().hidden_size * engine.dtype.itemsize + one_layer
         trained = self._trained_bytes()
         growth = trained + tokens * (per_token + one_layer)  # its gradients come and go layer by layer
-        return int(self.level + self._correction * growth + _OPTIMIZER_STATES * trained)
+        return int(self.level + self._correction * growth + STATES[self.recipe.optim] * trained)
 
     def _trained_bytes(self) -> int:
         return sum(p.numel() * p.element_size() for p in self.engine.model.parameters() if p.requires_grad)
