@@ -14,6 +14,7 @@ from tune_magic.executors import local
 from tune_magic.methods.bottleneck import Bottleneck, BottleneckOptions
 from tune_magic.methods.full import Full, FullOptions
 from tune_magic.methods.lora import Lora, LoraOptions
+from tune_magic.methods.prompts import Prefix, PrefixOptions
 from tune_magic.recipe import build_recipe
 from tune_magic.training.optimizer import make_optimizer, set_learning_rate
 from tune_magic.training.tuned import load_tuned
@@ -208,3 +209,19 @@ def test_lower_layers_learn_more_slowly(tiny):
     factors = {name: method.learning_rate_factor(name) for name, _ in model.named_parameters()}
     for start, factor in (("model.embed", 0.125), ("model.layers.0", 0.25), ("model.layers.1", 0.5), ("model.norm", 1)):
         assert {value for name, value in factors.items() if name.startswith(start)} == {factor}
+
+
+def test_a_prefix_starts_as_tokens_of_the_model_itself(tiny):
+    """What it sees after the prefix is what it would see after those tokens."""
+    plain = load(tiny)
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = Prefix(PrefixOptions(num_virtual_tokens=6)).apply(load(tiny), "CAUSAL_LM")
+        torch.manual_seed(3)
+        drawn = torch.randint(plain.config.vocab_size, (1, 6))
+    drawn[0, 0] = plain.config.bos_token_id
+    ids = torch.arange(5, 40)[None]
+    with torch.no_grad():
+        found = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        expected = plain(torch.cat([drawn, ids], 1)).logits[:, 6:]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

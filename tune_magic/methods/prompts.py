@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
 from pydantic import Field
 
 from tune_magic.errors import TuneError
@@ -117,14 +118,42 @@ class Prefix(Prompt):
     """
 
     Options = PrefixOptions
+    _start: torch.Tensor | None = None
+
+    def apply(self, model: PreTrainedModel, task: str) -> Any:
+        """Wrap the model by PEFT; a language model starts from keys and values of its own, which disturb it least."""
+        wrapped = super().apply(model, task)
+        if self._start is not None:
+            with torch.no_grad():
+                wrapped.prompt_encoder["default"].embedding.weight.copy_(self._start)
+        return wrapped
 
     def config(self, model: PreTrainedModel, task: str) -> PeftConfig:
         """PEFT's configuration."""
         from peft import PrefixTuningConfig
 
         options = self.options
+        self._start = None if options.prefix_projection else _keys_and_values(model, task, self.num_virtual_tokens)
         width = options.encoder_hidden_size or model.config.get_text_config().hidden_size
         return PrefixTuningConfig(
             task_type=task, num_virtual_tokens=self.num_virtual_tokens, prefix_projection=options.prefix_projection,
             encoder_hidden_size=width,
         )  # fmt: skip
+
+
+def _keys_and_values(model: PreTrainedModel, task: str, count: int) -> torch.Tensor | None:
+    """Return keys and values of tokens drawn from the vocabulary, the first of which begins texts.
+
+    Returns:
+        Shape (count, layers * 2 * heads * width of a head), as PEFT keeps them; None for a model without such a cache.
+    """
+    config = model.config.get_text_config()
+    if task != "CAUSAL_LM" or not hasattr(config, "num_key_value_heads"):
+        return None
+    ids = torch.randint(config.vocab_size, (1, count), device=model.device)
+    if config.bos_token_id is not None:
+        ids[0, 0] = config.bos_token_id
+    with torch.no_grad():
+        cache = model(input_ids=ids, use_cache=True).past_key_values
+    parts = [part[0].transpose(0, 1).flatten(1) for layer in cache.layers for part in (layer.keys, layer.values)]
+    return torch.cat(parts, 1)
