@@ -11,10 +11,12 @@ from test_training import SHORT, StopAt, assert_same
 
 from tune_magic.errors import RunFailed
 from tune_magic.executors import local
+from tune_magic.exporters.parity import TorchReader
 from tune_magic.methods.bottleneck import Bottleneck, BottleneckOptions
 from tune_magic.methods.full import Full, FullOptions
 from tune_magic.methods.lora import Lora, LoraOptions
 from tune_magic.methods.prompts import Prefix, PrefixOptions
+from tune_magic.models.generate import generate
 from tune_magic.recipe import build_recipe
 from tune_magic.training.optimizer import make_optimizer, set_learning_rate
 from tune_magic.training.tuned import load_tuned
@@ -225,3 +227,37 @@ def test_a_prefix_starts_as_tokens_of_the_model_itself(tiny):
         found = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         expected = plain(torch.cat([drawn, ids], 1)).logits[:, 6:]
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["prompt", "prefix"])
+def test_a_decoder_that_classifies_is_not_told_by_its_neighbours(name, train, tmp_path):
+    """Rows of one length go together: padding is never what the head reads."""
+    path = tmp_path / "labelled.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in labelled()))
+    run = train(
+        method=METHODS[name], objective="classify", data={"train": str(path), "held_out": 0.25}, learning_rate=3e-2,
+        max_steps=20, batch_size=8, eval={"steps": 20},
+    )  # fmt: skip
+    run.raise_for_state()
+    texts = ["red thing", "a blue thing that is longer", "green"]
+    together = run.predict(texts)
+    alone = [run.predict([text]) for text in texts]
+    for number, one in enumerate(alone):
+        assert together.iloc[number].tolist()[-3:] == pytest.approx(one.iloc[0].tolist()[-3:], abs=1e-5)
+
+
+def test_the_receipt_of_a_prefix_is_of_the_answers_people_get(train, inline):
+    run = train(method=METHODS["prefix"], learning_rate=2e-2, max_steps=30)
+    tuned = load_tuned(run)
+    reader, prompts = TorchReader(tuned.model, tuned), [example.prompt for example in tuned.rows().held_out()[:4]]
+    found = [tuned.tokenizer.decode(reader.generate(prompt, 8), skip_special_tokens=True) for prompt in prompts]
+    assert found == generate(tuned.model, tuned.tokenizer, prompts, max_new_tokens=8)
+    logits = reader.logits(prompts[0])
+    assert len(logits) == len(prompts[0])
+
+
+def test_a_head_of_its_own_is_the_top(tmp_path):
+    method = Full(FullOptions(layer_lr_decay=0.5))
+    method.apply(load(make_model(tmp_path / "m", tie_word_embeddings=False)), "CAUSAL_LM")
+    assert method.learning_rate_factor("lm_head.weight") == 1.0
+    assert method.learning_rate_factor("model.embed_tokens.weight") == 0.125

@@ -166,7 +166,7 @@ def wrapped(tmp_path, **changes):
 def test_rows_of_new_tokens_are_computed_as_pefts(tmp_path, tied):
     _, ours, theirs, size = wrapped(tmp_path, tie_word_embeddings=tied)
     ids = torch.tensor([[5, size, 9, size + 3, size + 1, 30], [size + 2, 4, 4, size, size, 7]])
-    assert sum(type(module) is FusedTokenRows for module in ours.modules()) == 1 + tied
+    assert sum(type(module) is FusedTokenRows for module in ours.modules()) == 2
     results = []
     for model in (ours, theirs):
         logits = model(input_ids=ids).logits
@@ -174,9 +174,10 @@ def test_rows_of_new_tokens_are_computed_as_pefts(tmp_path, tied):
         trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         results.append([logits.detach(), *(p.grad for p in trained.values() if p.grad is not None)])
     rows = [name for name in trained if "trainable_tokens_delta" in name]
-    assert len(rows) == 1
-    assert trained[rows[0]].shape == (4, 32)
-    assert trained[rows[0]].grad.abs().sum() > 0
+    assert len(rows) == (1 if tied else 2)
+    for name in rows:
+        assert trained[name].shape == (4, 32)
+        assert trained[name].grad.abs().sum() > 0
     for mine, reference in zip(*results, strict=True):
         torch.testing.assert_close(mine, reference, rtol=1e-4, atol=1e-6)
 
@@ -247,7 +248,7 @@ def test_evaluation_compares_with_the_real_base(method, train, inline):
     assert [row["base"] for row in found] == [row["base"] for row in reference]
     assert [row["row"] for row in found] == [row["row"] for row in reference]
     tuned = load_tuned(RunFolder(run.path))
-    rows = [tuned.rows().held_out(), tuned.load_base().rows().held_out()]
+    rows = [tuned.rows().held_out(), load_tuned(RunFolder(plain.path)).rows().held_out()]
     for mine, theirs, new, old in zip(found, reference, *rows, strict=True):
         assert mine["loss_base"] * new.weight == pytest.approx(theirs["loss_base"] * old.weight, rel=1e-4)
     assert reports[0].comparisons["loss"].tuned < reports[0].comparisons["loss"].base
@@ -266,6 +267,32 @@ def test_rows_the_base_needs_more_tokens_for_are_scored_whole(train, inline, wri
     assert nats[0] == pytest.approx(nats[1], rel=1e-5)
     reports = [each.evaluate(metrics=["loss"]).rows for each in (run, whole)]
     assert reports[0][0]["loss_base"] == pytest.approx(reports[1][0]["loss_base"], rel=1e-4)
+
+
+@pytest.mark.parametrize("on_bad_rows", ["skip", "error"])
+def test_base_and_run_are_compared_on_rows_that_both_read_whole(train, inline, write, on_bad_rows):
+    """Cut rows say nothing of the same texts; a row that only one of the two drops must not shift the others."""
+    texts = [{"text": f"row {i} " + "the blue house " * (40 if i % 3 == 0 else 2)} for i in range(30)]
+    path = write("texts.jsonl", "".join(json.dumps(row) + "\n" for row in texts))
+    data = {"train": str(path), "held_out": 0.4, "on_bad_rows": on_bad_rows}
+    run = train(data=data, vocabulary={"tokens": ["house", "blue"]}, max_length=96, max_steps=2, eval={"steps": 1})
+    whole = train(data=data, max_length=96, max_steps=2, eval={"steps": 1})
+    run.raise_for_state()
+    assert run.summary().plan["cut_rows"] > 0
+    first = run.summary().evaluations[0]
+    report, reference = (each.evaluate(metrics=["loss"]) for each in (run, whole))
+    short = {row["row"]: row for row in reference.rows if row["row"] % 3}
+    assert {row["row"] for row in report.rows} == short.keys()
+    assert first["rows"] == len(short) < run.summary().evaluations[2]["rows"]
+    tokens = load_tuned(RunFolder(run.path)), load_tuned(RunFolder(whole.path))
+    new, old = ({e.index: e.weight for e in each.rows().held_out()} for each in tokens)
+    nats = 0.0
+    for row in report.rows:
+        assert row["loss_base"] * new[row["row"]] == pytest.approx(
+            short[row["row"]]["loss_base"] * old[row["row"]], rel=1e-4
+        )
+        nats += row["loss_base"] * new[row["row"]]
+    assert first["loss"] * first["targets"] == pytest.approx(nats, rel=1e-4)
 
 
 def test_a_run_does_not_need_its_corpus_any_more(train, tmp_path, inline):
@@ -299,8 +326,8 @@ def test_an_export_has_the_new_words(to, tied, train, inline, tmp_path):
     assert saved(" item 3 is red")["input_ids"] == own(" item 3 is red")["input_ids"]
     if to == "adapter":
         assert sum(path.stat().st_size for path in exported.path.glob("*.safetensors")) < 400_000
-        size = load_tuned(RunFolder(run.path)).untrained().get_input_embeddings().weight.shape[0]
-        assert f"base_model.resize_token_embeddings({size})" in exported.card()["text/html"]
+        size = run.load()[0].get_input_embeddings().weight.shape[0]
+        assert f"base_model.resize_token_embeddings({size}, mean" in exported.card()["text/html"]
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
@@ -321,8 +348,10 @@ def test_a_classifier_learns_new_words_too(method, train, tmp_path, inline):
     model, tokenizer = run.load()
     assert tokenizer.convert_ids_to_tokens([len(tokenizer) - 3])[0].strip() == "red"
     rows = model.get_input_embeddings().weight[-3:]
-    start = load_tuned(RunFolder(run.path)).untrained().get_input_embeddings().weight[-3:]
-    assert (rows - start).abs().min(-1).values.min() > 1e-4
+    tuned = load_tuned(RunFolder(run.path))
+    start = tuned.objective.load(tuned.base, torch.float32)
+    tuned.vocabulary.extend(start)
+    assert (rows - start.get_input_embeddings().weight[-3:]).abs().min(-1).values.min() > 1e-4
 
 
 def test_what_cannot_learn_new_words_is_refused(train, tmp_path):

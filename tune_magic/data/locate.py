@@ -115,6 +115,11 @@ def ensure(reference: str, folder: Path) -> Path:
     return hub.fetch(reference) if hub.is_hub(reference) else data_path(reference, folder)
 
 
+def held_out_source(recipe: Recipe) -> str:
+    """Return the reference of the held-out rows: their own, or that of the training rows they are a share of."""
+    return recipe.data.held_out if isinstance(recipe.data.held_out, str) else recipe.data.train
+
+
 def source_name(reference: str) -> str:
     """Return what messages call a source: a file by its name, all else as the user wrote it."""
     return reference if reference.startswith("$") or hub.is_hub(reference) else Path(reference).name

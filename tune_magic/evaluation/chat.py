@@ -117,6 +117,7 @@ class _Talk:
             return np.asarray(renderer.prompt_tokens(history[-1]["content"]), dtype=np.int32), history[-1:]
         first = [{"role": "system", "content": system}] if system else []
         room = (getattr(config, "max_position_embeddings", None) or 1 << 30) - max_new_tokens
+        room -= self._tuned.method.num_virtual_tokens
         while True:
             tokens = renderer.prompt_tokens([*first, *history])
             if len(tokens) <= room or len(history) < 3:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tune_magic import files
 from tune_magic.data.example import Example
-from tune_magic.data.locate import ensure, references, source_name
+from tune_magic.data.locate import ensure, held_out_source, references, source_name
 from tune_magic.data.table import Table
 from tune_magic.errors import DataError
 from tune_magic.evaluation.answers import AnswerScorer
@@ -28,7 +31,12 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     options = job.info["options"]
     tuned = load_tuned(RunFolder(job.path.parent.parent))
     rows, split = rows_to_score(tuned, job.path, options.get("data"))
-    examples = rows[: options.get("limit")]
+    rows = rows.take(range(min(len(rows), options.get("limit") or len(rows))))
+    by_base = None
+    if tuned.vocabulary.is_extended:
+        by_base, places = _by_base(tuned, job.path, options.get("data"), rows)
+        rows = rows.take(places)
+    examples = rows[:]
     done = 0
 
     def advance(count: int) -> None:
@@ -41,9 +49,7 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     kind: type[Scorer] = ClassScorer if tuned.objective.scores_rows else AnswerScorer
     scorer = kind(tuned, examples, options, advance)
     scored = scorer.score(tuned, examples)
-    base = _score_base(
-        tuned, scorer, lambda side: rows_to_score(side, job.path, options.get("data"))[0][: len(examples)]
-    )
+    base = _score_base(tuned, scorer, examples if by_base is None else by_base[:])
     scores = [
         {
             "row": example.index,
@@ -97,14 +103,27 @@ def rows_to_score(tuned: Tuned, folder: Path, named: str | None = None) -> tuple
     return examples, split
 
 
-def _score_base(tuned: Tuned, scorer: Scorer, encode: Callable[[Tuned], Sequence[Example]]) -> Any:
-    """Score the base over the same rows, which are encoded by its own tokens where the run's are others."""
+def _by_base(tuned: Tuned, folder: Path, named: str | None, rows: Table) -> tuple[Table, np.ndarray]:
+    """Return rows by the base's own tokens, and their places among `rows`; those that one of the two cuts are left out.
 
-    def score(base: Tuned) -> Any:
-        return scorer.score(base, encode(base) if tuned.vocabulary.is_extended else scorer.examples)
+    Raises:
+        DataError: None is left.
+    """
+    bare = replace(tuned, vocabulary=tuned.vocabulary.unextended())
+    reference = named or tuned.recipe.data.test or held_out_source(tuned.recipe)
+    found, places = bare.rows(folder if named else None).read_again(reference, rows)
+    if not len(places):
+        raise DataError(
+            "Every row is cut at `max_length`, so base and tuned model cannot be compared on the same texts.",
+            hint="Train with a larger `max_length`, or name shorter rows: `%evaluate NAME --data FILE`.",
+        )
+    return found, places
 
+
+def _score_base(tuned: Tuned, scorer: Scorer, examples: Sequence[Example]) -> Any:
+    """Score the base over the rows, by its own tokens."""
     if tuned.method.adds:
         with tuned.without_tuning() as base:
-            return score(base)
+            return scorer.score(base, examples)
     tuned.model.cpu()  # both at once may not fit
-    return score(tuned.load_base())
+    return scorer.score(tuned.load_base(), examples)

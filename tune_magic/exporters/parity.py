@@ -62,6 +62,9 @@ class TorchReader(Reader):
 
     def __init__(self, model: Any, tuned: Tuned) -> None:
         self.model = model.eval()
+        self._scores_rows = tuned.objective.scores_rows
+        # what a method puts before a row is in the cache once the prompt was read
+        self._inner = model.get_base_model() if hasattr(model, "get_base_model") else model
         self.end_tokens = [] if tuned.objective.scores_rows else end_tokens(model, tuned.tokenizer)
         self.device = next(model.parameters()).device
 
@@ -70,19 +73,22 @@ class TorchReader(Reader):
         """Run the model over one row."""
         ids = self._ids(tokens)
         found = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[0]
+        if not self._scores_rows:
+            found = found[-len(tokens) :]
         return np.asarray(found.float().cpu().numpy())
 
     @torch.no_grad()
     def generate(self, prompt: np.ndarray, max_new_tokens: int) -> list[int]:
         """Answer greedily, token by token, with the keys and values kept."""
-        ids, past, answer = self._ids(prompt), None, list[int]()
+        answer: list[int] = []
+        out = self.model(input_ids=self._ids(prompt), use_cache=True)
         while len(answer) < max_new_tokens:
-            out = self.model(input_ids=ids, past_key_values=past, use_cache=True)
             token = int(out.logits[0, -1].argmax())
             if token in self.end_tokens:
                 break
             answer.append(token)
-            ids, past = self._ids(np.array([token])), out.past_key_values
+            ids = self._ids(np.array([token]))
+            out = self._inner(input_ids=ids, past_key_values=out.past_key_values, use_cache=True)
         return answer
 
     def _ids(self, tokens: np.ndarray) -> torch.Tensor:

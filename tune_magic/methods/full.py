@@ -39,6 +39,9 @@ class Full(Method):
         layers = layers_of(model)
         heights = {id(p): number for number, layer in enumerate(layers, start=1) for p in layer.parameters()}
         top = [*after(model, layers), *heads_of(model, task)]
+        output = model.get_output_embeddings()
+        if output is not None and output.weight is not model.get_input_embeddings().weight:
+            top.append(output)
         heights |= {id(p): len(layers) + 1 for module in top for p in module.parameters()}
         # what lies in no layer and not above them is an embedding
         self._depths = {name: len(layers) + 1 - heights.get(id(p), 0) for name, p in model.named_parameters()}

@@ -68,8 +68,18 @@ class Lora(PeftMethod):
             use_dora=options.use_dora,
             init_lora_weights=start,
             task_type=task,
-            trainable_token_indices=list(self.new_tokens) or None,
+            trainable_token_indices=self._token_rows(model),
         )
+
+    def _token_rows(self, model: PreTrainedModel) -> dict[str, list[int]] | None:
+        """Return the rows that are trained of the embeddings and of a head that is not the same matrix."""
+        if not self.new_tokens:
+            return None
+        modules = [model.get_input_embeddings(), model.get_output_embeddings()]
+        if modules[1] is not None and modules[1].weight is modules[0].weight:
+            modules.pop()  # PEFT ties its rows too
+        names = {id(module): name for name, module in model.named_modules()}
+        return {names[id(module)]: list(self.new_tokens) for module in modules if module is not None}
 
     def apply(self, model: PreTrainedModel, task: str) -> Any:
         """Wrap the model by PEFT, and compute its layers by functions of our own where they are plain."""

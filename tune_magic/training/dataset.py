@@ -12,6 +12,7 @@ import numpy as np
 from tune_magic import plugins
 from tune_magic.data import cleaning, lens, mixture, normalise
 from tune_magic.data.content import Content
+from tune_magic.data.locate import source_name
 from tune_magic.data.read import RowFaults
 from tune_magic.data.render import Part, Renderer
 from tune_magic.data.split import split
@@ -126,6 +127,28 @@ class Rows:
     def held_out(self) -> Table:
         """Return the rows that training only scores."""
         return self._split()[1]
+
+    def read_again(self, reference: str, rows: Table) -> tuple[Table, np.ndarray]:
+        """Encode rows that were encoded by another tokenizer.
+
+        Rows that one of the two cuts, or makes more examples of, are left out, so that both are of the same texts.
+
+        Args:
+            reference: Their source.
+            rows: The examples that the other tokenizer made.
+
+        Returns:
+            This tokenizer's examples, and the place among `rows` of the one that each is the same as.
+        """
+        contents = self._encoder.contents(reference, self.objective, set(rows.indices.tolist()))
+        order = sorted(contents)
+        faults = RowFaults(source_name(reference), skips=True)  # a row may be too long by this one
+        part = Part([contents[number] for number in order], [f"row {n + 1}" for n in order], order, faults)
+        again = self._encoder.table(part, self.objective)
+        ours, theirs = _whole_rows(again), _whole_rows(rows)
+        same = [index for index in theirs if len(ours.get(index, ())) == len(theirs[index])]
+        found = again.take([place for index in same for place in ours[index]])
+        return found, np.array([place for index in same for place in theirs[index]], dtype=np.int64)
 
     def _split(self) -> tuple[Table, Table]:
         """Return the rows of `train` that are trained on, and those that are held out."""
@@ -282,6 +305,15 @@ class Rows:
         if found.format.objective not in plugins.names("objective"):
             raise normalise.unlearned(found, reading.faults.source)
         return found.format.objective
+
+
+def _whole_rows(table: Table) -> dict[int, list[int]]:
+    """Return the places of the examples of each row, by its number in its source; of rows that are cut, none."""
+    found: dict[int, list[int]] = {}
+    for place, index in enumerate(table.indices.tolist()):
+        found.setdefault(index, []).append(place)
+    cut = set(table.indices[table.num_cut > 0].tolist())
+    return {index: places for index, places in found.items() if index not in cut}
 
 
 def _some(rows: Sequence[int]) -> dict[str, Any]:

@@ -96,9 +96,9 @@ def _measure(session: Session) -> dict[str, Any]:
     seconds, peak_bytes, states = _dry_steps(loop, [heaviest, *others, heaviest])
     memory.forget_peak(session.engine.device)
     held_out: dict[str, Any] = {"loss": None, "seconds": 0.0}
-    if session.dataset.held_out:
+    if session.base_held_out:
         with session.as_base():
-            held_out = loop.held_out(session.base_held_out)
+            held_out = loop.held_out(session.base_held_out, session.compared)
     del states
     mean_tokens = sum(tokens.values()) / len(tokens)
     evaluations = 1 + plan["total_steps"] // plan["eval_steps"]

@@ -262,10 +262,11 @@ class Loop:
     def _evaluate_base(self) -> None:
         """Score the model as it was before the first step, and let it answer the samples."""
         session = self.session
-        with session.as_base():
-            scores = self.held_out(session.base_held_out)
-            session.log.append("eval", step=0, **scores, rows=len(session.dataset.held_out), best=False)
-            self._sample(0)
+        if session.base_held_out:
+            with session.as_base():
+                scores = self.held_out(session.base_held_out, session.compared)
+                session.log.append("eval", step=0, **scores, rows=len(session.compared), best=False)
+                self._sample(0)
         self._base_evaluated = True
         if self.progress.step == 0:
             self.progress.evaluated_step = 0
@@ -273,7 +274,7 @@ class Loop:
     def _evaluate(self) -> None:
         """Score the held-out rows, and save when they were never better."""
         session, progress = self.session, self.progress
-        scores = self.held_out(session.dataset.held_out)
+        scores = self.held_out(session.dataset.held_out, session.dataset.held_out)
         loss = scores["loss"]
         limit = math.inf if progress.best_loss is None else progress.best_loss
         better = loss < limit  # false for a loss that is no number
@@ -292,20 +293,20 @@ class Loop:
         if self._budget is None or self._budget.left_s > _SHARE_FOR_SAMPLES * self._budget.seconds:
             self.sampler.sample(step)
 
-    def held_out(self, examples: Table) -> dict[str, Any]:
+    def held_out(self, examples: Table, counted: Table) -> dict[str, Any]:
         """Return the weighted mean loss on the held-out rows, its weight, seconds, and what the objective tallies.
 
         Out of memory, the rows are computed again in smaller microbatches; those of training stay.
 
         Args:
-            examples: The held-out rows, by the tokens of the run or of the base. The mean is over the run's tokens, so
-                that both say how likely the same texts are.
+            examples: The rows, by the tokens of the run or of the base.
+            counted: The same rows by the run's tokens, over which the mean is: both say how likely the same texts are.
         """
         engine = self.session.engine
         tokens_in_training = engine.max_tokens
         engine.max_tokens = self._held_out_tokens = min(self._held_out_tokens, tokens_in_training)
         try:
-            while (found := self._try_held_out(examples)) is None:
+            while (found := self._try_held_out(examples, counted)) is None:
                 memory.give_back()
                 if not engine.shrink(examples):
                     raise TuneError(
@@ -317,11 +318,11 @@ class Loop:
             engine.max_tokens = tokens_in_training
         return found
 
-    def _try_held_out(self, examples: Table) -> dict[str, Any] | None:
+    def _try_held_out(self, examples: Table, counted: Table) -> dict[str, Any] | None:
         session = self.session
         started = time.perf_counter()
         session.model.eval()
-        weight = float(session.dataset.held_out.weights.sum(dtype=np.float64))
+        weight = float(counted.weights.sum(dtype=np.float64))
         sums: defaultdict[str, float] = defaultdict(float)
         try:
             with torch.no_grad():

@@ -15,7 +15,7 @@ import torch
 
 from tune_magic import collector, files, plugins
 from tune_magic.data.example import Example
-from tune_magic.data.locate import data_path, fingerprints, identity, references
+from tune_magic.data.locate import data_path, fingerprints, held_out_source, identity, references
 from tune_magic.data.table import Table
 from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
@@ -59,7 +59,8 @@ class Session:
     model: Any
     engine: Engine
     order: Order
-    base_held_out: Table
+    compared: Table  # held-out rows that base and run are both scored on
+    base_held_out: Table  # the same by the base's tokens
 
     @contextlib.contextmanager
     def as_base(self) -> Iterator[None]:
@@ -135,10 +136,12 @@ def prepare(
     longest = longest_example(recipe, model_folder, method, vocabulary)
     rows = Rows(recipe, folder, vocabulary.tokenizer, longest, look=control.check, tell=Progress(log).tell)
     dataset, objective = rows.dataset(), rows.objective
-    base_held_out = dataset.held_out
+    compared = base_held_out = dataset.held_out
     if vocabulary.is_extended:
         longest = longest_example(recipe, model_folder, method, vocabulary.unextended())
-        base_held_out = Rows(recipe, folder, vocabulary.base, longest, objective, look=control.check).held_out()
+        own = Rows(recipe, folder, vocabulary.base, longest, objective, look=control.check)
+        base_held_out, places = own.read_again(held_out_source(recipe), compared)
+        compared = compared.take(places)
     if rows.held_out_rows is not None:
         split = {"format": FORMAT, "held_out": rows.held_out_rows.tolist()}
         files.write_json(folder / "split.json", split, durable=False)
@@ -154,7 +157,20 @@ def prepare(
     ranks = _ranks(recipe, dataset.train)
     order = Order(len(dataset.train), recipe.batch_size, recipe.seed, ranks, dataset.draws)
     session = Session(
-        recipe, folder, log, control, {}, dataset, vocabulary, method, objective, model, engine, order, base_held_out
+        recipe,
+        folder,
+        log,
+        control,
+        {},
+        dataset,
+        vocabulary,
+        method,
+        objective,
+        model,
+        engine,
+        order,
+        compared,
+        base_held_out,
     )
     forecast = _plan_memory(session, inherited, measure=measure)
     forecast["memory"]["at_start"] = at_start

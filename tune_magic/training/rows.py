@@ -8,6 +8,7 @@ computed for these tokens alone. Families whose heads do that are on a list, and
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -104,9 +105,13 @@ class RowEngine(Engine):
         Rows of one length keep their order, and a sorted sequence is cut as it is.
         """
         ordered = sorted(examples, key=len, reverse=True)
-        if not self.packed:
-            return packing.padded_groups(ordered, self.max_tokens)
-        return packing.groups(ordered, self.max_tokens, share=self.shares)
+        if self.packed:
+            return packing.groups(ordered, self.max_tokens, share=self.shares)
+        if self.method.num_virtual_tokens and not self._is_encoder:
+            # given embeddings, Transformers' decoders read the last token of a row, be it padding
+            alike = [list(rows) for _, rows in itertools.groupby(ordered, key=len)]
+            return itertools.chain.from_iterable(packing.padded_groups(rows, self.max_tokens) for rows in alike)
+        return packing.padded_groups(ordered, self.max_tokens)
 
     def compute(self, batch: Batch, examples: Sequence[Example]) -> RowStates:
         """Run the model over a batch."""

@@ -27,7 +27,7 @@ class Sampler:
         self._session = session
         self._started = time.monotonic()
         self._spent_s = 0.0
-        self._examples = self._first(session.dataset.held_out)
+        self._examples = self._first(session.compared if len(session.compared) else session.dataset.held_out)
         self._base_examples = self._first(session.base_held_out)
 
     def _first(self, held_out: Table) -> list[Example]:
@@ -45,7 +45,7 @@ class Sampler:
         answers = self._classes(examples) if session.objective.scores_rows else self._answers(examples, tokenizer)
         items = [
             {"row": example.index, "question": example.question, "answer": answer, "reference": example.reference}
-            for example, answer in zip(self._examples, answers, strict=True)
+            for example, answer in zip(examples, answers, strict=True)
         ]
         session.log.append("sample", step=step, items=items)
         self._spent_s += time.monotonic() - started

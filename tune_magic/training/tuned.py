@@ -82,12 +82,6 @@ class Tuned:
         """Return an engine over this model, or over another of its kind, in float32."""
         return make_engine(self.recipe, model or self.model, self.method, self.objective, torch.float32)
 
-    def untrained(self) -> Any:
-        """Return the base model as an exported adapter finds it: with rows for new tokens, whatever is in them."""
-        model = self.objective.load(self.base, torch.float32)
-        self.vocabulary.extend(model)
-        return model
-
 
 def recipe_of(run: RunFolder) -> Recipe:
     """Return the recipe of a run."""

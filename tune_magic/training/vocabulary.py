@@ -66,6 +66,10 @@ class Vocabulary:
         if self.is_extended:
             embeddings.extend(model, len(self.base), self._pieces)
 
+    def num_embeddings(self, model: Any) -> int:
+        """Return the rows of a model's embeddings once `extend` has extended it."""
+        return max(len(model.get_input_embeddings().weight), len(self.tokenizer))
+
     def hidden(self, model: Any) -> contextlib.AbstractContextManager[None]:
         """Return a context in which a model that `extend` extended has only the tokens of the base tokenizer."""
         return embeddings.hidden(model, len(self.base)) if self.is_extended else contextlib.nullcontext()

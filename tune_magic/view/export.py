@@ -110,7 +110,7 @@ def usage(receipt: dict[str, Any], path: str) -> str:
     template = _USES.get(receipt["to"]) or _USES.get(f"{receipt['to']} {kind}", "")
     tokens = _TOKENS["chat_template.jinja" in files]
     if receipt["to"] == "adapter" and receipt.get("new_tokens"):
-        template = f"base_model.resize_token_embeddings({receipt['vocab_size']})  # room for new words\n{template}"
+        template = f"base_model.resize_token_embeddings({receipt['vocab_size']}, mean_resizing=False)  # room for new words\n{template}"
     return template.format(path=path, model=_CLASS.get(task, "AutoModel"), tokens=tokens)
 
 
