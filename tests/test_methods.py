@@ -7,7 +7,7 @@ import torch
 from conftest import make_model
 from test_classify import labelled, make_encoder
 from test_engine import load
-from test_training import SHORT, StopAt, assert_same
+from test_training import SHORT, assert_same, stop_and_resume
 
 from tune_magic.errors import RunFailed
 from tune_magic.executors import local
@@ -57,11 +57,7 @@ def test_a_language_model_learns_resumes_and_answers_by_every_method(name, train
     assert 0 < plan["trainable_parameters"] <= plan["parameters"]
     assert plan["packed"] == (name not in PROMPTS)
     run = make_run(method=METHODS[name], learning_rate=2e-2, **SHORT)
-    with monkeypatch.context() as patch:
-        StopAt(patch, 14)
-        local.start(run.path, "inline")
-    assert run.status == "stopped"
-    run.resume("inline")
+    stop_and_resume(run, monkeypatch, 14)
     assert_same(run, whole)
     report = whole.evaluate(limit=3, max_new_tokens=4)
     assert report.comparisons["loss"].tuned < report.comparisons["loss"].base

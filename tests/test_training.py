@@ -45,6 +45,16 @@ def assert_same(run, whole):
     assert seqs == list(range(len(seqs)))
 
 
+def stop_and_resume(run, monkeypatch, n):
+    """Stop a run at the worker's n-th look at the control folder, and let it go on."""
+    with monkeypatch.context() as patch:
+        StopAt(patch, n)
+        local.start(run.path, "inline")
+    assert run.status == "stopped"
+    run.resume("inline")
+    assert run.status == "finished"
+
+
 class StopAt:
     """Stops the worker at its n-th look at the control folder: in a step, between microbatches, in an evaluation."""
 
@@ -480,11 +490,7 @@ def test_other_optimizers_learn_and_resume_exactly(train, make_run, monkeypatch,
     evaluations = whole.summary().evaluations
     assert min(evaluations[step]["loss"] for step in evaluations if step) < evaluations[0]["loss"] - 0.05
     run = make_run(**changes)
-    with monkeypatch.context() as patch:
-        StopAt(patch, 14)
-        local.start(run.path, "inline")
-    assert run.status == "stopped"
-    run.resume("inline")
+    stop_and_resume(run, monkeypatch, 14)
     assert_same(run, whole)
 
 

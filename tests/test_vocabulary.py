@@ -9,7 +9,7 @@ from conftest import make_model, make_tokenizer
 from peft.tuners.trainable_tokens.layer import TrainableTokensLayer
 from test_classify import labelled, make_encoder
 from test_engine import load
-from test_training import SHORT, StopAt, assert_same
+from test_training import SHORT, assert_same, stop_and_resume
 
 from tune_magic.data import vocabulary
 from tune_magic.data.vocabulary import NewToken, NewTokens, extended
@@ -229,12 +229,7 @@ def test_stopped_anywhere_a_run_with_new_words_ends_as_if_unbroken(train, make_r
     whole = train(**CORPUS, **SHORT)
     for n in (9, 30):
         run = make_run(**CORPUS, **SHORT)
-        with monkeypatch.context() as patch:
-            StopAt(patch, n)
-            local.start(run.path, "inline")
-        assert run.status == "stopped"
-        run.resume("inline")
-        assert run.status == "finished"
+        stop_and_resume(run, monkeypatch, n)
         assert_same(run, whole)
 
 

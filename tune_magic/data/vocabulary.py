@@ -59,9 +59,9 @@ class NewTokens:
     facts: dict[str, Any] = field(default_factory=dict)
 
     def save(self, folder: Path) -> None:
-        """Write them to a run folder, for `load`."""
+        """Write them to a run folder, for `load`; without them a checkpoint means nothing."""
         content = {"format": FORMAT, "tokens": [asdict(token) for token in self.tokens], "facts": self.facts}
-        files.write_json(folder / FILE, content, durable=False)
+        files.write_json(folder / FILE, content)
 
     @classmethod
     def load(cls, folder: Path) -> NewTokens | None:

@@ -157,21 +157,9 @@ def prepare(
     ranks = _ranks(recipe, dataset.train)
     order = Order(len(dataset.train), recipe.batch_size, recipe.seed, ranks, dataset.draws)
     session = Session(
-        recipe,
-        folder,
-        log,
-        control,
-        {},
-        dataset,
-        vocabulary,
-        method,
-        objective,
-        model,
-        engine,
-        order,
-        compared,
+        recipe, folder, log, control, {}, dataset, vocabulary, method, objective, model, engine, order, compared,
         base_held_out,
-    )
+    )  # fmt: skip
     forecast = _plan_memory(session, inherited, measure=measure)
     forecast["memory"]["at_start"] = at_start
     session.plan = {
