@@ -27,6 +27,10 @@ class Method(abc.ABC):
         adds: The base model is still in there untouched, and `without` shows it.
         trains_new_tokens: Embeddings of tokens that the model was given (`new_tokens`) are trained.
         new_tokens: Their numbers, set before `apply`.
+        summary: What is trained, in one sentence, for `%tune explain`.
+        formula: The same as a formula, in plain text.
+        source: Where it was published.
+        when: When to use it, in one or two sentences.
     """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
@@ -36,6 +40,10 @@ class Method(abc.ABC):
     adds: bool = False
     trains_new_tokens: ClassVar[bool] = False
     new_tokens = range(0)
+    summary: ClassVar[str] = ""
+    formula: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    when: ClassVar[str] = ""
 
     def __init__(self, options: MethodOptions) -> None:
         self.options: Any = options

@@ -30,6 +30,10 @@ class Objective(abc.ABC):
         task: PEFT's name of the task.
         scores_rows: The loss is one a row, on the model's own outputs (`training.rows.RowStates`); otherwise one a
             token, on hidden states (`training.target_states.TargetStates`).
+        summary: What is minimised, in one sentence, for `%tune explain`.
+        formula: The same as a formula, in plain text.
+        source: Where it was published.
+        when: When to use it, in one or two sentences.
     """
 
     Options: ClassVar[type[ObjectiveOptions]] = ObjectiveOptions
@@ -40,6 +44,10 @@ class Objective(abc.ABC):
     )  # fmt: skip
     task: ClassVar[str] = "CAUSAL_LM"
     scores_rows: ClassVar[bool] = False
+    summary: ClassVar[str] = ""
+    formula: ClassVar[str] = ""
+    source: ClassVar[str] = ""
+    when: ClassVar[str] = ""
 
     def __init__(self, options: ObjectiveOptions | None = None) -> None:
         self.options: Any = options or self.Options.model_validate({})
