@@ -252,25 +252,28 @@ class Run(RunFolder):
 
         return answer(self, [prompts] if isinstance(prompts, str) else list(prompts), max_new_tokens)
 
-    def predict(self, texts: str | Sequence[str]) -> pd.DataFrame:
-        """Classify with the tuned model, loaded into this process.
+    def predict(self, texts: Any) -> pd.DataFrame:
+        """Return what the tuned model, loaded into this process, finds in texts.
 
         Args:
-            texts: One or more.
+            texts: One or more of what it was trained on: texts, pairs of texts, lists of words, (question, context),
+                images, recordings.
 
         Returns:
-            The probability of each class (columns) for each text (rows); ``.idxmax(axis=1)`` names the likeliest.
+            One line each. Of a classifier, the probability of each class, and ``.idxmax(axis=1)`` names the likeliest.
 
         Raises:
-            TuneError: The run does not classify.
+            TuneError: The run writes texts, or reads something else.
         """
         import pandas as pd
 
-        from tune_magic.training.tuned import classify
+        from tune_magic.training.tuned import predict
 
-        rows = [texts] if isinstance(texts, str) else list(texts)
-        classes, probabilities = classify(self, rows)
-        return pd.DataFrame(probabilities, index=pd.Index(rows, name="text"), columns=classes)
+        rows = [texts] if isinstance(texts, str | bytes | Path) else list(texts)
+        found = predict(self, rows)
+        if len(found) == len(rows) and all(isinstance(row, str) for row in rows):
+            found.index = pd.Index(rows, name="text")
+        return found
 
     def evaluate(self, **options: Any) -> Report:
         """Twin of `tune_magic.evaluate(run, ...)`."""

@@ -65,6 +65,32 @@ class MultiLabelled:
     labels: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A text, or a pair of texts, and a number; the number is trained."""
+
+    text: str
+    value: float
+    second: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A question, a text, and where in the text it is answered; the place is trained.
+
+    Attributes:
+        question: The question.
+        text: What is read to answer it.
+        answers: The right answers as they stand in the text; none where it is not answered there.
+        start: Character of the text at which the first of them begins.
+    """
+
+    question: str
+    text: str
+    answers: list[str]
+    start: int = 0
+
+
 Answered = Turns | PromptCompletion
 
 
@@ -117,7 +143,10 @@ class Media:
     label: str
 
 
-Content = Turns | PromptCompletion | Labelled | MultiLabelled | Text | Preference | Rated | Related | Tagged | Media
+Content = (
+    Turns | PromptCompletion | Text | Labelled | MultiLabelled | Measured | Located | Preference | Rated | Related
+    | Tagged | Media
+)  # fmt: skip
 
 
 def texts(content: Content) -> list[str]:
@@ -142,7 +171,7 @@ def with_texts(content: Content, change: Callable[[str], str]) -> Content:
             return Preference(with_texts(content.chosen, change), with_texts(content.rejected, change))  # type: ignore[arg-type]
         case Rated():
             return replace(content, answer=with_texts(content.answer, change))  # type: ignore[arg-type]
-        case Tagged() | Media():
+        case Tagged() | Media() | Located():
             return content
         case _:
             found = {name: getattr(content, name, None) for name in _TEXT_FIELDS}
@@ -195,7 +224,8 @@ def from_plain(plain: Mapping[str, Any]) -> Content:
 
 
 _KINDS: dict[str, Callable[..., Any]] = {
-    kind.__name__: kind for kind in (Turns, PromptCompletion, Text, Labelled, MultiLabelled)
+    kind.__name__: kind
+    for kind in (Turns, PromptCompletion, Text, Labelled, MultiLabelled, Measured, Located, Related, Tagged)
 }
 _TEXT_FIELDS = ("system", "prompt", "completion", "text", "second", "anchor", "positive", "negative")
 

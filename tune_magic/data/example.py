@@ -40,6 +40,9 @@ class Example:
         index: Number of the row in its source, from 0.
         number: Tells it from every other example of a job.
         label: Number of its class, where whole rows are classified; the row then weighs 1.
+        targets: Other numbers that it is to be given, shape (k,), float32: a measure, one for each class, the tag of
+            each weighted token. Without weighted tokens the row weighs 1.
+        media: Bytes of an image or a recording, None for texts.
     """
 
     trunk: Segment
@@ -50,6 +53,8 @@ class Example:
     num_cut: int = 0
     index: int = 0
     label: int | None = None
+    targets: np.ndarray | None = None
+    media: bytes | None = None
     number: int = 0
 
     @property
@@ -59,10 +64,11 @@ class Example:
 
     @property
     def weight(self) -> float:
-        """Sum of the weights of all its tokens; 1 for a row that is classified as a whole."""
+        """Sum of the weights of all its tokens; 1 for a row that is learned as a whole."""
         if self.label is not None:
             return 1.0
-        return float(self.trunk.weights.sum() + sum(branch.weights.sum() for branch in self.branches))
+        weight = float(self.trunk.weights.sum() + sum(branch.weights.sum() for branch in self.branches))
+        return weight or float(self.targets is not None)
 
     def __len__(self) -> int:
         return len(self.trunk) + sum(map(len, self.branches))

@@ -127,7 +127,7 @@ def _drop_oldest() -> None:
 
 def _written(row: content.Content | None) -> dict[str, Any] | None:
     """Return a row's normal form, JSON-ready; None for what is long."""
-    if row is None or sum(map(len, content.texts(row))) > _MOST_CHARACTERS:
+    if row is None or isinstance(row, content.Media) or sum(map(len, content.texts(row))) > _MOST_CHARACTERS:
         return None
     return content.to_plain(row)
 

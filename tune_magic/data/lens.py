@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from tune_magic.data.content import Content, Labelled
+from tune_magic.data.content import Content, Labelled, Measured, MultiLabelled, PromptCompletion, Text, Turns
 from tune_magic.data.example import Example
 from tune_magic.data.read import RowFaults
-from tune_magic.data.render import Part, Renderer
+from tune_magic.data.render import Part, Renderer, pair_of
 
 ROWS = 3
 _HEAD_TOKENS, _TAIL_TOKENS = 160, 60  # shown of a long span: a prompt's end is as telling as its beginning
@@ -48,7 +48,8 @@ def lens(example: Example, content: Content | None, renderer: Renderer) -> dict[
     beyond: Sequence[int] | np.ndarray = ()
     if example.num_cut and content is not None:
         beyond = _beyond(example, content, renderer)
-    label = {"label": example.reference} if example.label is not None else {}
+    is_whole = example.label is not None or (example.targets is not None and not trained.any())
+    label = {"label": example.reference} if is_whole and example.reference is not None else {}
     return {
         "spans": spans, "cut_text": _excerpt(beyond, tokenizer), "tokens": len(example),
         "trained": int(example.weight), "cut": example.num_cut, **label,
@@ -58,11 +59,13 @@ def lens(example: Example, content: Content | None, renderer: Renderer) -> dict[
 def _beyond(example: Example, content: Content, renderer: Renderer) -> np.ndarray:
     """Return the tokens that were cut off."""
     whole_renderer = Renderer(renderer.tokenizer, chat_template=renderer.uses_template, max_length=_NO_LIMIT)
-    if isinstance(content, Labelled):
-        whole = whole_renderer.classified([content], [0], [0])[0].trunk.tokens
+    if isinstance(content, Labelled | Measured | MultiLabelled):
+        whole = whole_renderer.whole([pair_of(content)], [0])[0].trunk.tokens
         has_end = example.trunk.tokens[-1] == whole[-1] and len(whole) > len(example) > 1  # a closing token stays
         start = len(example) - 1 if has_end else len(example)
         return whole[start : start + example.num_cut]
+    if not isinstance(content, Turns | PromptCompletion | Text):
+        return np.empty(0, dtype=np.int32)
     found = whole_renderer.examples(Part([content], ["row"], [0], RowFaults("row")))
     # a chat may be an example for each of its answers; the one it was cut from begins as it does
     wholes = (

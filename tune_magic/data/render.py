@@ -11,17 +11,28 @@ import contextlib
 import itertools
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from tune_magic.data.content import Content, Labelled, Message, PromptCompletion, Text, Turns, shared_beginning
+from tune_magic.data.content import (
+    Content,
+    Labelled,
+    Measured,
+    Message,
+    MultiLabelled,
+    PromptCompletion,
+    Text,
+    Turns,
+    shared_beginning,
+)
 from tune_magic.data.example import Example, Segment
 from tune_magic.data.read import RowFaults
 from tune_magic.errors import DataError
 
 _AT_ONCE = 1024  # rows tokenised in one call
+Pair = str | tuple[str, str]
 _PROBES = ("0", "x")  # answers that share no beginning
 
 
@@ -142,41 +153,75 @@ class Renderer:
         )
 
     def classified(self, contents: Sequence[Labelled], labels: Sequence[int], indices: Sequence[int]) -> list[Example]:
-        """Encode texts of classes, with the tokenizer's special tokens, cut to `max_length`.
+        """Encode texts of classes; see `whole`.
 
         Args:
             contents: The texts.
             labels: Number of the class of each.
             indices: Number of each in its source.
         """
+        examples = self.whole([pair_of(content) for content in contents], indices)
+        return [
+            replace(example, label=label, reference=content.label)
+            for example, label, content in zip(examples, labels, contents, strict=True)
+        ]
+
+    def whole(self, texts: Sequence[Pair], indices: Sequence[int]) -> list[Example]:
+        """Encode texts, or pairs of texts, with the tokenizer's special tokens, cut to `max_length`.
+
+        Nothing of them is a target yet.
+
+        Args:
+            texts: The texts.
+            indices: Number of each in its source.
+        """
         examples = []
-        for first in range(0, len(contents), _AT_ONCE):
+        for first in range(0, len(texts), _AT_ONCE):
             some = slice(first, first + _AT_ONCE)
-            texts = [(c.text, c.second) if c.second is not None else c.text for c in contents[some]]
-            found = self._token_ids(texts, add_special_tokens=True)
-            for content, whole, label, index in zip(contents[some], found, labels[some], indices[some], strict=True):
-                kept = whole
-                if len(whole) > self.max_length:
-                    kept = self._cut(content)
+            found = self._token_ids(texts[some], add_special_tokens=True)
+            for text, ids, index in zip(texts[some], found, indices[some], strict=True):
+                kept = ids if len(ids) <= self.max_length else self._cut(text)
                 tokens = np.asarray(kept, dtype=np.int32)
                 example = Example(
                     trunk=Segment(tokens, np.zeros(len(tokens), dtype=np.float32)),
-                    question=content.text if content.second is None else f"{content.text}\n\n{content.second}",
-                    reference=content.label,
-                    num_cut=len(whole) - len(kept),
+                    question=text if isinstance(text, str) else "\n\n".join(text),
+                    num_cut=len(ids) - len(kept),
                     index=index,
-                    label=label,
                 )
                 examples.append(example)
         return examples
 
-    def _cut(self, content: Labelled) -> list[int]:
+    def _cut(self, text: Pair) -> list[int]:
         """Return the tokens of a text, or of a pair, the longer part of it cut, special tokens kept."""
-        backend = {} if content.second is None else {"text_pair": content.second}
-        ids: list[int] = self.tokenizer(content.text, truncation=True, max_length=self.max_length, **backend)[
-            "input_ids"
-        ]
+        parts = (text,) if isinstance(text, str) else text
+        ids: list[int] = self.tokenizer(*parts, truncation=True, max_length=self.max_length)["input_ids"]
         return ids
+
+    def encodings(self, texts: Sequence[Any], *, is_pretokenized: bool = False, **cut: Any) -> list[Any]:
+        """Return the tokenizers library's encodings of texts, pairs, or lists of words: ids, words, offsets.
+
+        Args:
+            texts: What is encoded, with the tokenizer's special tokens.
+            is_pretokenized: They are lists of words.
+            cut: Keywords of the library's `enable_truncation`; nothing is cut by default.
+
+        Raises:
+            DataError: The tokenizer is not one of that library.
+        """
+        if not self.tokenizer.is_fast:
+            raise DataError("The model's tokenizer does not tell where its tokens stand in a text.",
+                            hint="Take a model with a fast tokenizer (`tokenizer.json`).")  # fmt: skip
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_padding()
+        backend.no_truncation()
+        if cut:
+            backend.enable_truncation(**cut)
+        try:
+            with _all_cores():
+                found: list[Any] = backend.encode_batch(list(texts), is_pretokenized=is_pretokenized)
+        finally:
+            backend.no_truncation()
+        return found
 
     def pieces(self, content: Content) -> list[tuple[str, bool]]:
         """Return the text in pieces, each with whether it is trained. Joined, they are what the model sees.
@@ -263,7 +308,7 @@ class Renderer:
         found, eos = self._token_ids(texts, add_special_tokens=opens), self.tokenizer.eos_token_id
         return [ids[:-1] if opens and len(ids) > 1 and ids[-1] == eos else ids for ids in found]
 
-    def _token_ids(self, texts: Sequence[str | tuple[str, str]], *, add_special_tokens: bool) -> list[list[int]]:
+    def _token_ids(self, texts: Sequence[Pair], *, add_special_tokens: bool) -> list[list[int]]:
         """Return the tokens of texts, or of pairs of texts."""
         if not texts:
             return []
@@ -315,6 +360,12 @@ def _all_cores() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+def pair_of(content: Labelled | Measured | MultiLabelled) -> Pair:
+    """Return the text of a row that is learned as a whole, or both of its texts."""
+    second = None if isinstance(content, MultiLabelled) else content.second
+    return content.text if second is None else (content.text, second)
 
 
 def exchanges(content: Content) -> list[tuple[str | None, str | None]]:

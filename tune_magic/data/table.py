@@ -21,12 +21,15 @@ from tune_magic.data.example import Example, Segment
 _NONE = -1
 # where a row's tokens, branches and texts begin, and what else it has
 _ROW = np.dtype([
-    ("token", "<i8"), ("branch", "<i8"), ("text", "<i8"), ("trunk", "<i4"), ("branches", "<i4"),
-    ("answer_start", "<i4"), ("question", "<i4"), ("reference", "<i4"),
+    ("token", "<i8"), ("branch", "<i8"), ("text", "<i8"), ("target", "<i8"), ("medium", "<i8"), ("trunk", "<i4"),
+    ("branches", "<i4"), ("answer_start", "<i4"), ("question", "<i4"), ("reference", "<i4"), ("targets", "<i4"),
+    ("media", "<i4"),
 ])  # fmt: skip
 _FACTS_FILE = "facts"
 _FACTS = np.dtype([("length", "<i4"), ("weight", "<f4"), ("label", "<i4"), ("num_cut", "<i4"), ("index", "<i4")])
-_COLUMNS: dict[str, Any] = {"rows": _ROW, "tokens": "<i4", "weights": "<f4", "branches": "<i4", "texts": "u1"}
+_COLUMNS: dict[str, Any] = {
+    "rows": _ROW, "tokens": "<i4", "weights": "<f4", "branches": "<i4", "texts": "u1", "targets": "<f4", "media": "u1",
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +136,9 @@ class Table(Sequence[Example]):
         which = int(np.searchsorted(self._starts, number, side="right")) - 1 if len(self._stores) > 1 else 0
         store, number = self._stores[which], number - int(self._starts[which])
         columns = store.columns
-        token, branch, text, trunk, branches, answer_start, question, reference = columns["rows"][number].item()
+        (token, branch, text, target, medium, trunk, branches, answer_start, question, reference, targets, media) = (
+            columns["rows"][number].item()
+        )
         length, _, label, num_cut, index = store.facts[number].item()
         tokens, weights = (columns[name][token : token + length] for name in ("tokens", "weights"))
         ends = [trunk, *(trunk + np.cumsum(columns["branches"][branch : branch + branches])).tolist()]
@@ -146,6 +151,8 @@ class Table(Sequence[Example]):
             num_cut=num_cut,
             index=index,
             label=None if label == _NONE else label,
+            targets=None if targets == _NONE else columns["targets"][target : target + targets],
+            media=None if media == _NONE else columns["media"][medium : medium + media].tobytes(),
             number=store.offset + number,
         )
 
@@ -185,7 +192,7 @@ class TableWriter:
         self._offset = offset
         self._open = contextlib.ExitStack()
         self._scratch = {name: self._open.enter_context(files.scratch(folder)) for name in _COLUMNS}
-        self._ends = dict.fromkeys(("tokens", "branches", "texts"), 0)
+        self._ends = dict.fromkeys(("tokens", "branches", "texts", "targets", "media"), 0)
         self._facts: list[np.ndarray] = []
 
     def __enter__(self) -> TableWriter:
@@ -212,6 +219,9 @@ class TableWriter:
         self._append("weights", weights)
         self._append("branches", np.array([len(b) for example in examples for b in example.branches], dtype="<i4"))
         self._scratch["texts"].append(b"".join(text for pair in texts for text in pair if text))
+        targets = [example.targets for example in examples if example.targets is not None]
+        self._append("targets", np.concatenate([np.empty(0), *targets]).astype("<f4"))
+        self._scratch["media"].append(b"".join(example.media for example in examples if example.media))
 
     def _rows(self, examples: Sequence[Example], lengths: np.ndarray, texts: list[list[Any]]) -> np.ndarray:
         rows = np.empty(len(examples), dtype=_ROW)
@@ -220,9 +230,12 @@ class TableWriter:
         rows["answer_start"] = [example.answer_start for example in examples]
         for place, name in enumerate(("question", "reference")):
             rows[name] = [_NONE if pair[place] is None else len(pair[place]) for pair in texts]
+        for name, values in (("targets", [e.targets for e in examples]), ("media", [e.media for e in examples])):
+            rows[name] = [_NONE if value is None else len(value) for value in values]
         text_sizes = np.maximum(rows["question"], 0).astype(np.int64) + np.maximum(rows["reference"], 0)
         for name, column, sizes in (
             ("token", "tokens", lengths), ("branch", "branches", rows["branches"]), ("text", "texts", text_sizes),
+            ("target", "targets", np.maximum(rows["targets"], 0)), ("medium", "media", np.maximum(rows["media"], 0)),
         ):  # fmt: skip
             ends = self._ends[column] + np.cumsum(sizes, dtype=np.int64)
             rows[name] = ends - sizes
@@ -271,5 +284,6 @@ def _facts(examples: Sequence[Example], lengths: np.ndarray, weights: np.ndarray
     facts["label"] = [_NONE if example.label is None else example.label for example in examples]
     facts["num_cut"] = [example.num_cut for example in examples]
     facts["index"] = [example.index for example in examples]
-    facts["weight"] = np.where(facts["label"] == _NONE, sums[ends] - sums[ends - lengths], 1.0)
+    weight, has_targets = sums[ends] - sums[ends - lengths], [example.targets is not None for example in examples]
+    facts["weight"] = np.where((facts["label"] != _NONE) | (np.array(has_targets) & (weight == 0)), 1.0, weight)
     return facts

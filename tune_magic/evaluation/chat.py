@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import psutil
 
-from tune_magic.data.content import Labelled
+from tune_magic.errors import TuneError
 from tune_magic.models.generate import Sampling, stream
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
-from tune_magic.training.rows import row_logits
+from tune_magic.training.outputs import outputs_of
 from tune_magic.training.tuned import Tuned, load_tuned
 
 SIDES = ("tuned", "base")
@@ -66,7 +66,7 @@ class _Talk:
         if said["fresh"]:
             self._histories = {side: [] for side in SIDES}
         if self._tuned.objective.scores_rows:
-            self._classify(said)
+            self._find(said)
             return
         for side in SIDES if said["base"] else SIDES[:1]:
             with self._speaker(side) as speaker:
@@ -114,7 +114,8 @@ class _Talk:
         """Return the tokens to go on from, and the history they hold: the oldest turns go where all are too long."""
         renderer, config = self._renderers[side], self._tuned.model.config
         if not renderer.uses_template:  # a model of plain texts has no turns
-            return np.asarray(renderer.prompt_tokens(history[-1]["content"]), dtype=np.int32), history[-1:]
+            tokens = self._tuned.objective.prompt_tokens(renderer, history[-1]["content"])
+            return np.asarray(tokens, dtype=np.int32), history[-1:]
         first = [{"role": "system", "content": system}] if system else []
         room = (getattr(config, "max_position_embeddings", None) or 1 << 30) - max_new_tokens
         room -= self._tuned.method.num_virtual_tokens
@@ -124,12 +125,18 @@ class _Talk:
                 return np.asarray(tokens, dtype=np.int32), history
             history = history[2:]
 
-    def _classify(self, said: dict[str, Any]) -> None:
-        began = time.monotonic()
-        classes = list(self._tuned.objective.facts()["classes"])
-        example = self._renderers["tuned"].classified([Labelled(said["text"], classes[0])], [0], [0])
-        shares = row_logits(self._tuned.engine(), example)[0].softmax(-1).tolist()
-        likely = sorted(zip(shares, classes, strict=True), reverse=True)[:_SHOWN_CLASSES]
-        text = "\n".join(f"{share:.3f}  {name}" for share, name in likely)
+    def _find(self, said: dict[str, Any]) -> None:
+        """Say what the model finds in a text."""
+        began, tuned = time.monotonic(), self._tuned
+        try:
+            examples = tuned.asked([said["text"]])
+            outputs = outputs_of(tuned.engine(), tuned.objective, examples)
+            if tuned.objective.gives == "classes":
+                likely = tuned.objective.frame(outputs, examples).iloc[0].nlargest(_SHOWN_CLASSES)
+                text = "\n".join(f"{share:.3f}  {name}" for name, share in likely.items())
+            else:
+                text = tuned.objective.spoken(outputs, examples)[0][1]
+        except TuneError as error:
+            text = f"{error.message} {error.hint or ''}".strip()
         seconds = round(time.monotonic() - began, 3)
         self._log.append("answer", turn=said["turn"], side="tuned", text=text, tokens=0, seconds=seconds)

@@ -17,7 +17,7 @@ from tune_magic.evaluation.comparison import Comparison
 from tune_magic.evaluation.metrics import ClassMetric
 from tune_magic.evaluation.report import PER_CLASS
 from tune_magic.evaluation.scorer import Scorer
-from tune_magic.training.rows import row_logits
+from tune_magic.training.outputs import outputs_of
 from tune_magic.training.tuned import Tuned
 
 DEFAULT_METRICS = ("accuracy", "macro_f1", "loss")
@@ -56,8 +56,8 @@ class ClassScorer(Scorer):
 
     def score(self, side: Tuned, examples: Sequence[Example]) -> Choices:
         """Return what a model chooses and how sure it is."""
-        logits = row_logits(side.engine(), examples, done=self.advance)
-        log_p = torch.log_softmax(logits, -1).numpy()
+        logits = np.stack(outputs_of(side.engine(), side.objective, examples, done=self.advance))
+        log_p = torch.log_softmax(torch.from_numpy(logits), -1).numpy()
         chosen = log_p.argmax(-1)
         rows = np.arange(len(chosen))
         return Choices(-log_p[rows, self.given], chosen, np.exp(log_p[rows, chosen]))

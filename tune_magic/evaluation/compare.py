@@ -44,11 +44,11 @@ def compare(
 
     Args:
         title: Name of the metric.
-        base: Values of the base model, shape (rows,).
-        tuned: Values of the tuned model for the same rows, shape (rows,).
+        base: Values of the base model, shape (rows, ...).
+        tuned: Values of the tuned model for the same rows, of the same shape.
         shared: What both have in common of each row, shape (rows,): its weight in a mean (its number of tokens, for a
             loss), or the class it was given. Default: weight 1.
-        statistic: From values and what is shared, each (..., rows), to the metric, (...).
+        statistic: From values and what is shared, of rows that were drawn again many times, to the metric of each time.
         higher_is_better: Which way is good.
         seed: Of the resampling, so that the same rows give the same interval.
 
@@ -59,7 +59,7 @@ def compare(
     shared = np.ones(len(base)) if shared is None else shared
     generator = np.random.default_rng(seed)
     count = len(base)
-    per_chunk = max(1, _CELLS_A_CHUNK // count)
+    per_chunk = max(1, _CELLS_A_CHUNK // base.size)
     differences = []
     for start in range(0, RESAMPLES, per_chunk):
         rows = generator.integers(0, count, (min(per_chunk, RESAMPLES - start), count))

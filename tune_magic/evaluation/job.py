@@ -16,6 +16,7 @@ from tune_magic.data.table import Table
 from tune_magic.errors import DataError
 from tune_magic.evaluation.answers import AnswerScorer
 from tune_magic.evaluation.classes import ClassScorer
+from tune_magic.evaluation.outputs import OutputScorer
 from tune_magic.evaluation.report import FORMAT
 from tune_magic.evaluation.scorer import Scorer
 from tune_magic.storage import fingerprint
@@ -23,6 +24,8 @@ from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
 from tune_magic.training.tuned import Tuned, check_unchanged, load_tuned
+
+_SCORERS: dict[str, type[Scorer]] = {"texts": AnswerScorer, "classes": ClassScorer, "outputs": OutputScorer}
 
 
 def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
@@ -46,24 +49,16 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
         if count:
             log.append("progress", done=done, total=scorer.total)
 
-    kind: type[Scorer] = ClassScorer if tuned.objective.scores_rows else AnswerScorer
-    scorer = kind(tuned, examples, options, advance)
+    scorer = _SCORERS[tuned.objective.gives](tuned, examples, options, advance)
     scored = scorer.score(tuned, examples)
     base = _score_base(tuned, scorer, examples if by_base is None else by_base[:])
-    scores = [
-        {
-            "row": example.index,
-            "question": example.question,
-            "reference": example.reference,
-            **scorer.row(i, base, scored),
-        }
-        for i, example in enumerate(examples)
-    ]
+    scores = scorer.rows(base, scored)
     about = {
         "split": split,
-        "rows": len(examples),
+        "rows": len(scores),
         "step": tuned.run.best_checkpoint.name.removeprefix("step-"),
         "chose_checkpoint": split == "held-out",
+        **({"new_head": True} if tuned.objective.new_head else {}),
         **scorer.about(),
     }
     metrics = {name: comparison.to_dict() for name, comparison in scorer.compare(base, scored).items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import functools
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -39,6 +40,31 @@ class ClassMetric(abc.ABC):
     @abc.abstractmethod
     def statistic(self, chosen: np.ndarray, given: np.ndarray) -> np.ndarray:
         """Return the score, shape (...), from class numbers, each (..., rows); called on many resamples at once."""
+
+
+class OutputMetric(abc.ABC):
+    """Base class of metrics over what else models find, and their contract: numbers of each row, one score from all.
+
+    Attributes:
+        title: What cards call it.
+        higher_is_better: Which way is good.
+    """
+
+    title: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def values(self, found: Sequence[Any], given: Sequence[Any]) -> np.ndarray:
+        """Return what counts of each row, (rows, k).
+
+        Args:
+            found: What the model found in each row, as `Objective.judged` says it.
+            given: What each row was given.
+        """
+
+    def statistic(self, values: np.ndarray) -> np.ndarray:
+        """Return the score, shape (...), from (..., rows, k); called on many resamples at once. Default: the mean."""
+        return np.asarray(values[..., 0].mean(-1))
 
 
 class Accuracy(ClassMetric):

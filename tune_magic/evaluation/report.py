@@ -95,7 +95,9 @@ class Scores:
         if self.classes:
             wrong = [row for row in self.rows if row["accuracy_tuned"] == 0]
             return {"wrong": sorted(wrong, key=lambda row: -row["probability_tuned"])[:_SHOWN_WRONG]}
-        known = [name for name in (*_ORDER, "loss") if name in self.comparisons]
+        rows = self.rows
+        others = [name for name in self.comparisons if name not in (*_ORDER, "loss")]
+        known = [name for name in (*_ORDER, "loss", *others) if rows and f"{name}_tuned" in rows[0]]
 
         def score(row: dict[str, Any], side: str) -> tuple[float, ...]:
             signs = (1.0 if self.comparisons[name].higher_is_better else -1.0 for name in known)
@@ -104,12 +106,12 @@ class Scores:
         def gain(row: dict[str, Any]) -> tuple[float, ...]:
             return tuple(t - b for t, b in zip(score(row, "tuned"), score(row, "base"), strict=True))
 
-        by_gain = sorted(self.rows, key=gain, reverse=True)
-        by_score = sorted(self.rows, key=lambda row: score(row, "tuned"))
+        by_gain = sorted(rows, key=gain, reverse=True)
+        by_score = sorted(rows, key=lambda row: score(row, "tuned"))
         none = (0.0,) * len(known)
         return {
             "best": [row for row in by_gain[:_SHOWN] if gain(row) > none],
-            "worst": [row for row in by_score[:_SHOWN] if row.get("exact_match_tuned") != 1.0],
+            "worst": [row for row in by_score[:_SHOWN] if known and row.get(f"{known[0]}_tuned") != 1.0],
             "regressed": [row for row in reversed(by_gain[-_SHOWN:]) if gain(row) < none],
         }
 

@@ -43,6 +43,16 @@ class Scorer(abc.ABC):
             examples: The rows, by the tokens of that model.
         """
 
+    def about_row(self, example: Example) -> dict[str, Any]:
+        """Return the columns that tell a row."""
+        return {"row": example.index, "question": example.question, "reference": example.reference}
+
+    def rows(self, base: Any, tuned: Any) -> list[dict[str, Any]]:
+        """Return every row with what both models made of it."""
+        return [
+            {**self.about_row(example), **self.row(number, base, tuned)} for number, example in enumerate(self.examples)
+        ]
+
     @abc.abstractmethod
     def row(self, number: int, base: Any, tuned: Any) -> dict[str, Any]:
         """Return the columns of a row, each for base and tuned."""

@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
+from tune_magic.models.layers import heads_of
 from tune_magic.models.load import quiet
+
+_KEEPS_ITS_HEAD = ("TOKEN_CLS", "QUESTION_ANS")  # PEFT trains a new head whole, and takes it for a linear layer as well
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -34,7 +37,11 @@ class PeftMethod(Method):
 
         try:
             with quiet():
-                return get_peft_model(model, self.config(model, task))
+                config = self.config(model, task)
+                if getattr(config, "target_modules", None) == "all-linear" and task in _KEEPS_ITS_HEAD:
+                    heads = {id(head) for head in heads_of(model, task)}
+                    config.exclude_modules = [name for name, module in model.named_modules() if id(module) in heads]
+                return get_peft_model(model, config)
         except (ValueError, KeyError) as error:
             raise TuneError(
                 f"`{self.options.name}` cannot be put on this model: {error}",

@@ -50,6 +50,7 @@ def generate(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=end_tokens(model, tokenizer),
     )
+    encodes = model.config.is_encoder_decoder
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
     answers = [""] * len(prompts)
     for start in range(0, len(order), batch_size):
@@ -63,7 +64,8 @@ def generate(
                 stopping_criteria=StoppingCriteriaList([Between()]),
             )
         for row, index in enumerate(chosen):
-            answers[index] = tokenizer.decode(out[row, ids.shape[1] :].tolist(), skip_special_tokens=True)
+            own = out[row] if encodes else out[row, ids.shape[1] :]  # a decoder's rows begin with what it was given
+            answers[index] = tokenizer.decode(own.tolist(), skip_special_tokens=True)
         if done is not None:
             done(len(chosen))
     return answers

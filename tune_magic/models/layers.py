@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+_HEADLESS = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
+
+
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
     """Return the stack of layers: the model's longest list of modules."""
     from torch import nn
@@ -27,7 +30,9 @@ def heads_of(model: PreTrainedModel, task: str) -> list[nn.Module]:
         model: With its head.
         task: PEFT's name of the task.
     """
-    return [] if task == "CAUSAL_LM" else [child for child in model.children() if child is not model.base_model]
+    if task in _HEADLESS:
+        return []
+    return [child for child in model.children() if child is not model.base_model]
 
 
 def before(model: PreTrainedModel, layers: nn.ModuleList) -> list[nn.Module]:

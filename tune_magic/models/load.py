@@ -72,34 +72,57 @@ def load_causal_lm(folder: Path, dtype: Any) -> Any:
         raise ModelError(f"The model in {folder} cannot be loaded as a language model.") from error
 
 
+_HEADS = {
+    "SequenceClassification": "as a classifier",
+    "TokenClassification": "with a head on every token",
+    "QuestionAnswering": "to find answers in texts",
+    "Seq2SeqLM": "as an encoder and decoder",
+    "ImageClassification": "as a classifier of images",
+    "AudioClassification": "as a classifier of recordings",
+    "": "as a backbone",
+}
+
+
 def load_classifier(folder: Path, dtype: Any, classes: Sequence[str]) -> Any:
-    """Load an encoder or decoder with a head of one output a class; the head is new unless the folder has such a one.
+    """Load an encoder or decoder with a head of one output a class; see `load_head`."""
+    return load_head(folder, dtype, "SequenceClassification", classes, "single_label_classification")
+
+
+def load_head(folder: Path, dtype: Any, kind: str, outputs: Sequence[str] = (), problem: str | None = None) -> Any:
+    """Load a model with a head of a kind; the head is new unless the folder has such a one.
+
+    Args:
+        folder: The model.
+        dtype: A torch dtype.
+        kind: What follows `AutoModelFor` in Transformers; empty for none.
+        outputs: Names of the head's outputs, where it has some of its own.
+        problem: Transformers' `problem_type`.
 
     Raises:
         ModelError: No safetensors, or an architecture without such a head.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    import transformers
 
-    names = dict(enumerate(classes))
+    names = dict(enumerate(outputs))
+    labels: dict[str, Any] = {"id2label": names, "label2id": {name: n for n, name in names.items()}} if names else {}
+    auto = getattr(transformers, f"AutoModelFor{kind}" if kind else "AutoModel")
     try:
         with quiet():
-            config = AutoConfig.from_pretrained(
-                folder,
-                local_files_only=True,
-                trust_remote_code=False,
-                id2label=names,
-                label2id={name: number for number, name in names.items()},
+            config = transformers.AutoConfig.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False, **labels
             )
-            config.problem_type = "single_label_classification"
-            config.use_cache = False  # a row is read once
-            if config.pad_token_id is None:  # a decoder finds the last token of a row by what is not padding
-                config.pad_token_id = load_tokenizer(folder).pad_token_id
-            return AutoModelForSequenceClassification.from_pretrained(
+            if problem is not None:
+                config.problem_type = problem
+            if kind != "Seq2SeqLM":
+                config.use_cache = False  # a row is read once
+            if kind == "SequenceClassification" and config.pad_token_id is None:
+                config.pad_token_id = load_tokenizer(folder).pad_token_id  # by it a decoder finds a row's last token
+            return auto.from_pretrained(
                 folder, config=config, dtype=dtype, use_safetensors=True, local_files_only=True,
                 trust_remote_code=False, ignore_mismatched_sizes=True,
             )  # fmt: skip
     except (OSError, ValueError, KeyError) as error:
-        raise ModelError(f"The model in {folder} cannot be loaded as a classifier.") from error
+        raise ModelError(f"The model in {folder} cannot be loaded {_HEADS[kind]}.") from error
 
 
 def convert_gguf(path: Path) -> Path:

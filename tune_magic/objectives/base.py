@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from tune_magic.data.content import Content
 from tune_magic.data.example import Example
@@ -14,6 +14,8 @@ from tune_magic.models.load import load_causal_lm
 from tune_magic.recipe.schema import ObjectiveOptions
 
 if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
     import torch
 
 
@@ -28,8 +30,13 @@ class Objective(abc.ABC):
         learns: `learn` has something to do; the training rows are read once more for it.
         formats: Names of the formats of rows it learns from.
         task: PEFT's name of the task.
-        scores_rows: The loss is one a row, on the model's own outputs (`training.rows.RowStates`); otherwise one a
-            token, on hidden states (`training.target_states.TargetStates`).
+        engine: What computes it: `tokens`, hidden states at the trained tokens of a language model
+            (`training.target_states.TargetStates`); `rows`, logits of whole rows by a head on one token of each
+            (`training.rows.RowStates`); `outputs`, whatever the model gives for what `batch` makes of rows.
+        gives: What the tuned model gives people: `texts` that it writes, one of some `classes`, or other `outputs`.
+        compares_rows: The rows of a step are compared with each other: its loss is no sum over them.
+        new_head: A head is trained that the base does not have, so that the base only guesses.
+        metrics: What `%evaluate` scores by default, of objectives that give `outputs`.
         summary: What is minimised, in one sentence, for `%tune explain`.
         formula: The same as a formula, in plain text.
         source: Where it was published.
@@ -43,7 +50,11 @@ class Objective(abc.ABC):
         "translation", "text",
     )  # fmt: skip
     task: ClassVar[str] = "CAUSAL_LM"
-    scores_rows: ClassVar[bool] = False
+    engine: ClassVar[Literal["tokens", "rows", "outputs"]] = "tokens"
+    gives: ClassVar[Literal["texts", "classes", "outputs"]] = "texts"
+    compares_rows: ClassVar[bool] = False
+    new_head: ClassVar[bool] = False
+    metrics: tuple[str, ...] = ()
     summary: ClassVar[str] = ""
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
@@ -89,3 +100,58 @@ class Objective(abc.ABC):
     def tally(self, states: Any) -> dict[str, float]:
         """Return sums over the batch that evaluations during training show beside the loss, by name."""
         return {}
+
+    @property
+    def scores_rows(self) -> bool:
+        """Whether rows are learned as wholes, and the model writes no texts."""
+        return self.gives != "texts"
+
+    def prompt_tokens(self, renderer: Renderer, prompt: str | list[dict[str, str]]) -> list[int]:
+        """Return what the model is given to answer a message, or a chat that ends with one."""
+        return renderer.prompt_tokens(prompt)
+
+    def batch(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, np.ndarray]:
+        """Return what the model is called with for examples, by its keywords; where `engine` is `outputs`."""
+        raise TypeError(f"{type(self).__name__} is not computed from whole outputs")
+
+    def states(self, outputs: Any, examples: Sequence[Example]) -> Any:
+        """Return what `loss_sum` sees of what the model gave for `batch`; where `engine` is `outputs`."""
+        raise TypeError(f"{type(self).__name__} is not computed from whole outputs")
+
+    def joined(self, parts: Sequence[Any]) -> Any:
+        """Return the states of several microbatches as those of one; where `compares_rows`."""
+        raise TypeError(f"{type(self).__name__} does not compare rows")
+
+    def read(self, states: Any) -> list[np.ndarray]:
+        """Return what the model says of each example of a batch, in their order; where texts are not what it gives."""
+        return list(states.logits.float().cpu().numpy())
+
+    def spoken(self, outputs: Sequence[np.ndarray], examples: Sequence[Example]) -> list[tuple[Example, str]]:
+        """Say what the model found, for people: each row once, by its first example, in the order of the rows.
+
+        Args:
+            outputs: What `read` gave, one an example.
+            examples: The examples.
+        """
+        raise TypeError(f"{type(self).__name__} gives texts")
+
+    def judged(self, outputs: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[list[Any], list[Any]]:
+        """Return what the model found in each row and what the row was given, as the `metrics` read them.
+
+        Args:
+            outputs: What `read` gave, one an example.
+            examples: The examples.
+        """
+        raise TypeError(f"{type(self).__name__} gives no outputs that metrics read")
+
+    def asked(self, inputs: Sequence[Any]) -> list[Content]:
+        """Return rows in normal form of what people want predictions for.
+
+        Raises:
+            TuneError: They are not of the kind that the model reads.
+        """
+        raise TypeError(f"{type(self).__name__} gives texts")
+
+    def frame(self, outputs: Sequence[np.ndarray], examples: Sequence[Example]) -> pd.DataFrame:
+        """Return predictions as a table, one line a row."""
+        raise TypeError(f"{type(self).__name__} gives texts")

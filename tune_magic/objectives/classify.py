@@ -7,17 +7,19 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import numpy as np
 from pydantic import Field, field_validator
 
 from tune_magic.data.content import Content, Labelled
 from tune_magic.data.example import Example
 from tune_magic.data.render import Part, Renderer
-from tune_magic.errors import DataError
+from tune_magic.errors import DataError, TuneError
 from tune_magic.models.load import load_classifier
 from tune_magic.objectives.base import Objective
 from tune_magic.recipe.schema import ObjectiveOptions
 
 if TYPE_CHECKING:
+    import pandas as pd
     import torch
 
     from tune_magic.training.rows import RowStates
@@ -63,7 +65,9 @@ class Classify(Objective):
     learns = True
     formats = ("text_label", "pair_label")
     task: ClassVar[str] = "SEQ_CLS"
-    scores_rows = True
+    engine = "rows"
+    gives = "classes"
+    new_head = True
 
     def __init__(
         self, options: ObjectiveOptions | None = None, *, classes: Sequence[str] = (), weights: Sequence[float] = ()
@@ -137,3 +141,40 @@ class Classify(Objective):
     def tally(self, states: RowStates) -> dict[str, float]:
         """Count the rows whose likeliest class is right."""
         return {"accuracy": float((states.logits.argmax(-1) == states.targets).sum())}
+
+    def spoken(self, outputs: Sequence[np.ndarray], examples: Sequence[Example]) -> list[tuple[Example, str]]:
+        """The likeliest class of each row, and how likely it is."""
+        shares = _softmax(np.stack(outputs))
+        chosen = shares.argmax(-1).tolist()
+        return [
+            (example, f"{self.classes[number]} ({share[number]:.2f})")
+            for example, number, share in zip(examples, chosen, shares, strict=True)
+        ]
+
+    def asked(self, inputs: Sequence[Any]) -> list[Content]:
+        """Texts, or pairs of texts."""
+        return [Labelled(*pair_of(given, self.classes[0])) for given in inputs]
+
+    def frame(self, outputs: Sequence[np.ndarray], examples: Sequence[Example]) -> pd.DataFrame:
+        """The probability of each class."""
+        import pandas as pd
+
+        return pd.DataFrame(_softmax(np.stack(outputs)), columns=self.classes)
+
+
+def pair_of(given: Any, label: str) -> tuple[str, str, str | None]:
+    """Return text, label and second text of what somebody wants a class for.
+
+    Raises:
+        TuneError: It is neither a text nor a pair of texts.
+    """
+    parts = [given] if isinstance(given, str) else list(given)
+    if len(parts) not in (1, 2) or not all(isinstance(part, str) for part in parts):
+        raise TuneError(f"A text or a pair of texts is needed, got {given!r}.")
+    return parts[0], label, parts[1] if len(parts) == 2 else None
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    raised: np.ndarray = np.exp(logits - logits.max(-1, keepdims=True))
+    shares: np.ndarray = raised / raised.sum(-1, keepdims=True)
+    return shares

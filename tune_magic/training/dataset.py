@@ -206,6 +206,7 @@ class Rows:
             "longest_row_tokens": int(train.lengths.max()),
             "cut_rows": int((train.num_cut > 0).sum()),
             "max_length": self.renderer.max_length,
+            **({"new_head": True} if self.objective.new_head else {}),
             "chat_template": self.renderer.uses_template and not self.objective.scores_rows,
             "lens": self._lens(train),
             **({"augmented": self.augmented} if self.augmented else {}),

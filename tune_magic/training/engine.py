@@ -50,6 +50,7 @@ class Engine(abc.ABC):
         packed: Whether rows lie behind each other in one row without padding.
         reason: Why not, where they could have been, or not in the best way; None where nothing is lost.
         shares: Whether prefixes are computed once.
+        keeps_layers: Whether what frozen layers give can be kept.
         reads_one_token: Whether what comes after the last layer reads one token of an example, so that `above` can.
         attention: How attention over a packed row is computed, where that is a tree.
         compiled: Whether the layers are compiled.
@@ -61,6 +62,7 @@ class Engine(abc.ABC):
     packed = False
     reason: str | None = None
     shares = False
+    keeps_layers = True
     reads_one_token = False
     compiled = False
     saved_bytes_per_token = 0.0
@@ -133,8 +135,7 @@ class Engine(abc.ABC):
 
         What autograd saves of each token is counted on the way.
         """
-        rows = [_shortened(e) for e in sorted(examples, key=len)[:2]]
-        rows = [row for row in rows if row.weight]
+        rows = [row for row in self._rows_to_check(examples) if row.weight]
         if not rows:
             return
         was_training = self.model.training
@@ -153,6 +154,9 @@ class Engine(abc.ABC):
         if self.has_dropout:  # its masks are saved too
             self._count_in_training(rows, loss_sum)
         self.model.train(was_training)
+
+    def _rows_to_check(self, examples: Sequence[Example]) -> list[Example]:
+        return [_shortened(e) for e in sorted(examples, key=len)[:2]]
 
     def compile(self, examples: Sequence[Example], loss_sum: Callable[[Any], torch.Tensor]) -> str | None:
         """Compute with compiled layers from now on; return why not where that cannot be."""

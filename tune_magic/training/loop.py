@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,7 @@ from tune_magic.data.example import Example
 from tune_magic.data.table import Table
 from tune_magic.errors import TuneError
 from tune_magic.storage.control import StopRequested
-from tune_magic.training import checkpoint, memory
+from tune_magic.training import checkpoint, memory, together
 from tune_magic.training.budget import Budget
 from tune_magic.training.checkpoint import Progress
 from tune_magic.training.optimizer import learning_rate, make_optimizer, set_learning_rate
@@ -195,13 +196,16 @@ class Loop:
         session.method.to_training(session.model)
         microbatches = list(session.engine.microbatches(examples))
         weight = sum(example.weight for example in examples)
-        loss = 0.0
+        loss, look = 0.0, session.control.check
         try:
-            for number, microbatch in enumerate(microbatches):
-                session.control.check(number, len(microbatches))
-                part = session.objective.loss_sum(session.engine.states(microbatch)) / weight
-                part.backward()  # type: ignore[no-untyped-call]
-                loss += float(part.detach())
+            if session.objective.compares_rows:
+                loss = together.add_gradients(session.engine, session.objective, microbatches, weight, look)
+            else:
+                for number, microbatch in enumerate(microbatches):
+                    look(number, len(microbatches))
+                    part = session.objective.loss_sum(session.engine.states(microbatch)) / weight
+                    part.backward()  # type: ignore[no-untyped-call]
+                    loss += float(part.detach())
         except (MemoryError, RuntimeError) as error:
             if not memory.is_exhausted(error):
                 raise
@@ -326,9 +330,7 @@ class Loop:
         sums: defaultdict[str, float] = defaultdict(float)
         try:
             with torch.no_grad():
-                for microbatch in session.engine.microbatches(examples):
-                    session.control.check()
-                    states = session.engine.states(microbatch)
+                for states in self._held_out_states(examples):
                     sums["loss"] += float(session.objective.loss_sum(states))
                     for name, total in session.objective.tally(states).items():
                         sums[name] += total
@@ -340,6 +342,19 @@ class Loop:
         if self._budget is not None:
             self._budget.note_scoring(time.perf_counter() - started)
         return {**means, "targets": int(weight), "seconds": round(time.perf_counter() - started, 4)}
+
+    def _held_out_states(self, examples: Table) -> Iterator[Any]:
+        """Yield the states of held-out rows: of each microbatch, or of as many rows as a step compares."""
+        session = self.session
+        if session.objective.compares_rows:
+            for start in range(0, len(examples), session.recipe.batch_size):
+                session.control.check()
+                group = examples[start : start + session.recipe.batch_size]
+                yield together.states_of_group(session.engine, session.objective, group)
+            return
+        for microbatch in session.engine.microbatches(examples):
+            session.control.check()
+            yield session.engine.states(microbatch)
 
     def _out_of_patience(self) -> bool:
         patience = self.session.recipe.eval.early_stopping_patience

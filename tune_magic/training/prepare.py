@@ -32,6 +32,7 @@ from tune_magic.training import checked, memory, packing, trunk
 from tune_magic.training.dataset import Dataset, Rows
 from tune_magic.training.engine import Engine, TokenEngine
 from tune_magic.training.order import Order
+from tune_magic.training.outputs import OutputEngine
 from tune_magic.training.planner import Planner
 from tune_magic.training.rows import RowEngine
 from tune_magic.training.source import Progress
@@ -99,8 +100,14 @@ def build_model(
 
 def make_engine(recipe: Recipe, model: Any, method: Method, objective: Objective, dtype: torch.dtype) -> Engine:
     """Return the engine the objective computes with."""
-    engine = RowEngine if objective.scores_rows else TokenEngine
-    return engine(model, method, dtype=dtype, max_tokens=recipe.microbatch_tokens, share_prefixes=recipe.share_prefixes)
+    options: dict[str, Any] = {"dtype": dtype, "max_tokens": recipe.microbatch_tokens}
+    match objective.engine:
+        case "tokens":
+            return TokenEngine(model, method, share_prefixes=recipe.share_prefixes, **options)
+        case "rows":
+            return RowEngine(model, method, share_prefixes=recipe.share_prefixes, **options)
+        case "outputs":
+            return OutputEngine(model, method, objective=objective, **options)
 
 
 @collector.off()

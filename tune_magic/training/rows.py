@@ -42,7 +42,7 @@ class RowStates:
 
     Attributes:
         logits: (B, classes) float32.
-        targets: (B,) class numbers.
+        targets: (B,) class numbers, or (B, k) what each row was given, float32.
     """
 
     logits: torch.Tensor
@@ -200,8 +200,11 @@ class RowEngine(Engine):
         return logits
 
     def _states(self, logits: torch.Tensor, examples: Sequence[Example]) -> RowStates:
-        labels = np.array([example.label for example in examples])
-        return RowStates(logits=logits.float(), targets=self.tensor(labels))
+        if examples[0].targets is None:
+            given = np.array([example.label for example in examples])
+        else:
+            given = np.stack([example.targets for example in examples])  # type: ignore[misc]
+        return RowStates(logits=logits.float(), targets=self.tensor(given))
 
 
 def row_logits(engine: Engine, examples: Sequence[Example], done: Callable[[int], None] | None = None) -> torch.Tensor:

@@ -6,13 +6,11 @@ import itertools
 import time
 from typing import Any
 
-import torch
-
 from tune_magic.data.example import Example
 from tune_magic.data.table import Table
 from tune_magic.models.generate import generate
+from tune_magic.training.outputs import outputs_of
 from tune_magic.training.prepare import Session
-from tune_magic.training.rows import row_logits
 
 _SHARE_OF_TIME = 0.1
 
@@ -42,28 +40,27 @@ class Sampler:
         session.model.eval()
         vocabulary, examples = session.vocabulary, self._examples if step else self._base_examples
         tokenizer = vocabulary.tokenizer if step else vocabulary.base
-        answers = self._classes(examples) if session.objective.scores_rows else self._answers(examples, tokenizer)
+        said = self._spoken(examples) if session.objective.scores_rows else self._answers(examples, tokenizer)
         items = [
             {"row": example.index, "question": example.question, "answer": answer, "reference": example.reference}
-            for example, answer in zip(examples, answers, strict=True)
+            for example, answer in said
         ]
         session.log.append("sample", step=step, items=items)
         self._spent_s += time.monotonic() - started
 
-    def _answers(self, examples: list[Example], tokenizer: Any) -> list[str]:
+    def _answers(self, examples: list[Example], tokenizer: Any) -> list[tuple[Example, str]]:
         session = self._session
-        return generate(
+        answers = generate(
             session.model,
             tokenizer,
             [example.prompt for example in examples],
             max_new_tokens=session.recipe.eval.max_new_tokens,
             between=session.control.check,
         )
+        return list(zip(examples, answers, strict=True))
 
-    def _classes(self, examples: list[Example]) -> list[str]:
-        """Return the likeliest class of each text, and how likely it is."""
+    def _spoken(self, examples: list[Example]) -> list[tuple[Example, str]]:
+        """Return what the model finds in each row, in words."""
         session = self._session
-        best = torch.softmax(row_logits(session.engine, examples), -1).max(-1)
-        names = session.objective.facts()["classes"]
-        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
-        return [f"{names[number]} ({probability:.2f})" for number, probability in pairs]
+        outputs = outputs_of(session.engine, session.objective, examples)
+        return session.objective.spoken(outputs, examples)

@@ -6,13 +6,15 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from tune_magic import plugins
-from tune_magic.data.content import Labelled
+from tune_magic.data.example import Example
+from tune_magic.data.read import RowFaults
+from tune_magic.data.render import Part
 from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
 from tune_magic.models.find import find_model
@@ -26,9 +28,12 @@ from tune_magic.storage.folder import RunFolder
 from tune_magic.training import checkpoint
 from tune_magic.training.dataset import Rows
 from tune_magic.training.engine import Engine
+from tune_magic.training.outputs import outputs_of
 from tune_magic.training.prepare import build_model, device, longest_example, make_engine
-from tune_magic.training.rows import row_logits
 from tune_magic.training.vocabulary import Vocabulary, vocabulary_of
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Chat = list[dict[str, str]]
 
@@ -64,6 +69,19 @@ class Tuned:
         """Return a reader of rows as this model was trained on; `folder` holds tables given as objects."""
         longest = longest_example(self.recipe, self.base, self.method, self.vocabulary)
         return Rows(self.recipe, folder or self.run.path, self.tokenizer, longest, self.objective)
+
+    def asked(self, inputs: Sequence[Any]) -> list[Example]:
+        """Return examples of what people want predictions for; their labels mean nothing.
+
+        Raises:
+            TuneError: They are not of the kind that the model reads.
+        """
+        contents = self.objective.asked(inputs)
+        places = [f"input {number + 1}" for number in range(len(contents))]
+        part = Part(contents, places, range(len(contents)), RowFaults("what was given"))
+        examples = self.objective.examples(part, self.rows().renderer)
+        part.faults.raise_if_any()
+        return examples
 
     def load_base(self) -> Tuned:
         """Load the model once more as it was before training, new parameters with their first values."""
@@ -133,24 +151,23 @@ def answer(run: RunFolder, prompts: Sequence[str | Chat], max_new_tokens: int) -
         TuneError: The run classifies.
     """
     if objective_of(run).scores_rows:
-        raise TuneError(f"{run.name or run.id} classifies texts.", hint="`run.predict(texts)` gives probabilities.")
+        raise TuneError(
+            f"{run.name or run.id} writes no texts.", hint="`run.predict(texts)` gives what it finds in them."
+        )
     tuned = load_tuned(run)
     renderer = tuned.rows().renderer
-    encoded = [np.asarray(renderer.prompt_tokens(prompt), dtype=np.int32) for prompt in prompts]
+    encoded = [np.asarray(tuned.objective.prompt_tokens(renderer, prompt), dtype=np.int32) for prompt in prompts]
     return generate(tuned.model, tuned.tokenizer, encoded, max_new_tokens=max_new_tokens)
 
 
-def classify(run: RunFolder, texts: Sequence[str]) -> tuple[list[str], np.ndarray]:
-    """Return class names, and the probability of each for each text, shape (texts, classes).
+def predict(run: RunFolder, inputs: Sequence[Any]) -> pd.DataFrame:
+    """Return what the run's best checkpoint finds in inputs, one line each.
 
     Raises:
-        TuneError: The run does not classify.
+        TuneError: The run writes texts, or the inputs are of another kind than it reads.
     """
     if not objective_of(run).scores_rows:
         raise TuneError(f"{run.name or run.id} answers texts.", hint="`run.generate(prompts)` gives its answers.")
     tuned = load_tuned(run)
-    classes = list(tuned.objective.facts()["classes"])
-    renderer = tuned.rows().renderer
-    contents = [Labelled(text, classes[0]) for text in texts]
-    examples = renderer.classified(contents, [0] * len(contents), range(len(contents)))
-    return classes, torch.softmax(row_logits(tuned.engine(), examples), -1).numpy()
+    examples = tuned.asked(inputs)
+    return tuned.objective.frame(outputs_of(tuned.engine(), tuned.objective, examples), examples)

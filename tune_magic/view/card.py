@@ -172,18 +172,19 @@ def _with_loss(summary: Summary, comparisons: Mapping[str, Comparison]) -> dict[
         return dict(comparisons)
     unknown = float("nan")
     found: dict[str, Comparison] = {}
-    for name in ("loss", "accuracy"):
+    for name in ("loss", "accuracy", "mean absolute error"):
         if name in summary.best:
             base, tuned = number(summary.evaluations[0][name]), number(summary.best[name])
             found[name] = Comparison(
-                f"held-out {name}", base, tuned, tuned - base, unknown, unknown, higher_is_better=name != "loss"
+                f"held-out {name}", base, tuned, tuned - base, unknown, unknown, higher_is_better=name == "accuracy"
             )
     return found
 
 
 def base_name(summary: Summary) -> str:
-    """Say what the untuned side is: a classifier's head is new, so before training it guesses."""
-    return "untrained head" if "classes" in summary.plan.get("objective", {}) else "base"
+    """Say what the untuned side is: a new head only guesses before training."""
+    plan = summary.plan
+    return "untrained head" if plan.get("new_head") or "classes" in plan.get("objective", {}) else "base"
 
 
 def _facts(summary: Summary) -> str:

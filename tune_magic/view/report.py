@@ -46,7 +46,7 @@ def report_card(report: Scores, name: str) -> Bundle:
     wrong = _wrong(report) if report.classes else None
     body = [
         heading(GREEN, name, subject, f"checkpoint of step {about['step']}"),
-        scores_table(report.comparisons, "untrained head" if report.classes else "base"),
+        scores_table(report.comparisons, "untrained head" if report.classes or about.get("new_head") else "base"),
         div(grey("difference with its 95 % interval, paired bootstrap over the rows"), style="margin-top:4px"),
         *(div(grey(text)) for text in (guessing, caution) if text),
         *_classes(report),
@@ -112,6 +112,8 @@ def _examples(title: str, rows: list[dict[str, Any]]) -> Html:
             for side, key in (("expected", "reference"), ("base", "base"), ("tuned", "tuned"))
             if row.get(key) is not None
         ]
-        losses = f"{words.value(number(row['loss_base']))} → {words.value(number(row['loss_tuned']))}"
-        parts.append(table([*cells, [grey("loss"), span(losses, style=f"color:{GREY}")]]))
+        if "loss_base" in row:
+            losses = f"{words.value(number(row['loss_base']))} → {words.value(number(row['loss_tuned']))}"
+            cells.append([grey("loss"), span(losses, style=f"color:{GREY}")])
+        parts.append(table(cells))
     return rule(*parts)

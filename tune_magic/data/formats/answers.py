@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from tune_magic.data.content import Answered, PromptCompletion, Text, Turns
+from tune_magic.data.content import Answered, Located, PromptCompletion, Text, Turns
 from tune_magic.data.formats.base import BadRow, Format, Values
 from tune_magic.data.formats.chats import messages_of
 from tune_magic.data.read import Row
@@ -68,6 +68,32 @@ class QuestionAnswer(Format):
         raise BadRow(f"column `{self.columns['answer']}` holds no answer", value)
 
 
+class Extractive(Format):
+    """A question, a text, and the answers that stand in the text, as in SQuAD: `{text: [...], answer_start: [...]}`."""
+
+    needs = ("question", "context", "answers")
+    also: ClassVar = {"answers": ("answer",), "context": ("passage",)}
+    rank = 51
+    objective = "extractive_qa"
+
+    def content(self, values: Values) -> Located:
+        question, text, given = (
+            self.text(values, "question"),
+            self.text(values, "context"),
+            self.value(values, "answers"),
+        )
+        starts: list[Any] = []
+        if isinstance(given, dict):
+            starts, given = _listed(given.get("answer_start")), given.get("text")
+        answers = [answer for answer in _listed(given) if _is_said(answer)]
+        if not answers:
+            return Located(question, text, [])
+        start = starts[0] if starts and isinstance(starts[0], int) else text.find(answers[0])
+        if text[start : start + len(answers[0])] != answers[0] or start < 0:
+            raise BadRow("the answer does not stand in the text", answers[0])
+        return Located(question, text, answers, start)
+
+
 class SourceTarget(Format):
     """A text and what it becomes: a translation, a summary."""
 
@@ -108,6 +134,10 @@ class PlainText(Format):
 
     def content(self, values: Values) -> Text:
         return Text(self.text(values, "text"))
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _is_said(value: Any) -> bool:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from tune_magic.data.content import Labelled, Media, MultiLabelled, Related, Tagged
+from tune_magic.data.content import Labelled, Measured, Media, MultiLabelled, Related, Tagged
 from tune_magic.data.formats.base import BadRow, Format, Values
 from tune_magic.data.read import Row
 
@@ -24,8 +25,30 @@ class TextLabel(Format):
     rank = 70
     objective = "classify"
 
+    def fits(self, rows: Sequence[Row]) -> bool:
+        return not any(_is_measure(self.value(row.values, "label")) for row in rows)
+
     def content(self, values: Values) -> Labelled:
         return Labelled(self.text(values, "text"), self.label(values))
+
+
+class TextScore(Format):
+    """A text and a number."""
+
+    needs = ("text", "score")
+    also: ClassVar = {
+        "text": ("sentence", "review", "utterance", "content"),
+        "score": ("value", "target", "rating", "stars", "label", "labels"),
+    }
+    rank = 71
+    objective = "regression"
+    advice = "columns: {label: score}"
+
+    def fits(self, rows: Sequence[Row]) -> bool:
+        return all(_is_number(self.value(row.values, "score")) for row in rows)
+
+    def content(self, values: Values) -> Measured:
+        return Measured(self.text(values, "text"), _number(self, values, "score"))
 
 
 class TextLabels(Format):
@@ -55,8 +78,7 @@ class PairLabel(Format):
     objective = "classify"
 
     def fits(self, rows: Sequence[Row]) -> bool:
-        values = [self.value(row.values, "label") for row in rows]
-        return not any(isinstance(value, float) and not value.is_integer() for value in values)
+        return not any(_is_measure(self.value(row.values, "label")) for row in rows)
 
     def content(self, values: Values) -> Labelled:
         return Labelled(self.text(values, "sentence1"), self.label(values), self.text(values, "sentence2"))
@@ -85,12 +107,8 @@ class ScoredPairs(Format):
     objective = "embed"
 
     def content(self, values: Values) -> Related:
-        score = self.value(values, "score")
-        try:
-            number = float(score)
-        except (TypeError, ValueError):
-            raise BadRow(f"column `{self.columns['score']}` must be a number", score) from None
-        return Related(self.text(values, "sentence1"), self.text(values, "sentence2"), score=number)
+        score = _number(self, values, "score")
+        return Related(self.text(values, "sentence1"), self.text(values, "sentence2"), score=score)
 
 
 class TokensTags(Format):
@@ -138,3 +156,27 @@ class AudioLabel(ImageLabel):
     rank = 17
     objective = "classify_audio"
     _kind = "audio"
+
+
+def _is_measure(value: Any) -> bool:
+    """Whether a value is a number that no class would be called."""
+    return isinstance(value, float) and not value.is_integer()
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and math.isfinite(float(value))
+    except (TypeError, ValueError):
+        return False
+
+
+def _number(rows: Format, values: Values, name: str) -> float:
+    """Return the number under a standard name.
+
+    Raises:
+        BadRow: There is none.
+    """
+    value = rows.value(values, name)
+    if not _is_number(value):
+        raise BadRow(f"column `{rows.columns[name]}` must be a number", value)
+    return float(value)

@@ -1,0 +1,90 @@
+"""The engine for everything else: a whole model over padded rows, and what an objective makes of its outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from tune_magic.data.example import Example
+from tune_magic.methods.base import Method
+from tune_magic.objectives.base import Objective
+from tune_magic.training import packing
+from tune_magic.training.engine import Engine
+from tune_magic.training.packing import Batch
+
+_CHECKED_ROWS = 2
+
+
+class OutputEngine(Engine):
+    """A model's own outputs over rows sorted by length, so that little is padding.
+
+    Args:
+        model: What `Method.apply` returned, on its device.
+        method: The method.
+        dtype: Compute precision.
+        max_tokens: Most tokens of a microbatch, padding included.
+        objective: Says what the model is called with, and what its outputs mean.
+    """
+
+    keeps_layers = False
+
+    def __init__(
+        self, model: Any, method: Method, *, dtype: torch.dtype, max_tokens: int, objective: Objective
+    ) -> None:
+        super().__init__(model, method, dtype=dtype, max_tokens=max_tokens)
+        self._objective = objective
+        self._pad = getattr(self.inner.config, "pad_token_id", None) or 0
+
+    def microbatches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
+        """Cut the examples into microbatches, the longest first; rows of one length keep their order."""
+        return packing.padded_groups(sorted(examples, key=len, reverse=True), self.max_tokens)
+
+    def lay_out(self, examples: Sequence[Example]) -> Batch:
+        """Return a batch that tells how much is computed; what the model reads is the objective's to say."""
+        shape = len(examples), max(map(len, examples))
+        nothing = np.empty(0, dtype=np.int64)
+        tokens = np.zeros(shape, dtype=np.int64)
+        return Batch(tokens, tokens, nothing, nothing, np.empty(0, dtype=np.float32), nothing)
+
+    def compute(self, batch: Batch, examples: Sequence[Example]) -> Any:
+        """Run the model over the examples."""
+        arrays = self._objective.batch(examples, self._pad)
+        if getattr(self.inner.config, "type_vocab_size", 0) < 2:
+            arrays.pop("token_type_ids", None)  # the model does not tell kinds of tokens apart
+        given = {name: self.tensor(array) for name, array in arrays.items()}
+        with self.autocast():
+            outputs = self.model(**given)
+        return self._objective.states(outputs, examples)
+
+    def _padded(self, examples: Sequence[Example]) -> Batch:
+        return self.lay_out(examples)
+
+    def _rows_to_check(self, examples: Sequence[Example]) -> list[Example]:
+        """Rows are looked at whole: their targets belong to all of their tokens."""
+        return sorted(examples, key=len)[:_CHECKED_ROWS]
+
+
+def outputs_of(
+    engine: Engine, objective: Objective, examples: Sequence[Example], done: Callable[[int], None] | None = None
+) -> list[np.ndarray]:
+    """Return what the model says of each example, in their order, as the objective reads it.
+
+    Args:
+        engine: Of this objective.
+        objective: Reads what the engine gives.
+        examples: At least one.
+        done: Called with the number of rows of each batch; may raise to break off.
+    """
+    held = list(examples)  # a table makes an example anew at each look
+    places = {id(example): place for place, example in enumerate(held)}
+    found: list[Any] = [None] * len(held)
+    with torch.no_grad():
+        for batch in engine.microbatches(held):
+            for example, output in zip(batch, objective.read(engine.states(batch)), strict=True):
+                found[places[id(example)]] = output
+            if done is not None:
+                done(len(batch))
+    return found
