@@ -1,14 +1,29 @@
 """Every objective of the menu trains, resumes exactly, evaluates, predicts, and minimises what its formula says."""
 
 import json
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_model, make_tokenizer
+from safetensors.torch import load_file
 from test_classify import COLOURS, make_encoder
 from test_training import assert_same, stop_and_resume
+from torch.nn import functional
 
+from tune_magic import plugins
 from tune_magic.executors import local
+from tune_magic.objectives.domain_adversarial import DomainAdversarial
+from tune_magic.objectives.embed import Embed, EmbedOptions, EmbedStates
+from tune_magic.recipe.build import build_recipe
+from tune_magic.storage.control import Control
+from tune_magic.storage.events import EventLog
+from tune_magic.training.loop import Loop
+from tune_magic.training.outputs import outputs_of
+from tune_magic.training.prepare import prepare
+from tune_magic.training.rows import RowStates
+from tune_magic.training.tuned import load_tuned
 
 COUNT = 48
 
@@ -56,6 +71,11 @@ ROWS = {
         "answers": {"text": [COLOURS[i % 3]], "answer_start": [3 * (i % 4) + 6]},
     },
     "seq2seq": lambda i: {"source": f"say {COLOURS[i % 3]}", "target": COLOURS[i % 3]},
+    "domain_adversarial": lambda i: {
+        "text": f"{COLOURS[i % 3]} {'thing' if i % 2 else 'item'} {i}", "domain": "shop" if i % 2 else "bank",
+    } | ({} if i % 2 and i % 3 else {"label": COLOURS[i % 3]}),
+    "multi_task": lambda i: {"text": "a " * (i % 5 + 1) + "end", "task": "length", "label": i % 5 + 0.5}
+    if i % 2 else {"text": f"{COLOURS[i % 3]} thing", "task": "colour", "label": COLOURS[i % 3]},
     "embed": lambda i: {"anchor": f"{COLOURS[i % 3]} {i}", "positive": f"it is {COLOURS[i % 3]} {i}"},
 }  # fmt: skip
 RATES = {"lm": 1e-2, "seq2seq": 1e-2, "extractive_qa": 5e-3}
@@ -82,7 +102,7 @@ def menu(tmp_path):
         return {
             "model": str(folder), "data": {"train": str(path), "held_out": 0.25}, "objective": {"name": name},
             "learning_rate": RATES.get(name, 5e-3), "method": {"name": "full"}, "batch_size": 8, "max_steps": 40, "max_length": 96,
-            "eval": {"steps": 20, "max_new_tokens": 8},
+            "eval": {"steps": 20, "max_new_tokens": 8}, "dtype": "float32",
         } | changes  # fmt: skip
 
     return made
@@ -110,3 +130,269 @@ def test_each_objective_learns_resumes_evaluates_and_predicts(name, method, trai
         assert gained == comparison.higher_is_better or comparison.difference == 0
     assert whole.card()["text/plain"]
     assert report.card()["text/html"]
+
+
+def trained(name, train, menu, **changes):
+    run = train(**menu(name, **{"max_steps": 20} | changes))
+    run.raise_for_state()
+    return load_tuned(run)
+
+
+def test_long_texts_are_learned_whole_in_pieces(train, menu):
+    long = {"text": "one two three four five six seven eight nine ten " * 8}
+    run = train(**menu("lm", row=lambda i: long, max_length=40, max_steps=1))
+    run.raise_for_state()
+    plan = run.summary().plan
+    tokens = len(long["text"].encode()) + 1
+    pieces = -(-tokens // 40)
+    assert plan["train_rows"] == 36 * pieces and plan["cut_rows"] == 0
+    assert plan["tokens_per_epoch"] == 36 * tokens
+    assert plan["trained_tokens_per_epoch"] == 36 * (tokens - pieces)
+
+
+def test_the_loss_of_tags_is_that_of_transformers(train, menu):
+    tuned = trained("tag", train, menu)
+    examples = tuned.rows().held_out()[:6]
+    objective, engine = tuned.objective, tuned.engine()
+    ours = sum(objective.loss_sum(engine.states(batch)) for batch in engine.microbatches(examples))
+    theirs = 0.0
+    for example in examples:
+        labels = torch.full((1, len(example)), -100)
+        labels[0, example.trunk.weights > 0] = torch.from_numpy(example.targets.astype(np.int64))
+        ids = torch.from_numpy(example.trunk.tokens.astype(np.int64))[None]
+        theirs += tuned.model(input_ids=ids, labels=labels).loss * len(example.targets)
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_loss_of_spans_is_that_of_transformers(train, menu):
+    tuned = trained("extractive_qa", train, menu)
+    examples = tuned.rows().held_out()[:4]
+    objective, engine = tuned.objective, tuned.engine()
+    ours, theirs = 0.0, 0.0
+    for example in examples:
+        ours += float(objective.loss_sum(engine.states([example])).detach())
+        given = {name: torch.from_numpy(array) for name, array in objective.batch([example], 0).items()}
+        out = tuned.model(**given)
+        begin, end, first = (int(number) for number in example.targets[:3])
+        allowed = torch.zeros(len(example), dtype=torch.bool)
+        count = (len(example.targets) - 3) // 2  # tokens of the text, and what closes it is none
+        allowed[first : first + count] = allowed[0] = True
+        for logits, right in ((out.start_logits[0], begin), (out.end_logits[0], end)):
+            theirs += float(-logits.detach().masked_fill(~allowed, -torch.inf).log_softmax(-1)[right]) / 2
+    assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def test_spans_are_found_in_long_texts_whose_parts_overlap(train, menu):
+    def row(i):
+        context = f"{'filler ' * (i % 9)}it is {COLOURS[i % 3]} {'after ' * 9}"
+        return {"question": "which?", "context": context, "answers": [COLOURS[i % 3]]}
+
+    changes = menu(
+        "extractive_qa", row=row, max_length=48, max_steps=120, objective={"name": "extractive_qa", "doc_stride": 16}
+    )
+    run = train(**changes)
+    run.raise_for_state()
+    tuned = load_tuned(run)
+    examples = tuned.rows().held_out()[:]
+    assert len(examples) > len({example.index for example in examples})
+    for example in examples:  # wherever the answer is in a part, the part's targets are the answer
+        begin, end = example.targets[:2].astype(int)
+        if begin:
+            text = example.question.split("\n\n", 1)[1]
+            starts, ends = example.targets[3:].astype(int).reshape(2, -1)
+            first = int(example.targets[2])
+            assert text[starts[begin - first] : ends[end - first]] == example.reference
+    found = run.predict(
+        [("which?", "filler it is green after after"), ("which?", "filler filler it is red " + "after " * 20)]
+    )
+    assert found["answer"].tolist() == ["green", "red"]
+
+
+def test_the_loss_of_an_encoder_and_decoder_is_that_of_transformers(train, menu):
+    tuned = trained("seq2seq", train, menu)
+    examples = tuned.rows().held_out()[:6]
+    objective, engine = tuned.objective, tuned.engine()
+    ours = sum(objective.loss_sum(engine.states(batch)) for batch in engine.microbatches(examples))
+    theirs = 0.0
+    for example in examples:
+        labels = torch.from_numpy(example.branches[0].tokens.astype(np.int64))[None]
+        ids = torch.from_numpy(example.trunk.tokens.astype(np.int64))[None]
+        theirs += tuned.model(input_ids=ids, labels=labels).loss * labels.numel()
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_an_encoder_and_decoder_answers(train, menu, tmp_path):
+    changes = menu("seq2seq", model=str(make_seq2seq(tmp_path / "bart", "bart")), max_steps=150, learning_rate=5e-3)
+    run = train(**changes)
+    run.raise_for_state()
+    assert run.generate(["say green", "say red"], max_new_tokens=8) == ["green", "red"]
+
+
+@pytest.mark.parametrize("loss", ["contrastive", "triplet", "cosine"])
+def test_the_losses_of_embeddings_are_their_formulas(loss, tmp_path):
+    torch.manual_seed(0)
+    vectors = functional.normalize(torch.randn(5, 3, 8), dim=-1)
+    has_negative, scores = torch.tensor([True, False, True, True, False]), torch.rand(5)
+    vectors[~has_negative, 2] = 0
+    objective = Embed(EmbedOptions(loss=loss, temperature=0.1, margin=0.5))
+    found = float(objective.loss_sum(EmbedStates(vectors, has_negative, scores)))
+    a, p, n = vectors.double().unbind(1)
+    expected = 0.0
+    for i in range(5):
+        near = float(a[i] @ p[i])
+        if loss == "cosine":
+            expected += (near - float(scores[i])) ** 2
+        elif loss == "triplet":
+            expected += max(0.0, float(a[i] @ n[i]) - near + 0.5) if has_negative[i] else 0.0
+        else:
+            others = [float(a[i] @ t) for t in p] + [float(a[i] @ n[j]) for j in range(5) if has_negative[j]]
+            expected += -np.log(np.exp(near / 0.1) / sum(np.exp(other / 0.1) for other in others))
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_of_a_step_are_compared_whatever_the_microbatches(make_run, menu, tmp_path):
+    """Microbatches of two rows give the gradients of one of eight, with dropout drawn."""
+    model = str(make_encoder(tmp_path / "drops", hidden_dropout_prob=0.1))
+    gradients = []
+    for tokens in (2048, 150):
+        run = make_run(**menu("embed", model=model, microbatch_tokens=tokens))
+        with EventLog(run.path / "events.jsonl", attempt=1) as log:
+            session = prepare(build_recipe(run.info["recipe"]), run.path, log, Control(run.path, attempt=1))
+            loop = Loop(session, own_checkpoints=set())
+            torch.manual_seed(5)
+            examples = session.dataset.train[:8]
+            assert (len(list(session.engine.microbatches(examples))) > 1) == (tokens < 2048)
+            session.method.to_training(session.model)
+            session.model.eval()  # dropout would be drawn in another order
+            loop.session.method.to_training = lambda model: model.eval()
+            result = loop.accumulate(examples)
+        gradients.append((result.loss, [p.grad.clone() for p in session.model.parameters() if p.grad is not None]))
+    (one, whole), (other, parts) = gradients
+    assert one == pytest.approx(other, rel=1e-5)
+    for ours, theirs in zip(whole, parts, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+def test_vectors_of_what_belongs_together_come_near(train, menu):
+    run = train(**menu("embed", max_steps=80))
+    run.raise_for_state()
+    vectors = run.predict(["red 50", "it is red 50", "it is blue 51"]).to_numpy()
+    assert np.linalg.norm(vectors, axis=1) == pytest.approx(np.ones(3), abs=1e-5)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.1
+
+
+def test_scored_pairs_learn_the_scores(train, menu, inline):
+    def row(i):
+        return {
+            "sentence1": f"{COLOURS[i % 3]} one", "sentence2": f"{COLOURS[i % 2]} two", "score": 5.0 * (i % 3 == i % 2),
+        }  # fmt: skip
+
+    run = train(**menu("embed", row=row, max_steps=60))
+    run.raise_for_state()
+    assert run.summary().plan["objective"] == {"name": "embed", "scored": True, "least": 0.0, "most": 5.0}
+    assert run.evaluate().metrics["spearman"] > 0.7
+
+
+def test_the_gradient_of_the_domain_is_reversed_below_its_head(tmp_path):
+    torch.manual_seed(0)
+    objective = DomainAdversarial(classes=["a", "b"], domains=["x", "y"])
+    objective.progress = 0.4
+    strength = 2 / (1 + np.exp(-4.0)) - 1
+    head = torch.nn.Linear(6, 2)
+    features = torch.randn(5, 6, requires_grad=True)
+    logits = torch.randn(5, 2, requires_grad=True)
+    targets = torch.tensor([[0, 0], [1, 1], [-1, 1], [0, 0], [-1, 1]]).float()
+    states = RowStates(logits=logits, targets=targets, features=features, model=SimpleNamespace(domain_head=head))
+    objective.loss_sum(states).backward()
+    plain = features.detach().clone().requires_grad_()
+    told = functional.cross_entropy(head(plain), targets[:, 1].long(), reduction="sum")
+    expected = torch.autograd.grad(told, [plain, head.weight])
+    torch.testing.assert_close(features.grad, -strength * expected[0])
+    torch.testing.assert_close(head.weight.grad, expected[1])
+    known = logits.detach()[[0, 1, 3]]
+    with torch.no_grad():
+        alone = objective.loss_sum(RowStates(logits=logits.detach(), targets=targets))
+    assert float(alone) == pytest.approx(
+        float(functional.cross_entropy(known, torch.tensor([0, 1, 0]), reduction="sum"))
+    )
+
+
+def test_each_task_is_scored_by_its_own_head(train, menu, inline):
+    tuned = trained("multi_task", train, menu, max_steps=60)
+    assert tuned.objective.facts()["tasks"]["colour"] == {"classes": COLOURS}
+    comparisons = tuned.run.evaluate().comparisons
+    assert {"class_accuracy", "mean_absolute_error", "class_accuracy · colour", "mean_absolute_error · length"} <= set(
+        comparisons
+    )
+    examples = tuned.rows().held_out()[:]
+    outputs = outputs_of(tuned.engine(), tuned.objective, examples)
+    expected = 0.0
+    for example, output in zip(examples, outputs, strict=True):
+        number, value = example.targets
+        if number == 0:  # colour: the first three outputs
+            expected += float(functional.cross_entropy(torch.from_numpy(output[:3])[None], torch.tensor([int(value)])))
+        else:
+            expected += (output[3] - value) ** 2
+    loss = tuned.run.summary().best["loss"]
+    assert loss == pytest.approx(expected / len(examples), rel=1e-4)
+    predicted = tuned.run.predict(["a a a end", "red thing"])
+    assert list(predicted.columns) == ["colour", "length"] and predicted["colour"].iloc[1] == "red"
+
+
+def test_domains_are_scored_apart_and_unlabelled_rows_are_not_scored(train, menu, inline):
+    tuned = trained("domain_adversarial", train, menu, max_steps=40)
+    report = tuned.run.evaluate()
+    assert {"class_accuracy", "class_accuracy · bank", "class_accuracy · shop"} <= set(report.comparisons)
+    assert "domain accuracy" in tuned.run.summary().best
+    assert not [
+        name for name in load_file(tuned.run.export("merged", rows=3).path / "model.safetensors") if "domain" in name
+    ]
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in ("lm", "seq2seq")])
+def test_predictions_are_what_was_learned(name, train, menu):
+    tuned = trained(name, train, menu, max_steps=10)
+    inputs = {"extractive_qa": [("which?", "it is red now")]}.get(name, ["red thing"])
+    found = tuned.run.predict(inputs)
+    assert len(found) == 1
+    with pytest.raises(Exception, match="writes no texts"):
+        tuned.run.generate("hello")
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_merged_and_adapter_exports_are_the_model(name, train, menu, inline):
+    run = train(**menu(name, max_steps=6, method={"name": "lora"}))
+    run.raise_for_state()
+    assert run.export("merged", rows=3).ok is True
+    if name != "domain_adversarial":
+        assert run.export("adapter", rows=3).ok is True
+
+
+def test_metrics_agree_with_the_libraries():
+    from scipy.stats import pearsonr, spearmanr
+    from seqeval.metrics import f1_score as entities
+    from sklearn.metrics import f1_score, r2_score
+
+    generator = np.random.default_rng(0)
+    found, given = generator.integers(0, 5, 40) + 0.5, generator.integers(0, 5, 40) + 0.0
+
+    def metric(name, ours, theirs):
+        one = plugins.get("metric", name)()
+        return float(one.statistic(one.values(ours, theirs)))
+
+    assert metric("pearson", found, given) == pytest.approx(pearsonr(found, given)[0])
+    assert metric("spearman", found, given) == pytest.approx(spearmanr(found, given)[0])
+    assert metric("r_squared", found, given) == pytest.approx(r2_score(given, found))
+    assert metric("mean_absolute_error", found, given) == pytest.approx(np.abs(found - given).mean())
+    sets = [[[name for name in "abc" if generator.random() < 0.5] for _ in range(30)] for _ in range(2)]
+    flags = [[[name in row for name in "abc"] for row in side] for side in sets]
+    assert metric("micro_f1", *sets) == pytest.approx(f1_score(np.array(flags[1]), np.array(flags[0]), average="micro"))
+    tags = [[generator.choice(["O", "B-x", "I-x", "B-y"], 9).tolist() for _ in range(20)] for _ in range(2)]
+    assert metric("entity_f1", *tags) == pytest.approx(entities(tags[1], tags[0]))
+    assert metric("span_f1", ["the red car"], [["a red bus", "red"]]) == pytest.approx(2 / 3)
+    assert metric("span_exact_match", ["The Car!"], [["car"]]) == 1.0
+    assert metric("reciprocal_rank", [1, 2, 4], [1, 1, 1]) == pytest.approx((1 + 0.5 + 0.25) / 3)
+    resampled = plugins.get("metric", "spearman")()
+    values = resampled.values(found, given)
+    rows = generator.integers(0, 40, (3, 40))
+    assert resampled.statistic(values[rows])[1] == pytest.approx(spearmanr(found[rows[1]], given[rows[1]])[0])

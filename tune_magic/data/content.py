@@ -75,6 +75,26 @@ class Measured:
 
 
 @dataclass(frozen=True, slots=True)
+class Sited:
+    """A text of a domain, and its class where that is known; both are trained."""
+
+    text: str
+    domain: str
+    label: str | None = None
+    second: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Tasked:
+    """A text and what one of several tasks is to make of it: a class, or a number."""
+
+    text: str
+    task: str
+    answer: str | float
+    second: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Located:
     """A question, a text, and where in the text it is answered; the place is trained.
 
@@ -144,7 +164,7 @@ class Media:
 
 
 Content = (
-    Turns | PromptCompletion | Text | Labelled | MultiLabelled | Measured | Located | Preference | Rated | Related
+    Turns | PromptCompletion | Text | Labelled | MultiLabelled | Measured | Sited | Tasked | Located | Preference | Rated | Related
     | Tagged | Media
 )  # fmt: skip
 
@@ -225,7 +245,19 @@ def from_plain(plain: Mapping[str, Any]) -> Content:
 
 _KINDS: dict[str, Callable[..., Any]] = {
     kind.__name__: kind
-    for kind in (Turns, PromptCompletion, Text, Labelled, MultiLabelled, Measured, Located, Related, Tagged)
+    for kind in (
+        Turns,
+        PromptCompletion,
+        Text,
+        Labelled,
+        MultiLabelled,
+        Measured,
+        Sited,
+        Tasked,
+        Located,
+        Related,
+        Tagged,
+    )
 }
 _TEXT_FIELDS = ("system", "prompt", "completion", "text", "second", "anchor", "positive", "negative")
 

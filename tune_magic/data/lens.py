@@ -8,7 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from tune_magic.data.content import Content, Labelled, Measured, MultiLabelled, PromptCompletion, Text, Turns
+from tune_magic.data.content import (
+    Content,
+    Labelled,
+    Measured,
+    MultiLabelled,
+    PromptCompletion,
+    Sited,
+    Tasked,
+    Text,
+    Turns,
+)
 from tune_magic.data.example import Example
 from tune_magic.data.read import RowFaults
 from tune_magic.data.render import Part, Renderer, pair_of
@@ -59,7 +69,7 @@ def lens(example: Example, content: Content | None, renderer: Renderer) -> dict[
 def _beyond(example: Example, content: Content, renderer: Renderer) -> np.ndarray:
     """Return the tokens that were cut off."""
     whole_renderer = Renderer(renderer.tokenizer, chat_template=renderer.uses_template, max_length=_NO_LIMIT)
-    if isinstance(content, Labelled | Measured | MultiLabelled):
+    if isinstance(content, Labelled | Measured | MultiLabelled | Sited | Tasked):
         whole = whole_renderer.whole([pair_of(content)], [0])[0].trunk.tokens
         has_end = example.trunk.tokens[-1] == whole[-1] and len(whole) > len(example) > 1  # a closing token stays
         start = len(example) - 1 if has_end else len(example)

@@ -23,6 +23,8 @@ from tune_magic.data.content import (
     Message,
     MultiLabelled,
     PromptCompletion,
+    Sited,
+    Tasked,
     Text,
     Turns,
     shared_beginning,
@@ -362,7 +364,7 @@ def _all_cores() -> Iterator[None]:
             os.environ[name] = before
 
 
-def pair_of(content: Labelled | Measured | MultiLabelled) -> Pair:
+def pair_of(content: Labelled | Measured | MultiLabelled | Sited | Tasked) -> Pair:
     """Return the text of a row that is learned as a whole, or both of its texts."""
     second = None if isinstance(content, MultiLabelled) else content.second
     return content.text if second is None else (content.text, second)

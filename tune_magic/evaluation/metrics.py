@@ -62,6 +62,10 @@ class OutputMetric(abc.ABC):
             given: What each row was given.
         """
 
+    def reads(self, given: Any) -> bool:
+        """Return whether what a row was given is of the kind that is scored; others are left out."""
+        return True
+
     def statistic(self, values: np.ndarray) -> np.ndarray:
         """Return the score, shape (...), from (..., rows, k); called on many resamples at once. Default: the mean."""
         return np.asarray(values[..., 0].mean(-1))

@@ -34,6 +34,24 @@ class MeanAbsoluteError(OutputMetric):
         off: np.ndarray = np.abs(np.asarray(found, dtype=float) - np.asarray(given, dtype=float))[:, None]
         return off
 
+    def reads(self, given: Any) -> bool:
+        """Numbers are."""
+        return not isinstance(given, str)
+
+
+class ClassAccuracy(OutputMetric):
+    """Share of rows whose class is right."""
+
+    title = "accuracy"
+
+    def reads(self, given: Any) -> bool:
+        """Names of classes are."""
+        return isinstance(given, str)
+
+    def values(self, found: Sequence[Any], given: Sequence[Any]) -> np.ndarray:
+        """Return 1 or 0, (rows, 1)."""
+        return np.array([[float(ours == theirs)] for ours, theirs in zip(found, given, strict=True)])
+
 
 class RSquared(_OfMeasures):
     """Share of the variance that is explained: 1 - sum (found - given)^2 / sum (given - mean)^2."""

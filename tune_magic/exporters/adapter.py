@@ -22,6 +22,10 @@ class AdapterExporter(Exporter):
                 "This run has no adapter that PEFT could put on the base model.",
                 hint="Export it with `--to merged`." if tuned.method.merges else "`run.load()` gives the tuned model.",
             )
+        if getattr(tuned.method.inner(tuned.model), "added_heads", ()):
+            raise TuneError(
+                "This run's adapter holds a head that only training needs.", hint="Export it with `--to merged`."
+            )
         tuned.model.save_pretrained(folder, save_embedding_layers=False)
         tuned.tokenizer.save_pretrained(folder)
 

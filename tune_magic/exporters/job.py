@@ -110,7 +110,9 @@ def _longest(tuned: Tuned, examples: Sequence[Example]) -> int:
 
 def _right(tuned: Tuned, examples: Sequence[Example]) -> Callable[[Example, list[int]], bool] | None:
     """Return how an answer is told to be right: the class, or an exact match; None for plain texts."""
-    if tuned.objective.scores_rows:
+    if tuned.objective.gives == "outputs":
+        return None
+    if tuned.objective.gives == "classes":
         return lambda example, answer: answer == [example.label]
     if any(example.reference is None for example in examples):
         return None

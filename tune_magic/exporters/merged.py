@@ -16,7 +16,10 @@ class MergedExporter(Exporter):
 
     def write(self, folder: Path, tuned: Tuned, quantize: str | None) -> None:
         """Write model and tokenizer."""
-        tuned.method.merge(tuned.model).save_pretrained(folder)
+        model = tuned.method.merge(tuned.model)
+        for name in getattr(model, "added_heads", ()):  # which only training needs
+            delattr(model, name)
+        model.save_pretrained(folder)
         tuned.tokenizer.save_pretrained(folder)
 
     def open(self, folder: Path, tuned: Tuned) -> Reader:

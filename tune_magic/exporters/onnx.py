@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from tune_magic import files
+from tune_magic.errors import TuneError
 from tune_magic.exporters.base import Exporter
 from tune_magic.exporters.parity import Limits, Reader
 from tune_magic.models.generate import end_tokens
@@ -44,6 +45,9 @@ class OnnxExporter(Exporter):
 
     def write(self, folder: Path, tuned: Tuned, quantize: str | None) -> None:
         """Write graph, weights, configuration and tokenizer."""
+        if tuned.objective.engine == "outputs":
+            raise TuneError(f"Runs of `{tuned.recipe.objective.name if tuned.recipe.objective else 'this objective'}` are not written as ONNX.",
+                            hint="Export it with `--to merged`.")  # fmt: skip
         model = tuned.method.merge(tuned.model).cpu().eval()
         if tuned.objective.scores_rows:
             _trace_classifier(model, folder / _MODEL)

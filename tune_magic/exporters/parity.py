@@ -17,6 +17,7 @@ import torch
 
 from tune_magic.data.example import Example
 from tune_magic.models.generate import end_tokens
+from tune_magic.training.outputs import states_of
 from tune_magic.training.tuned import Tuned
 
 _MOST_POSITIONS = 16  # answered tokens of a row whose logits are kept: vocabularies are wide
@@ -47,6 +48,14 @@ class Reader(abc.ABC):
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """Return the logits after each token, (length, vocabulary), or of each class, (classes,)."""
 
+    def found(self, example: Example) -> np.ndarray:
+        """Return what a model that writes no texts gives for a row; by default its logits, (classes,)."""
+        return self.logits(example.trunk.tokens)
+
+    def predicted(self, example: Example) -> np.ndarray:
+        """Return the logits that predict the first answered tokens of a row, (positions, vocabulary)."""
+        return np.asarray(self.logits(example.trunk.tokens)[_predicting(example)])
+
     def generate(self, prompt: np.ndarray, max_new_tokens: int) -> list[int]:
         """Return the greedy answer's tokens, the one that ends it left out; only language models are asked."""
         raise TypeError(f"{type(self).__name__} classifies; it answers nothing")
@@ -62,6 +71,7 @@ class TorchReader(Reader):
 
     def __init__(self, model: Any, tuned: Tuned) -> None:
         self.model = model.eval()
+        self._objective, self._method = tuned.objective, tuned.method
         self._scores_rows = tuned.objective.scores_rows
         # what a method puts before a row is in the cache once the prompt was read
         self._inner = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -78,9 +88,29 @@ class TorchReader(Reader):
         return np.asarray(found.float().cpu().numpy())
 
     @torch.no_grad()
+    def found(self, example: Example) -> np.ndarray:
+        """Run the model as the objective says; what is not finite is no finding."""
+        if self._objective.engine != "outputs":
+            return super().found(example)
+        (output,) = self._objective.read(self._states(example))
+        return np.asarray(np.nan_to_num(output, neginf=0.0, posinf=0.0))
+
+    @torch.no_grad()
+    def predicted(self, example: Example) -> np.ndarray:
+        """Run the model over one row; an encoder and decoder as the objective says."""
+        if self._objective.engine != "outputs":
+            return super().predicted(example)
+        return np.asarray(self._states(example).states[:_MOST_POSITIONS].float().cpu().numpy())
+
+    def _states(self, example: Example) -> Any:
+        return states_of(self.model, self._method, self._objective, [example])
+
+    @torch.no_grad()
     def generate(self, prompt: np.ndarray, max_new_tokens: int) -> list[int]:
         """Answer greedily, token by token, with the keys and values kept."""
         answer: list[int] = []
+        if self._inner.config.is_encoder_decoder:
+            return self._decoded(prompt, max_new_tokens)
         out = self.model(input_ids=self._ids(prompt), use_cache=True)
         while len(answer) < max_new_tokens:
             token = int(out.logits[0, -1].argmax())
@@ -89,6 +119,22 @@ class TorchReader(Reader):
             answer.append(token)
             ids = self._ids(np.array([token]))
             out = self._inner(input_ids=ids, past_key_values=out.past_key_values, use_cache=True)
+        return answer
+
+    def _decoded(self, source: np.ndarray, max_new_tokens: int) -> list[int]:
+        """Answer as a decoder that looks at an encoder's states."""
+        ids, answer, token = self._ids(source), list[int](), int(self._inner.config.decoder_start_token_id)
+        given: dict[str, Any] = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        while len(answer) < max_new_tokens:
+            out = self.model(**given, decoder_input_ids=self._ids(np.array([token])), use_cache=True)
+            token = int(out.logits[0, -1].argmax())
+            if token in self.end_tokens:
+                break
+            answer.append(token)
+            encoded = (out.encoder_last_hidden_state,)
+            given = {
+                "encoder_outputs": encoded, "attention_mask": torch.ones_like(ids), "past_key_values": out.past_key_values
+            }  # fmt: skip
         return answer
 
     def _ids(self, tokens: np.ndarray) -> torch.Tensor:
@@ -100,8 +146,8 @@ class Measured:
     """What a reader did with the rows.
 
     Attributes:
-        logits: Of each row, (positions, vocabulary) where the answer is predicted, or (1, classes).
-        answers: Greedy tokens of each row, or the class alone.
+        logits: Of each row, (positions, vocabulary) where the answer is predicted, or what is found, (1, ...).
+        answers: Greedy tokens of each row, or the class alone; nothing where what is found is no class.
         row_seconds: Median seconds a row; for language models, a token.
     """
 
@@ -127,11 +173,11 @@ def measure(
         if max_new_tokens is None:
             for _ in range(2 if number < _TIMED_TWICE else 1):  # the first rows pay for set-up
                 started = time.perf_counter()
-                logits = reader.logits(example.trunk.tokens)[None]
+                logits = reader.found(example)[None]
                 seconds.append(time.perf_counter() - started)
-            answer = [int(logits.argmax())]
+            answer = [int(logits.argmax())] if example.label is not None else []
         else:
-            logits = reader.logits(example.trunk.tokens)[_predicting(example)]
+            logits = reader.predicted(example)
             started = time.perf_counter()
             answer = reader.generate(_prompt(example), max_new_tokens)
             seconds.append((time.perf_counter() - started) / (len(answer) + 1))

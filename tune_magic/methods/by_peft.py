@@ -38,10 +38,7 @@ class PeftMethod(Method):
         try:
             with quiet():
                 config = self.config(model, task)
-                if getattr(config, "target_modules", None) == "all-linear" and task in _KEEPS_ITS_HEAD:
-                    heads = {id(head) for head in heads_of(model, task)}
-                    config.exclude_modules = [name for name, module in model.named_modules() if id(module) in heads]
-                return get_peft_model(model, config)
+                return get_peft_model(model, _with_heads(config, model, task))
         except (ValueError, KeyError) as error:
             raise TuneError(
                 f"`{self.options.name}` cannot be put on this model: {error}",
@@ -60,6 +57,18 @@ class PeftMethod(Method):
         """The base model: what was added is passed by."""
         context: AbstractContextManager[Any] = model.disable_adapter()
         return context
+
+
+def _with_heads(config: PeftConfig, model: PreTrainedModel, task: str) -> PeftConfig:
+    """Let the heads that an objective gave the model be trained whole, and only so."""
+    added = list(getattr(model, "added_heads", ()))
+    if added:
+        config.modules_to_save = [*(config.modules_to_save or ()), *added]
+    if getattr(config, "target_modules", None) == "all-linear":
+        kept = {id(head) for head in heads_of(model, task)} if task in _KEEPS_ITS_HEAD else set()
+        names = [name for name, module in model.named_modules() if id(module) in kept]
+        config.exclude_modules = [*names, *added] or None
+    return config
 
 
 def targets(value: str | list[str] | None) -> dict[str, Any]:

@@ -36,6 +36,9 @@ class Objective(abc.ABC):
         gives: What the tuned model gives people: `texts` that it writes, one of some `classes`, or other `outputs`.
         compares_rows: The rows of a step are compared with each other: its loss is no sum over them.
         new_head: A head is trained that the base does not have, so that the base only guesses.
+        reads_features: It looks at what the head is given of each row, too (`RowStates.features`).
+        learns_from_mix: `learn` is shown the rows of the sources that are mixed in, too.
+        progress: Share of the run's steps that are done, set before each step.
         metrics: What `%evaluate` scores by default, of objectives that give `outputs`.
         summary: What is minimised, in one sentence, for `%tune explain`.
         formula: The same as a formula, in plain text.
@@ -54,6 +57,9 @@ class Objective(abc.ABC):
     gives: ClassVar[Literal["texts", "classes", "outputs"]] = "texts"
     compares_rows: ClassVar[bool] = False
     new_head: ClassVar[bool] = False
+    reads_features: ClassVar[bool] = False
+    learns_from_mix: ClassVar[bool] = False
+    progress: float = 0.0
     metrics: tuple[str, ...] = ()
     summary: ClassVar[str] = ""
     formula: ClassVar[str] = ""
@@ -143,6 +149,10 @@ class Objective(abc.ABC):
             examples: The examples.
         """
         raise TypeError(f"{type(self).__name__} gives no outputs that metrics read")
+
+    def groups(self, examples: Sequence[Example]) -> list[str] | None:
+        """Return the part of the rows that each row is of, where parts are scored apart, too: a task, a domain."""
+        return None
 
     def asked(self, inputs: Sequence[Any]) -> list[Content]:
         """Return rows in normal form of what people want predictions for.

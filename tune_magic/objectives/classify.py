@@ -61,12 +61,12 @@ class Classify(Objective):
         weights: What a row of each class counts; learned too, where the options ask for it.
     """
 
-    Options = ClassifyOptions
+    Options: ClassVar[type[ObjectiveOptions]] = ClassifyOptions
     learns = True
-    formats = ("text_label", "pair_label")
+    formats: ClassVar[tuple[str, ...]] = ("text_label", "pair_label")
     task: ClassVar[str] = "SEQ_CLS"
     engine = "rows"
-    gives = "classes"
+    gives: ClassVar[Literal["texts", "classes", "outputs"]] = "classes"
     new_head = True
 
     def __init__(

@@ -192,18 +192,21 @@ class Embed(Objective):
         import torch
         from torch.nn import functional
 
+        loss: torch.Tensor
         anchors, positives, negatives = states.vectors.unbind(1)
         own = (anchors * positives).sum(-1)
         if self.loss == "cosine":
-            return ((own - states.scores) ** 2).sum()
+            loss = (own - states.scores).square().sum()
+            return loss
         if self.loss == "triplet":
             other = (anchors * negatives).sum(-1)
-            return ((other - own + self.options.margin).clamp_min(0) * states.has_negative).sum()
+            loss = ((other - own + self.options.margin).clamp_min(0) * states.has_negative).sum()
+            return loss
         texts = torch.cat([positives, negatives[states.has_negative]])
         similar = anchors @ texts.T / self.options.temperature
         right = torch.arange(len(anchors), device=anchors.device)
-        summed: torch.Tensor = functional.cross_entropy(similar, right, reduction="sum")
-        return summed
+        loss = functional.cross_entropy(similar, right, reduction="sum")
+        return loss
 
     def tally(self, states: EmbedStates) -> dict[str, float]:
         """Sum the cosines of what belongs together."""

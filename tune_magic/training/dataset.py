@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -283,16 +284,20 @@ class Rows:
         self.objective_name = options.name if options else self._default_objective(reading)
         objective: Objective = plugins.get("objective", self.objective_name)(options)
         if objective.learns:
-            normaliser = reading.normaliser(objective.formats)
-
-            def contents() -> Iterator[Content]:
-                for rows in reading.parts():
-                    self._look()
-                    yield from (content for content in normaliser.contents(rows) if content is not None)
-                normaliser.raise_if_any()
-
-            objective.learn(contents(), reading.faults.source)
+            data = self.recipe.data
+            others = mixture.more_sources(data) if objective.learns_from_mix else []
+            readings = [reading, *(Reading(source.data, self.folder, data, source) for source in others)]
+            contents = itertools.chain.from_iterable(self._contents(one, objective) for one in readings)
+            objective.learn(contents, reading.faults.source)
         return objective
+
+    def _contents(self, reading: Reading, objective: Objective) -> Iterator[Content]:
+        """Yield the rows of a source in normal form."""
+        normaliser = reading.normaliser(objective.formats)
+        for rows in reading.parts():
+            self._look()
+            yield from (content for content in normaliser.contents(rows) if content is not None)
+        normaliser.raise_if_any()
 
     def _default_objective(self, reading: Reading) -> str:
         """Return what learns from rows of this format.

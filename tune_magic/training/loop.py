@@ -154,6 +154,7 @@ class Loop:
         started = time.perf_counter()
         rate = learning_rate(step, session.plan["total_steps"], session.recipe)
         rows = session.order.rows(step)
+        session.objective.progress = (step - 1) / session.plan["total_steps"]
         result = self.accumulate([session.dataset.train[row] for row in rows])
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             self._refuse(step, rows, result)

@@ -36,7 +36,6 @@ class OutputEngine(Engine):
     ) -> None:
         super().__init__(model, method, dtype=dtype, max_tokens=max_tokens)
         self._objective = objective
-        self._pad = getattr(self.inner.config, "pad_token_id", None) or 0
 
     def microbatches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
         """Cut the examples into microbatches, the longest first; rows of one length keep their order."""
@@ -51,13 +50,8 @@ class OutputEngine(Engine):
 
     def compute(self, batch: Batch, examples: Sequence[Example]) -> Any:
         """Run the model over the examples."""
-        arrays = self._objective.batch(examples, self._pad)
-        if getattr(self.inner.config, "type_vocab_size", 0) < 2:
-            arrays.pop("token_type_ids", None)  # the model does not tell kinds of tokens apart
-        given = {name: self.tensor(array) for name, array in arrays.items()}
         with self.autocast():
-            outputs = self.model(**given)
-        return self._objective.states(outputs, examples)
+            return states_of(self.model, self.method, self._objective, examples)
 
     def _padded(self, examples: Sequence[Example]) -> Batch:
         return self.lay_out(examples)
@@ -65,6 +59,26 @@ class OutputEngine(Engine):
     def _rows_to_check(self, examples: Sequence[Example]) -> list[Example]:
         """Rows are looked at whole: their targets belong to all of their tokens."""
         return sorted(examples, key=len)[:_CHECKED_ROWS]
+
+
+def states_of(model: Any, method: Method, objective: Objective, examples: Sequence[Example]) -> Any:
+    """Run a model over examples as an objective says, and return what the objective makes of it.
+
+    Args:
+        model: What the method made, or a plain Transformers model.
+        method: The method.
+        objective: One whose `engine` is `outputs`.
+        examples: At least one.
+    """
+    inner = method.inner(model) if hasattr(model, "peft_config") else model
+    called = inner if method.packs else model  # PEFT's wrapper hands on some of what it is given, and is passed by
+    config = inner.config
+    arrays = objective.batch(examples, getattr(config, "pad_token_id", None) or 0)
+    if getattr(config, "type_vocab_size", 0) < 2:
+        arrays.pop("token_type_ids", None)  # the model does not tell kinds of tokens apart
+    device = next(model.parameters()).device
+    outputs = called(**{name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
+    return objective.states(outputs, examples)
 
 
 def outputs_of(

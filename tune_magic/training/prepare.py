@@ -105,7 +105,8 @@ def make_engine(recipe: Recipe, model: Any, method: Method, objective: Objective
         case "tokens":
             return TokenEngine(model, method, share_prefixes=recipe.share_prefixes, **options)
         case "rows":
-            return RowEngine(model, method, share_prefixes=recipe.share_prefixes, **options)
+            reads = objective.reads_features
+            return RowEngine(model, method, share_prefixes=recipe.share_prefixes, reads_features=reads, **options)
         case "outputs":
             return OutputEngine(model, method, objective=objective, **options)
 

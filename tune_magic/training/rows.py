@@ -43,10 +43,14 @@ class RowStates:
     Attributes:
         logits: (B, classes) float32.
         targets: (B,) class numbers, or (B, k) what each row was given, float32.
+        features: (B, width) what the last layer makes of the token the head reads, where an objective `reads_features`.
+        model: The Transformers model, with the heads that an objective gave it.
     """
 
     logits: torch.Tensor
     targets: torch.Tensor
+    features: torch.Tensor | None = None
+    model: Any = None
 
 
 class RowEngine(Engine):
@@ -59,15 +63,18 @@ class RowEngine(Engine):
         max_tokens: Most tokens of a microbatch.
         share_prefixes: Compute a prefix that the rows of a microbatch share once; decoders only, since an encoder's
             first tokens see the last.
+        reads_features: The objective reads what the head is given.
     """
 
     def __init__(
-        self, model: Any, method: Method, *, dtype: torch.dtype, max_tokens: int, share_prefixes: bool = True
-    ) -> None:
+        self, model: Any, method: Method, *, dtype: torch.dtype, max_tokens: int, share_prefixes: bool = True,
+        reads_features: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(model, method, dtype=dtype, max_tokens=max_tokens)
         config = self.inner.config
         self._is_encoder = config.model_type in _FIRST_POSITIONS
         self._share_prefixes = share_prefixes
+        self._reads_features = reads_features
         self.reason = self._why_not_packed()
         self.packed = self.reason is None
         self.reads_one_token = True
@@ -116,14 +123,14 @@ class RowEngine(Engine):
     def compute(self, batch: Batch, examples: Sequence[Example]) -> RowStates:
         """Run the model over a batch."""
         if batch.attention is None:
-            logits = self._logits_of(self._anchor_states(batch), self._anchor_tokens(examples))
-        else:
+            return self.above(self._anchor_states(batch), examples)
+        with output_of(self._layers[-1]) as found:
             logits = self._padded_logits(batch)
-        return self._states(logits, examples)
+        return self._states(logits, examples, self._padded_features(found[0], batch))
 
     def above(self, states: torch.Tensor, examples: Sequence[Example]) -> RowStates:
         """Run what comes after the last layer over the state it reads of each example, (B, width)."""
-        return self._states(self._logits_of(states, self._anchor_tokens(examples)), examples)
+        return self._states(self._logits_of(states, self._anchor_tokens(examples)), examples, states)
 
     def kept(self, batch: Batch, num_layers: int) -> list[np.ndarray]:
         """Return the places that matter above the first `num_layers` layers: one a row when there is no other layer."""
@@ -199,12 +206,21 @@ class RowEngine(Engine):
             ).logits
         return logits
 
-    def _states(self, logits: torch.Tensor, examples: Sequence[Example]) -> RowStates:
+    def _padded_features(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Return what the last layer gives at the token that the head reads of each row; a method's tokens stand before."""
+        own = states[:, -batch.input_ids.shape[1] :]
+        anchors = self.tensor(np.array([places[self._anchor] for places in batch.places]))
+        return own.flatten(0, 1).index_select(0, anchors)
+
+    def _states(self, logits: torch.Tensor, examples: Sequence[Example], features: torch.Tensor) -> RowStates:
         if examples[0].targets is None:
             given = np.array([example.label for example in examples])
         else:
             given = np.stack([example.targets for example in examples])  # type: ignore[misc]
-        return RowStates(logits=logits.float(), targets=self.tensor(given))
+        states = RowStates(logits=logits.float(), targets=self.tensor(given))
+        if self._reads_features:
+            states.features, states.model = features.float(), self.inner
+        return states
 
 
 def row_logits(engine: Engine, examples: Sequence[Example], done: Callable[[int], None] | None = None) -> torch.Tensor:

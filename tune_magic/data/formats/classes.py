@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-from tune_magic.data.content import Labelled, Measured, Media, MultiLabelled, Related, Tagged
+from tune_magic.data.content import Labelled, Measured, Media, MultiLabelled, Related, Sited, Tagged, Tasked
 from tune_magic.data.formats.base import BadRow, Format, Values
 from tune_magic.data.read import Row
 
@@ -30,6 +30,36 @@ class TextLabel(Format):
 
     def content(self, values: Values) -> Labelled:
         return Labelled(self.text(values, "text"), self.label(values))
+
+
+class TextDomain(Format):
+    """A text of a domain, with its class where that is known."""
+
+    needs = ("text", "domain")
+    uses = ("label",)
+    also: ClassVar = {"text": ("sentence", "review", "utterance", "content"), "label": ("category", "class", "intent")}
+    rank = 72
+    objective = "domain_adversarial"
+
+    def content(self, values: Values) -> Sited:
+        known = self.value(values, "label") not in (None, "")
+        return Sited(self.text(values, "text"), self.label(values, "domain"), self.label(values) if known else None)
+
+
+class TextTask(Format):
+    """A text, the task it is for, and what the task is to make of it: a class or a number."""
+
+    needs = ("text", "task", "label")
+    uses = ("second",)
+    also: ClassVar = {"label": ("answer", "score", "value", "target"), "second": ("text2", "sentence2")}
+    rank = 73
+    objective = "multi_task"
+
+    def content(self, values: Values) -> Tasked:
+        value = self.value(values, "label")
+        answer = float(value) if isinstance(value, float) and math.isfinite(value) else self.label(values)
+        second = self.text_or_none(values, "second")
+        return Tasked(self.text(values, "text"), self.label(values, "task"), answer, second)
 
 
 class TextScore(Format):
