@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +34,24 @@ class PeftMethod(Method):
         """
         from peft import get_peft_model
 
+        with self._told():
+            return get_peft_model(model, self.config(model, task))
+
+    def add(self, model: Any, name: str, task: str) -> None:
+        """Put one more adapter of this kind, under a name of its own, on a model that `apply` wrapped.
+
+        Raises:
+            TuneError: PEFT does not know where in this model the method goes, or has no room for two.
+        """
+        with self._told():
+            model.add_adapter(name, self.config(model.get_base_model(), task))
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """While inside, PEFT is quiet, and what it refuses becomes an error of ours."""
         try:
             with quiet():
-                return get_peft_model(model, self.config(model, task))
+                yield
         except (ValueError, KeyError) as error:
             raise TuneError(
                 f"`{self.options.name}` cannot be put on this model: {error}",
