@@ -1,15 +1,24 @@
 """Several adapters on one base: each is what its run alone is, mixed or switched; what is combined is what it is called."""
 
+import json
 import math
+import shutil
 
 import pytest
 import torch
-from conftest import make_model
+from conftest import make_model, rows
 
 import tune_magic
-from tune_magic.errors import TuneError
+from tune_magic.chatting import Chat
+from tune_magic.errors import RunFailed, TuneError
+from tune_magic.evaluation import chat as chat_job
+from tune_magic.executors import local
+from tune_magic.handles import Run
 from tune_magic.recipe import build_recipe
 from tune_magic.recipe.combination import Combination, merged_recipe
+from tune_magic.storage import folder, places
+from tune_magic.storage.control import Control
+from tune_magic.storage.events import EventLog
 from tune_magic.training.alike import check_combinable, differences
 from tune_magic.training.stack import BASE, Stack
 from tune_magic.training.tuned import load_tuned
@@ -18,18 +27,39 @@ PROMPTS = ["item 3 is", "item 12 is", "and", "what is item 7 of the whole list"]
 TOKENS = torch.tensor([[1, 40, 90, 17, 200, 33], [1, 41, 91, 18, 201, 34], [1, 5, 6, 7, 8, 9]])
 
 
-@pytest.fixture
-def runs(train):
+METHODS = {
+    "first": {"max_steps": 8, "method": {"name": "lora", "r": 4, "lora_alpha": 16}},
+    "second": {
+        "max_steps": 5, "seed": 7, "learning_rate": 2e-2,
+        "method": {"name": "lora", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj", "down_proj"]},
+    },
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def trained(tiny, tmp_path_factory):
     """Two runs on one base that learned different things: other layers, another scale, another seed."""
-    first = train(max_steps=8, method={"name": "lora", "r": 4, "lora_alpha": 16})
-    second = train(
-        max_steps=5, seed=7, learning_rate=2e-2,
-        method={"name": "lora", "r": 4, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj", "down_proj"]},
-    )  # fmt: skip
-    for run, name in ((first, "first"), (second, "second")):
-        run.raise_for_state()
-        run.rename(name)
-    return {"first": first, "second": second}
+    home = tmp_path_factory.mktemp("trained")
+    data = home / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    shared = {
+        "model": str(tiny), "data": {"train": str(data), "held_out": 0.25}, "learning_rate": 1e-2, "batch_size": 4,
+        "max_length": 128, "eval": {"steps": 4, "samples": 0},
+    }  # fmt: skip
+    for name, own in METHODS.items():
+        content = {"name": name, "recipe": build_recipe(shared | own).given()}
+        path = folder.create(home / "tune_runs", "finetune", content)
+        local.start(path, "inline")
+        Run(path).raise_for_state()
+    return home / "tune_runs"
+
+
+@pytest.fixture
+def runs(trained, tmp_path):
+    """Copies of the two runs in the test's own folder, by name."""
+    shutil.copytree(trained, tmp_path / "tune_runs", dirs_exist_ok=True)
+    found = {run.name: run for run in (Run(path) for path in places.folders([tmp_path / "tune_runs"]))}
+    return {name: found[name] for name in METHODS}
 
 
 @torch.no_grad()
@@ -457,8 +487,8 @@ def test_a_stack_answers_combines_and_forgets(runs):
 
 
 def test_classifiers_are_switched_and_not_combined(train, write):
-    rows = "".join(f"{'good' if i % 2 else 'bad'} text number {i},{'ab'[i % 2]}\n" for i in range(40))
-    data = {"train": str(write("rows.csv", f"text,label\n{rows}"))}
+    lines = "".join(f"{'good' if i % 2 else 'bad'} text number {i},{'ab'[i % 2]}\n" for i in range(40))
+    data = {"train": str(write("rows.csv", f"text,label\n{lines}"))}
     pair = {name: train(data=data, max_steps=6, seed=seed) for name, seed in (("a", 1), ("b", 2))}
     held = tune_magic.stack(**pair)
     for name, run in pair.items():
@@ -469,8 +499,8 @@ def test_classifiers_are_switched_and_not_combined(train, write):
         held.predict("good", "base")
     with pytest.raises(TuneError, match="These runs classify texts"):
         held.generate("good")
-    rows = rows.replace(",a", ",c")
-    other = train(data={"train": str(write("others.csv", f"text,label\n{rows}"))}, max_steps=2)
+    lines = lines.replace(",a", ",c")
+    other = train(data={"train": str(write("others.csv", f"text,label\n{lines}"))}, max_steps=2)
     with pytest.raises(
         TuneError,
         match="the task of a is telling 2 classes apart into a, b, that of other telling 2 classes apart into b, c",
@@ -481,8 +511,6 @@ def test_classifiers_are_switched_and_not_combined(train, write):
 @pytest.fixture
 def inline(monkeypatch):
     """Do jobs in this process."""
-    from tune_magic.executors import local
-
     start = local.start
     monkeypatch.setattr(local, "start", lambda folder, executor="inline": start(folder, "inline"))
 
@@ -545,6 +573,10 @@ def test_the_same_merge_is_found_again_and_its_code_makes_it(runs, inline, here,
     assert torch.equal(logits(made.load()[0]), logits(merged.load()[0]))
     assert first.status == "finished"
     assert tune_magic.load_run("less").kind == "merge"
+    assert merged.metrics == {}
+    assert len(merged.history) == 0
+    assert "less" in tune_magic.compare(merged, first).card()["text/plain"]
+    assert merged.plot() is not None
     twice = tune_magic.merge_adapters({made: 1.0, second: 0.5}, "cat")  # and what was taken away comes back
     assert twice.name == "less+second"
     assert torch.allclose(logits(twice.load()[0]), alone(first), atol=1e-5)
@@ -553,8 +585,6 @@ def test_the_same_merge_is_found_again_and_its_code_makes_it(runs, inline, here,
 
 
 def test_tables_given_as_objects_stay_with_a_merged_run(runs, make_run, inline, here, recipe):
-    from conftest import rows
-
     made = {}
     for seed in (1, 2):
         keys = recipe | {"data": {"train": rows(), "held_out": 0.25}, "seed": seed, "max_steps": 2}
@@ -564,10 +594,8 @@ def test_tables_given_as_objects_stay_with_a_merged_run(runs, make_run, inline, 
 
 
 def test_a_merge_that_fails_says_why(runs, inline, here):
-    from tune_magic.errors import RunFailed
-
     (runs["second"].best_checkpoint / "trainable.safetensors").write_bytes(b"broken")
-    with pytest.raises(RunFailed, match="trainable.safetensors is not what was written"):
+    with pytest.raises(RunFailed, match=r"trainable\.safetensors is not what was written"):
         tune_magic.merge_adapters({"first": 1.0, "second": 1.0}, name="no")
     text = tune_magic.load_run("no").card()["text/plain"]
     assert "no: failed · linear" in text
@@ -606,25 +634,19 @@ def test_the_magic_binds_what_it_merged(runs, inline, here):
 # --- talking to several ----------------------------------------------------------------------------------------------
 
 
-def talk(chosen, monkeypatch, base=True, **said):
-    """Do a chat job here and return its answers by turn and side."""
-    import os
-
-    from tune_magic import launching
-    from tune_magic.chatting import Chat
-    from tune_magic.evaluation import chat as job
-    from tune_magic.executors import local
-    from tune_magic.storage.control import Control
-    from tune_magic.storage.events import EventLog
-
-    monkeypatch.setattr(job, "_IDLE_S", 0.5)
-    monkeypatch.setattr(local, "start", lambda folder, executor="worker": None)
-    chat = Chat(*chosen, base=base)
-    content = {"turn": 1, "text": PROMPTS[0], "system": "", "max_new_tokens": 5, "temperature": 0.0, "top_p": 1.0,
-               "seed": 0, "base": chat.has_base, "fresh": False}  # fmt: skip
-    chat.job.request("say", **(content | said))
-    with EventLog(chat.job.path / "events.jsonl", attempt=1) as log:
-        job.chat(chat.job, log, Control(chat.job.path, 1))
+def talk(chosen, monkeypatch):
+    """Do a chat job here and return its answers by side."""
+    with monkeypatch.context() as patched:
+        patched.setattr(chat_job, "_IDLE_S", 0.3)
+        patched.setattr(local, "start", lambda folder, executor="worker": None)
+        chat = Chat(*chosen)
+        said = {
+            "turn": 1, "text": PROMPTS[0], "system": "", "max_new_tokens": 5, "temperature": 0.0, "top_p": 1.0, "seed": 0,
+            "base": chat.has_base, "fresh": False,
+        }  # fmt: skip
+        chat.job.request("say", **said)
+        with EventLog(chat.job.path / "events.jsonl", attempt=1) as log:
+            chat_job.chat(chat.job, log, Control(chat.job.path, 1))
     return {event["side"]: event["text"] for event in chat.job.events("answer")}
 
 
@@ -664,7 +686,7 @@ def test_models_that_do_not_fit_beside_each_other_are_refused(runs, train, monke
     full = train(method={"name": "full"}, max_steps=1)
     monkeypatch.setattr(speakers.memory, "free", lambda device: 1 << 20)
     with pytest.raises(
-        TuneError, match="These 2 models do not fit beside each other: 0.3 GB are needed, 0.0 GB are free"
+        TuneError, match=r"These 2 models do not fit beside each other: 0\.3 GB are needed, 0\.0 GB are free"
     ):
         talk([full, runs["first"]], monkeypatch)
     assert set(talk(list(runs.values()), monkeypatch)) == {
@@ -675,8 +697,8 @@ def test_models_that_do_not_fit_beside_each_other_are_refused(runs, train, monke
 
 
 def test_several_classifiers_answer_and_others_do_not_mix_with_them(runs, train, write, monkeypatch):
-    rows = "".join(f"text number {i},{'ab'[i % 2]}\n" for i in range(40))
-    data = {"train": str(write("rows.csv", f"text,label\n{rows}"))}
+    lines = "".join(f"text number {i},{'ab'[i % 2]}\n" for i in range(40))
+    data = {"train": str(write("rows.csv", f"text,label\n{lines}"))}
     pair = [train(data=data, max_steps=2, seed=seed) for seed in (1, 2)]
     for number, run in enumerate(pair):
         run.rename(f"kind{number}")

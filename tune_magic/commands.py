@@ -9,10 +9,12 @@ import difflib
 import math
 import re
 import shlex
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+_HELP_WIDTH = 119  # characters of a line of help
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
@@ -90,7 +92,12 @@ class Command:
             ("key=value", "a key of the recipe, dotted where nested: learning_rate=1e-4 method.r=8")
         ] * self.takes_keys
         width = max((len(name or "") for name, _ in rows), default=0)
-        return "\n".join([*lines, "", *(f"  {name or '':{width}}  {text}" for name, text in rows)]).rstrip()
+        filled = textwrap.TextWrapper(
+            _HELP_WIDTH, subsequent_indent=" " * (width + 4), break_on_hyphens=False, break_long_words=False
+        )
+        return "\n".join(
+            [*lines, "", *(filled.fill(f"  {name or '':{width}}  {text}") for name, text in rows)]
+        ).rstrip()
 
 
 @dataclass
