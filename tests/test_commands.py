@@ -13,6 +13,7 @@ from tune_magic.magics import complete as completion
 from tune_magic.magics.complete import complete
 from tune_magic.models.find import installed
 from tune_magic.recipe.build import keys
+from tune_magic.recipe.combination import WAYS
 from tune_magic.storage import folder
 
 
@@ -55,6 +56,7 @@ def known(reason, *values):
         ("export", "bot --to of_a_plugin", "bot", {"to": "of_a_plugin"}, {}),
         ("tune runs", "--all", None, {"all": True}, {}),
         ("tune show", "", None, {}, {}),
+        ("tune chat", "bot", "bot", {}, {}),
         ("tune resume", "bot --background", "bot", {"background": True}, {}),
     ],
 )
@@ -91,6 +93,8 @@ def test_a_line_is_understood(name, line, positional, flags, given):
         # too much
         ("finetune", "bot other", "What is `other`? Usage: %finetune [NAME_OR_FILE]"),
         ("tune runs", "bot", "What is `bot`? Usage: %tune runs [--all]"),
+        ("tune merge", "both", "RUN=WEIGHT ... is missing. Usage: %tune merge NAME RUN=WEIGHT ... [--how WAY]"),
+        ("tune merge", "both a=1 --how tie", "Did you mean ties?"),
         ("evaluate", "bot lr=1", "What is `lr=1`?"),
         ("finetune", "bot 'unclosed", "The line cannot be read: No closing quotation."),
     ],
@@ -130,7 +134,8 @@ def test_no_flag_is_the_beginning_of_a_mistake():
     for command in COMMANDS.values():
         for flag in command.flags:
             value = {int: "3", float: "0.5"}.get(flag.kind, flag.choices[0] if flag.choices else "x")
-            words = ["x"] * command.needed + [f"--{flag.name}"] + ([value] if flag.value else [])
+            words = ["x"] * command.needed + ["y"] * (command.more is not None)
+            words += [f"--{flag.name}"] + ([value] if flag.value else [])
             assert set(parse(command, words).flags) == {flag.key}
 
 
@@ -138,6 +143,12 @@ def test_no_flag_is_the_beginning_of_a_mistake():
 def test_a_share_is_a_number_of_at_least_0(value):
     with pytest.raises(BadUsage, match=rf"--tolerance must be a number of at least 0, got '{value}'"):
         parse(COMMANDS["export"], ["--tolerance", value])
+
+
+def test_the_ways_told_in_help_are_the_ones_there_are():
+    (how,) = (flag for flag in COMMANDS["tune merge"].flags if flag.name == "how")
+    assert how.choices == tuple(WAYS)
+    assert parse(COMMANDS["tune merge"], "both a=0.7 b=-0.3").rest == ["a=0.7", "b=-0.3"]
 
 
 def test_the_formats_told_in_help_are_the_ones_installed():
@@ -221,6 +232,7 @@ FLAGS = [
                 "stop",
                 "resume",
                 "chat",
+                "merge",
                 "compare",
                 "rm",
                 "rename",
@@ -240,6 +252,11 @@ FLAGS = [
         ("%evaluate ", "", ["bot", "stored_bot"]),
         ("%export b", "b", ["bot"]),
         ("%tune runs ", "", []),
+        ("%tune chat bot ", "", ["bot", "stored_bot"]),
+        ("%tune merge ", "", []),
+        ("%tune merge both ", "", ["bot=", "stored_bot="]),
+        ("%tune merge both bot=0.5 s", "s", ["stored_bot="]),
+        ("%tune merge both bot=0.5 --how ti", "ti", ["ties", "ties_svd"]),
         ("%tune runs --", "--", ["--all", "--here", "--limit"]),
         ("%tune zzz ", "", []),
         ("%export bot --t", "--t", ["--to", "--tolerance"]),

@@ -22,7 +22,9 @@ if TYPE_CHECKING:
         last,
         load_model,
         load_run,
+        merge_adapters,
         runs,
+        stack,
     )
     from tune_magic.errors import RecipeError, RunFailed, Stopped, TuneError
     from tune_magic.handles import Export, Report, Run
@@ -30,7 +32,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Export", "RecipeError", "Report", "Run", "RunFailed", "Stopped", "TuneError",
-    "chat", "compare", "doctor", "evaluate", "export", "finetune", "inspect", "last", "load_model", "load_run", "runs",
+    "chat", "compare", "doctor", "evaluate", "export", "finetune", "inspect", "last", "load_model", "load_run",
+    "merge_adapters", "runs", "stack",
 ]  # fmt: skip
 
 _HOMES = {
@@ -46,7 +49,9 @@ _HOMES = {
             "last",
             "load_model",
             "load_run",
+            "merge_adapters",
             "runs",
+            "stack",
         ),
         "tune_magic.api",
     ),

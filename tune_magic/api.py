@@ -9,7 +9,7 @@ from typing import Any
 from tune_magic import checkup, display, launching, tables
 from tune_magic.chatting import Chat
 from tune_magic.checkup import CheckUp
-from tune_magic.comparing import ComparedRuns
+from tune_magic.comparing import ComparedRuns, names_of
 from tune_magic.data.hub import is_hub
 from tune_magic.errors import RunFailed, TuneError
 from tune_magic.executors import local
@@ -18,8 +18,10 @@ from tune_magic.handles import Export, Report, Run
 from tune_magic.inspecting import DataReport
 from tune_magic.models.find import find_model, installed
 from tune_magic.recipe.build import build_launch, build_recipe, read_recipe_file
+from tune_magic.recipe.combination import Combination
 from tune_magic.recipe.launch import LaunchOptions
 from tune_magic.recipe.schema import Recipe
+from tune_magic.stacking import AdapterStack
 from tune_magic.storage import places
 from tune_magic.view.html import note_bundle
 
@@ -220,6 +222,78 @@ def export(
     return exported
 
 
+def stack(*runs: Run | str, **named: Run | str) -> AdapterStack:
+    """Put the adapters of several runs on one base, to switch between them, mix them in a batch and combine them.
+
+    Nothing is loaded before a model is needed; it is then loaded into this process.
+
+    Args:
+        *runs: Runs, or their names or ids; each is called by its name.
+        **named: Runs by another name.
+
+    Raises:
+        TuneError: They cannot share a base, with what differs.
+
+    Example:
+        >>> tune_magic.stack("polite", "brief").generate("Hello", "brief")  # doctest: +SKIP
+    """
+    found = [_resolve(run) for run in runs]
+    chosen = dict(zip(names_of(found, ("base", *named), "-"), found, strict=True))
+    chosen |= {name: _resolve(run) for name, run in named.items()}
+    if not chosen:
+        raise TuneError("Which runs? A stack needs one or more.")
+    return AdapterStack(chosen)
+
+
+def merge_adapters(
+    weights: Mapping[Run | str, float],
+    how: str = "linear",
+    *,
+    name: str | None = None,
+    density: float | None = None,
+    rank: int | None = None,
+    seed: int = 0,
+    fresh: bool = False,
+    output: str | None = None,
+    link: Mapping[str, Any] | None = None,
+) -> Run:
+    """Make one run of the LoRA adapters of several, without training; twin of ``%tune merge``.
+
+    The result is a run like others: it can be evaluated, talked to, exported, stacked and merged again.
+
+    Args:
+        weights: By run, or name or id of one; negative weights take away.
+        how: ``linear`` (rough: weighted sums of the matrices A and of B), ``cat`` (exactly the weighted sum of the
+            updates), ``svd`` (its best approximation of a rank), ``ties``, ``dare_linear``, ``dare_ties``,
+            ``magnitude_prune``, and these three with ``_svd``; see `tune_magic.recipe.combination.WAYS`.
+        name: Of the new run; default: the names with + between.
+        density: Share of entries that ties, dare and magnitude_prune keep; default: 0.5.
+        rank: Of the result, for ways that end in svd; default: the largest.
+        seed: Of what dare leaves out.
+        fresh: Merge again although the same was merged before under this name.
+        output: Folder for runs; default: ``tune_runs`` beside the notebook.
+        link: Facts about the notebook.
+
+    Raises:
+        TuneError: They cannot be combined so, with every reason.
+    """
+    global last  # noqa: PLW0603 - as in `begin`
+    chosen = [_resolve(run) for run in weights]
+    runs = dict(zip(names_of(chosen, joint="-"), chosen, strict=True))
+    combination = Combination(dict(zip(runs, weights.values(), strict=True)), how, density, rank, seed)
+    name = "+".join(runs) if name is None else name
+    run, note = launching.begin_merge(runs, combination, name=name, fresh=fresh, output=output, link=link)
+    last = run
+    if note is not None:
+        display.show(run.card(note), run=run)
+        return run
+    live = display.Live(run)
+    follow_job(run, live)
+    live.update(run.card())
+    display.mark_shown(run.path)
+    return run
+
+
 def load_run(id_or_name: str) -> Run:
     """Return a run by id, beginning of an id, name or path; the newest when several fit.
 
@@ -243,17 +317,18 @@ def compare(*runs: Run | str) -> ComparedRuns:
     return ComparedRuns([_resolve(run) for run in runs])
 
 
-def chat(run: Run | str, *, base: bool = True) -> Chat:
-    """Talk to a tuned model, its base beside it; twin of ``%tune chat``.
+def chat(run: Run | str, *others: Run | str, base: bool = True) -> Chat:
+    """Talk to a tuned model, or to several at once, their base beside them; twin of ``%tune chat``.
 
     Args:
         run: A run with a checkpoint, or its name or id.
+        *others: More, which answer beside it. Adapters of one base share it; others are each loaded.
         base: Whether the base model may be asked too; after full fine-tuning that takes memory for a second model.
 
     Raises:
-        TuneError: There is no such run, or it has no checkpoint.
+        TuneError: There is no such run, it has no checkpoint, or some answer texts and others classify.
     """
-    return Chat(_resolve(run), base=base)
+    return Chat(*map(_resolve, (run, *others)), base=base)
 
 
 def doctor() -> CheckUp:

@@ -1,20 +1,22 @@
-"""A chat with a tuned model and its base: what users hold, what was said, who answers."""
+"""A chat with tuned models and their base: what users hold, what was said, who answers."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from tune_magic import display, launching
+from tune_magic.comparing import names_of
 from tune_magic.data import preview
 from tune_magic.errors import DataError, TuneError
 from tune_magic.executors import local
 from tune_magic.handles import Run
 from tune_magic.storage.events import EventReader
 from tune_magic.storage.state import TERMINAL
+from tune_magic.training import alike
 
 MAX_NEW_TOKENS = 128
 _POLL_S = 0.05
@@ -39,7 +41,7 @@ class Answer:
 
 @dataclass
 class Turn:
-    """What was said, and the answer of each side: ``tuned`` and ``base``.
+    """What was said, and the answer of each side: ``tuned`` and ``base``; of several runs their names and ``base``.
 
     Attributes:
         number: From 1.
@@ -69,7 +71,15 @@ class Chat:
 
     Args:
         run: A run with a checkpoint.
-        base: Whether the base model may be asked too; after full fine-tuning that takes memory for a second model.
+        *others: More, which answer beside it. Adapters that can share one base do; others are each loaded.
+        base: Whether the base model may be asked too, where all have the same; after full fine-tuning that takes memory
+            for a second model.
+
+    Attributes:
+        speakers: Who answers beside the base, by side: ``tuned``, or the names of several runs.
+
+    Raises:
+        TuneError: A run has no checkpoint, or some answer texts and others classify.
 
     Example:
         >>> chat = tune_magic.chat("support_bot")  # doctest: +SKIP
@@ -77,15 +87,24 @@ class Chat:
         {'tuned': '{"intent": ...}', 'base': 'I am sorry to hear ...'}
     """
 
-    def __init__(self, run: Run, *, base: bool = True) -> None:
-        run.best_checkpoint  # noqa: B018 - without one, say so before a worker is started
+    def __init__(self, run: Run, *others: Run, base: bool = True) -> None:
         self.run = run
-        self.classifies = run.summary().plan.get("objective", {}).get("name") == "classify"
-        self.has_base = base and not self.classifies
-        self.job = launching.new_job(run, "chat", {"base": self.has_base, "owner": os.getpid()})
+        self.speakers = _sides([run, *others])
+        self.classifies = _all_classify(self.speakers)
+        have_one_base = len({alike.base_of(one) for one in self.speakers.values()}) == 1
+        self.has_base = base and not self.classifies and have_one_base
+        options: dict[str, Any] = {"base": self.has_base, "owner": os.getpid()}
+        if others:
+            options["runs"] = {side: str(one.path) for side, one in self.speakers.items()}
+        self.job = launching.new_job(run, "chat", options)
         self._turns: dict[int, Turn] = {}
         self._reader = EventReader(self.job.path / "events.jsonl")
         local.start(self.job.path)
+
+    @property
+    def name(self) -> str:
+        """What the conversation is called: the names of the runs."""
+        return ", ".join(one.name or one.id for one in self.speakers.values())
 
     @property
     def turns(self) -> list[Turn]:
@@ -144,12 +163,13 @@ class Chat:
             raise TuneError("This chat has ended.", hint="Begin another.")
         if self.is_answering:
             raise TuneError("It still answers.", hint="Wait for it, or `chat.hush()`.")
-        sides = ("tuned", "base") if base and self.has_base else ("tuned",)
+        is_with_base = base and self.has_base
+        sides = (*self.speakers, *(["base"] if is_with_base else []))
         turn = Turn(len(self._turns) + 1, text, sides, is_first=fresh or not self._turns)
         self._turns[turn.number] = turn
         self.job.request(
             "say", turn=turn.number, text=text, system=system, max_new_tokens=max_new_tokens, temperature=temperature,
-            top_p=top_p, seed=seed, base=len(sides) > 1, fresh=fresh,
+            top_p=top_p, seed=seed, base=is_with_base, fresh=fresh,
         )  # fmt: skip
         return turn
 
@@ -197,7 +217,7 @@ class Chat:
         """Return the conversation as HTML and as text."""
         from tune_magic.view.chat import chat_card
 
-        return chat_card(self.run.name or self.run.id, self.turns, self.state)
+        return chat_card(self.name, self.turns, self.state)
 
     def show(self) -> None:
         """Show the conversation: in a notebook as HTML, elsewhere as text."""
@@ -219,6 +239,34 @@ class Chat:
         else:
             answer.text, answer.is_whole = event["text"], True
             answer.tokens, answer.seconds = event["tokens"], event["seconds"]
+
+
+def _sides(runs: Sequence[Run]) -> dict[str, Run]:
+    """Return who answers, by side.
+
+    Raises:
+        TuneError: A run has no checkpoint, or is there twice.
+    """
+    for run in runs:
+        run.best_checkpoint  # noqa: B018 - without one, say so before a worker is started
+    if len(runs) == 1:
+        return {"tuned": runs[0]}
+    if len({run.path for run in runs}) < len(runs):
+        raise TuneError("A run cannot answer beside itself.", hint="Name each run once; the base answers beside them.")
+    return dict(zip(names_of(runs, ("base",), "-"), runs, strict=True))
+
+
+def _all_classify(speakers: Mapping[str, Run]) -> bool:
+    """Return whether the runs classify.
+
+    Raises:
+        TuneError: Some do and some do not.
+    """
+    found = {side: alike.classes_of(run) is not None for side, run in speakers.items()}
+    if len(set(found.values())) > 1:
+        each = ", ".join(f"{side} {'classifies' if classifies else 'answers'}" for side, classifies in found.items())
+        raise TuneError(f"Classifiers and models that answer have nothing to say to each other: {each}.")
+    return all(found.values())
 
 
 def _system_of(row: Mapping[str, Any]) -> str:

@@ -9,10 +9,12 @@ import difflib
 import math
 import re
 import shlex
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+_HELP_WIDTH = 119  # characters of a line of help
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")
 
 
@@ -58,7 +60,7 @@ class Command:
         positional: Placeholder of what comes first; None when nothing does.
         positional_help: One line about it.
         needed: Whether it must be there.
-        more: Placeholder of the words that follow it; None when none may.
+        more: Placeholder of the words that follow it; None when none may. In brackets, none need to.
         flags: The options.
         takes_keys: Whether ``key=value`` pairs of a recipe may follow.
     """
@@ -90,7 +92,12 @@ class Command:
             ("key=value", "a key of the recipe, dotted where nested: learning_rate=1e-4 method.r=8")
         ] * self.takes_keys
         width = max((len(name or "") for name, _ in rows), default=0)
-        return "\n".join([*lines, "", *(f"  {name or '':{width}}  {text}" for name, text in rows)]).rstrip()
+        filled = textwrap.TextWrapper(
+            _HELP_WIDTH, subsequent_indent=" " * (width + 4), break_on_hyphens=False, break_long_words=False
+        )
+        return "\n".join(
+            [*lines, "", *(filled.fill(f"  {name or '':{width}}  {text}") for name, text in rows)]
+        ).rstrip()
 
 
 @dataclass
@@ -115,6 +122,10 @@ LAUNCH_FLAGS = (
 )
 SHOWN_RUNS = 50
 _RUN = "name or id of a run; default: the last one"
+_WAYS = (
+    "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd",
+    "magnitude_prune", "magnitude_prune_svd",
+)  # fmt: skip
 _SHOW_CODE = Flag("show-code", "print the Python twin and train nothing")
 COMMANDS = {
     command.name: command
@@ -170,7 +181,20 @@ COMMANDS = {
                 Flag("now", "start at once although another run holds the device"),
             ),
         ),
-        Command("tune chat", "Talk to a tuned model, its base beside it.", "RUN", _RUN),
+        Command(
+            "tune chat", "Talk to a tuned model, or to several, their base beside them.", "RUN", _RUN, more="[RUN ...]",
+        ),
+        Command(
+            "tune merge", "Make one run of the LoRA adapters of several, without training.", "NAME", "name of the new run", True,
+            (
+                Flag("how", "linear is rough, cat exactly the weighted sum, svd its best approximation; default: linear", "WAY", _WAYS),
+                Flag("density", "share of entries that ties, dare and magnitude_prune keep; default: 0.5", "SHARE", kind=float),
+                Flag("rank", "of the result, for ways that end in svd; default: the largest", "N", kind=int),
+                Flag("seed", "of what dare leaves out; default: 0", "N", kind=int),
+                Flag("fresh", "merge again although the same was merged before under this name"),
+            ),
+            more="RUN=WEIGHT ...",
+        ),
         Command(
             "tune compare", "Compare runs: recipes, scores and curves side by side.", "RUN", "name or id of a run", True,
             more="RUN ...",
@@ -235,7 +259,7 @@ def parse(command: Command, line: str | Sequence[str], prefix: str = "%") -> Par
             parsed.positional = word
     if command.needed and parsed.positional is None:
         raise BadUsage(f"{command.positional} is missing. Usage: {command.usage(prefix)}")
-    if command.more is not None and not parsed.rest:
+    if command.more is not None and not command.more.startswith("[") and not parsed.rest:
         raise BadUsage(f"{command.more} is missing. Usage: {command.usage(prefix)}")
     return parsed
 

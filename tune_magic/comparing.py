@@ -38,12 +38,7 @@ class ComparedRuns:
         if len(runs) < 2:
             raise TuneError("A comparison needs two runs or more.")
         self.runs = list(runs)
-        plain = [run.name or run.id for run in runs]
-        often = Counter(plain)
-        self.names = [
-            f"{name} {run.id[-_SHORT_ID:]}" if often[name] > 1 and name != run.id else name
-            for name, run in zip(plain, runs, strict=True)
-        ]
+        self.names = names_of(runs)
 
     @property
     def differences(self) -> dict[str, list[Any]]:
@@ -94,6 +89,22 @@ class ComparedRuns:
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {', '.join(self.names)}>"
+
+
+def names_of(runs: Sequence[RunFolder], taken: Sequence[str] = (), joint: str = " ") -> list[str]:
+    """Return what each run is called beside the others: its name, with the end of its id where two have the same.
+
+    Args:
+        runs: The runs.
+        taken: Names that mean something else.
+        joint: What stands before the end of the id.
+    """
+    plain = [run.name or run.id for run in runs]
+    often = Counter([*plain, *taken])
+    return [
+        f"{name}{joint}{run.id[-_SHORT_ID:]}" if often[name] > 1 and name != run.id else name
+        for name, run in zip(plain, runs, strict=True)
+    ]
 
 
 def normalised(run: RunFolder) -> dict[str, Any]:

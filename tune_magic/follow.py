@@ -26,6 +26,9 @@ from tune_magic.view.html import BLUE, Bundle, bar, box, bundle, clean, grey, he
 _FRAME_S = 0.5
 _LINE_S = 5.0
 _DRAWING_SHARE = 100
+_DOING = {
+    "evaluate": "evaluating", "export": "exporting", "plan": "planning", "data": "reading the rows", "merge": "merging",
+}  # fmt: skip
 
 
 class WatchingEnded(Exception):
@@ -159,7 +162,7 @@ def follow_in_background(run: Run) -> None:
 
 
 def follow_job(job: Run, live: Live) -> Run:
-    """Show the progress of an evaluation, an export or a dry run until it ends.
+    """Show the progress of an evaluation, an export, a merge or a dry run until it ends.
 
     Raises:
         Stopped: It was stopped. RunFailed: It failed or its worker died.
@@ -177,7 +180,7 @@ def progress_bundle(job: RunFolder) -> Bundle:
     name = job.name or job.id
     total = summary.progress.get("total") or 0
     done = summary.progress.get("done") or 0
-    doing = {"evaluate": "evaluating", "export": "exporting", "plan": "planning", "data": "reading the rows"}[job.kind]
+    doing = _DOING[job.kind]
     state = job.status
     detail = f"{doing} · {done} of {total}" if total else f"{doing} · loading"
     if state in TERMINAL:

@@ -212,10 +212,7 @@ class Run(RunFolder):
         Raises:
             TuneError: It is not one that can be typed: a word without spaces or slashes.
         """
-        if not name or name != clean(name, _LONGEST_NAME) or any(c.isspace() or c in "/\\$'\"" for c in name):
-            raise TuneError(
-                f"`{clean(name, 40)}` cannot be a run's name.", hint="A word without spaces, slashes or quotes."
-            )
+        check_name(name)
         self.annotate(name=name)
         return self
 
@@ -225,9 +222,11 @@ class Run(RunFolder):
         return self
 
     def code(self) -> str:
-        """Return the Python that trains it again."""
-        from tune_magic.recipe.twin import twin_code
+        """Return the Python that trains it, or merges it, again."""
+        from tune_magic.recipe.twin import merge_code, twin_code
 
+        if self.kind == "merge":
+            return merge_code(self.info["merge"], self.name)
         name = self.name if self.name and self.name.isidentifier() else None
         return twin_code(self.recipe, name, {})
 
@@ -304,9 +303,11 @@ class Run(RunFolder):
 
             return data_card(self)
         from tune_magic.view.card import card
+        from tune_magic.view.merge import merge_card
 
         report = self.report
-        return card(self, report.comparisons if report else None, banner)
+        show = merge_card if self.kind == "merge" else card
+        return show(self, report.comparisons if report else None, banner)
 
     def show(self) -> None:
         """Show the card: in a notebook as HTML, elsewhere as text."""
@@ -314,6 +315,18 @@ class Run(RunFolder):
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, str]:
         return {"text/plain": repr(self)} if display.was_shown(self.path) else self.card()
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that no run can have.
+
+    Raises:
+        TuneError: It is not one that can be typed: a word without spaces or slashes.
+    """
+    if not name or name != clean(name, _LONGEST_NAME) or any(c.isspace() or c in "/\\$'\"" for c in name):
+        raise TuneError(
+            f"`{clean(name, 40)}` cannot be a run's name.", hint="A word without spaces, slashes or quotes."
+        )
 
 
 class Report(Scores):

@@ -10,22 +10,26 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tune_magic import plugins, tables
+from tune_magic import files, plugins, tables
 from tune_magic.data.hub import is_hub
 from tune_magic.data.locate import data_path, fingerprints, identity, parse, references
 from tune_magic.data.read import SUFFIXES
 from tune_magic.errors import DataError, TuneError
 from tune_magic.executors import local
-from tune_magic.handles import Run
+from tune_magic.handles import Run, check_name
 from tune_magic.models.find import find_model
+from tune_magic.recipe.build import build_recipe
+from tune_magic.recipe.combination import Combination, merged_recipe
 from tune_magic.recipe.launch import LaunchOptions
 from tune_magic.recipe.schema import Recipe
-from tune_magic.storage import folder, places
+from tune_magic.storage import fingerprint, folder, places
 from tune_magic.storage.folder import RunFolder
+from tune_magic.training import alike
 
 ATTACHED = "The same recipe is training already; this is its live view."
 RESUMED = "The same recipe was stopped before its end; it goes on from its last checkpoint."
 FOUND = "The same recipe, data and model were trained before; this is that run. `--fresh` trains again."
+MERGED = "The same runs were merged so before; this is that run. `--fresh` merges them again."
 _JOB_FOLDERS = {"evaluate": "evals", "export": "exports", "chat": "chats"}
 _LOOKED_AT = 200  # newest runs among which a cell's own is looked for
 
@@ -129,6 +133,66 @@ def begin_export(
     job = new_job(run, "export", options)
     local.start(job.path)
     return job
+
+
+def begin_merge(
+    runs: Mapping[str, Run],
+    combination: Combination,
+    *,
+    name: str,
+    fresh: bool = False,
+    output: str | Path | None = None,
+    link: Mapping[str, Any] | None = None,
+) -> tuple[Run, str | None]:
+    """Start the merge of runs, or find it again, and show nothing; arguments as in `tune_magic.merge_adapters`.
+
+    Args:
+        runs: By the names that `combination` has.
+        combination: How they become one.
+        name: Of the new run.
+        fresh: Merge again although the same was merged before.
+        output: Folder for runs.
+        link: Facts about the notebook.
+
+    Returns:
+        The new run, and why it is none: `MERGED`, else None.
+
+    Raises:
+        TuneError: They cannot be combined so, with every reason.
+    """
+    check_name(name)
+    combination.check(alike.check_combinable(runs))
+    recipe = merged_recipe({one: build_recipe(run.info["recipe"]) for one, run in runs.items()}, combination)
+    first = next(iter(runs.values()))
+    about = {"combination": combination.to_dict(), "sources": [_source(one, run) for one, run in runs.items()]}
+    content: dict[str, Any] = {
+        "name": name, "recipe": recipe.given(), "link": dict(link or {}), "launch": {}, "seed": recipe.seed,
+        "cwd": first.info.get("cwd"), "merge": about, "identity": _identity_of_merge(about, name),
+    }  # fmt: skip
+    root = Path(output) if output else places.default_root(content["link"].get("notebook"))
+    found = None if fresh else _same_run(root, content["identity"])
+    if found is not None and found.status == "finished":
+        return found, MERGED
+    run = Run(folder.create(root, "merge", content))
+    for path in (first.path / "inputs").glob("[!.]*"):  # tables given as objects, whose held-out rows are evaluated
+        files.write_bytes(run.path / "inputs" / path.name, path.read_bytes())
+    places.remember_root(root)
+    local.start(run.path)
+    return run, None
+
+
+def _source(name: str, run: Run) -> dict[str, Any]:
+    """Return what a merged run says of one it is made of; its path is a hint, its id and identity say which it was."""
+    plan = run.summary().plan
+    return {
+        "name": name, "id": run.id, "path": str(run.path), "identity": plan.get("identity"),
+        "step": int(run.best_checkpoint.name.removeprefix("step-")), "data": plan.get("fingerprints", {}).get("train"),
+    }  # fmt: skip
+
+
+def _identity_of_merge(about: Mapping[str, Any], name: str) -> str:
+    sources = [[source["name"], source["identity"] or source["id"], source["step"]] for source in about["sources"]]
+    return fingerprint.of_text(files.to_json([name, about["combination"], sources]))
 
 
 def new_job(run: Run, kind: str, options: dict[str, Any]) -> Run:

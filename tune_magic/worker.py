@@ -133,6 +133,10 @@ def _job(kind: str) -> Job:
         from tune_magic.training import job
 
         return job.finetune if kind == "finetune" else job.dry_run
+    if kind == "merge":
+        from tune_magic.training.merging import merge
+
+        return merge
     if kind == "data":
         from tune_magic.training.inspection import inspect
 

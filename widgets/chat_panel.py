@@ -1,4 +1,4 @@
-"""Talk to a tuned model, its base beside it."""
+"""Talk to tuned models, their base beside them."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ _STYLE = {"description_width": "120px"}
 
 
 class ChatPanel(Panel):
-    """A text field; below it what was said, with the answers of the tuned model and its base as they come.
+    """A text field; below it what was said, with the answers of the tuned models and their base as they come.
 
-    A worker loads the model when the panel is shown and goes with `close`, with this kernel, or after a quarter of an
+    A worker loads the models when the panel is shown and goes with `close`, with this kernel, or after a quarter of an
     hour of silence; the next thing said then starts another. The conversation stays in the saved notebook.
 
     Args:
         run: A run with a checkpoint, or its name or id.
+        *others: More, which answer beside it.
         base: Whether the base model may answer too.
 
     Attributes:
@@ -41,9 +42,11 @@ class ChatPanel(Panel):
         >>> ChatPanel("support_bot")  # doctest: +SKIP
     """
 
-    def __init__(self, run: Run | str, *, base: bool = True) -> None:
-        self.run = run if isinstance(run, Run) else Run(places.find(run))
-        self.run.best_checkpoint  # noqa: B018 - without one, say so now
+    def __init__(self, run: Run | str, *others: Run | str, base: bool = True) -> None:
+        self.runs = [one if isinstance(one, Run) else Run(places.find(one)) for one in (run, *others)]
+        self.run = self.runs[0]
+        for one in self.runs:
+            one.best_checkpoint  # noqa: B018 - without one, say so now
         self._with_base = base
         self._chat: Chat | None = None
         self._past: list[Any] = []  # turns of workers that are gone
@@ -91,7 +94,7 @@ class ChatPanel(Panel):
             return note_bundle(self._problem)
         if self._chat is None:
             return note_bundle("starting the model")
-        name = self.run.name or self.run.id
+        name = ", ".join(one.name or one.id for one in self.runs)
         return chat_card(name, [*self._past, *self._chat.turns], self._chat.state)
 
     def act(self) -> None:
@@ -116,7 +119,7 @@ class ChatPanel(Panel):
 
     def _start(self) -> None:
         try:
-            self._chat, self._problem = Chat(self.run, base=self._with_base), None
+            self._chat, self._problem = Chat(*self.runs, base=self._with_base), None
         except TuneError as error:
             self._problem = str(error)
 

@@ -1,25 +1,23 @@
-"""The chat job: the tuned model answers, its base beside it, token by token, until nobody asks any more."""
+"""The chat job: tuned models answer, their base beside them, token by token, until nobody asks any more."""
 
 from __future__ import annotations
 
-import contextlib
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import psutil
 
 from tune_magic.errors import TuneError
+from tune_magic.evaluation.speakers import Speakers, speakers_of
 from tune_magic.models.generate import Sampling, stream
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
 from tune_magic.training.outputs import outputs_of
-from tune_magic.training.tuned import Tuned, load_tuned
+from tune_magic.training.stack import BASE
+from tune_magic.training.tuned import Tuned
 
-SIDES = ("tuned", "base")
 _IDLE_S = 15 * 60.0
 _LOOK_S = 0.05
 _PIECE_S = 0.1  # pieces of an answer are told no more often
@@ -28,11 +26,8 @@ _SHOWN_CLASSES = 5
 
 def chat(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     """Answer what is said until a stop, the end of the process that asks, or a quarter of an hour of silence."""
-    tuned = load_tuned(RunFolder(job.path.parent.parent))
     options = job.info["options"]
-    needs_base = options["base"] and not (tuned.method.adds or tuned.objective.scores_rows)
-    base = tuned.load_base() if needs_base else None
-    talk = _Talk(tuned, base, log, control)
+    talk = _Talk(speakers_of(job), log, control)
     log.append("state", state="running")
     heard = time.monotonic()
     while time.monotonic() - heard < _IDLE_S:
@@ -51,43 +46,29 @@ def chat(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
 class _Talk:
     """A conversation, with a history of its own for each side."""
 
-    def __init__(self, tuned: Tuned, base: Tuned | None, log: EventLog, control: Control) -> None:
-        self._tuned = tuned
-        self._base = base
+    def __init__(self, speakers: Speakers, log: EventLog, control: Control) -> None:
+        self._speakers = speakers
         self._log = log
         self._control = control
-        bare = replace(tuned, vocabulary=tuned.vocabulary.unextended())
-        self._renderers = {"tuned": tuned.rows().renderer, "base": bare.rows().renderer}
-        self._histories: dict[str, list[dict[str, str]]] = {side: [] for side in SIDES}
+        self._sides = (*speakers.sides, BASE)
+        self._renderers = {side: speakers.tuned(side).rows().renderer for side in self._sides}
+        self._histories: dict[str, list[dict[str, str]]] = {side: [] for side in self._sides}
 
     def answer(self, said: dict[str, Any]) -> None:
         """Answer on each side that is asked, and log it piece by piece."""
         self._control.take("hush")  # one from before is not about this
         if said["fresh"]:
-            self._histories = {side: [] for side in SIDES}
-        if self._tuned.objective.scores_rows:
-            self._find(said)
-            return
-        for side in SIDES if said["base"] else SIDES[:1]:
-            with self._speaker(side) as speaker:
+            self._histories = {side: [] for side in self._sides}
+        finds = self._speakers.tuned(self._sides[0]).objective.scores_rows  # then the base has nothing to say
+        for side in self._sides if said["base"] and not finds else self._speakers.sides:
+            with self._speakers.speaking(side) as speaker:
                 if speaker is not None:
-                    self._say(side, speaker, said)
-
-    @contextlib.contextmanager
-    def _speaker(self, side: str) -> Iterator[Tuned | None]:
-        """Yield who answers on a side; None where the base was not loaded."""
-        if side == "tuned":
-            yield self._tuned
-        elif self._tuned.method.adds:
-            with self._tuned.without_tuning() as base:
-                yield base
-        else:
-            yield self._base
+                    (self._find if finds else self._say)(side, speaker, said)
 
     def _say(self, side: str, speaker: Tuned, said: dict[str, Any]) -> None:
         history = [*self._histories[side], {"role": "user", "content": said["text"]}]
         sampling = Sampling(said["max_new_tokens"], said["temperature"], said["top_p"], said["seed"])
-        prompt, history = self._prompt(side, history, said["system"], sampling.max_new_tokens)
+        prompt, history = self._prompt(side, speaker, history, said["system"], sampling.max_new_tokens)
         began, told_at, told, tokens = time.monotonic(), 0.0, "", 0
 
         def tell(text: str, count: int) -> None:
@@ -109,34 +90,34 @@ class _Talk:
         )
 
     def _prompt(
-        self, side: str, history: list[dict[str, str]], system: str, max_new_tokens: int
+        self, side: str, speaker: Tuned, history: list[dict[str, str]], system: str, max_new_tokens: int
     ) -> tuple[np.ndarray, list[dict[str, str]]]:
         """Return the tokens to go on from, and the history they hold: the oldest turns go where all are too long."""
-        renderer, config = self._renderers[side], self._tuned.model.config
+        renderer, config = self._renderers[side], speaker.model.config
         if not renderer.uses_template:  # a model of plain texts has no turns
-            tokens = self._tuned.objective.prompt_tokens(renderer, history[-1]["content"])
+            tokens = speaker.objective.prompt_tokens(renderer, history[-1]["content"])
             return np.asarray(tokens, dtype=np.int32), history[-1:]
         first = [{"role": "system", "content": system}] if system else []
         room = (getattr(config, "max_position_embeddings", None) or 1 << 30) - max_new_tokens
-        room -= self._tuned.method.num_virtual_tokens
+        room -= speaker.method.num_virtual_tokens
         while True:
             tokens = renderer.prompt_tokens([*first, *history])
             if len(tokens) <= room or len(history) < 3:
                 return np.asarray(tokens, dtype=np.int32), history
             history = history[2:]
 
-    def _find(self, said: dict[str, Any]) -> None:
+    def _find(self, side: str, speaker: Tuned, said: dict[str, Any]) -> None:
         """Say what the model finds in a text."""
-        began, tuned = time.monotonic(), self._tuned
+        began, objective = time.monotonic(), speaker.objective
         try:
-            examples = tuned.asked([said["text"]])
-            outputs = outputs_of(tuned.engine(), tuned.objective, examples)
-            if tuned.objective.gives == "classes":
-                likely = tuned.objective.frame(outputs, examples).iloc[0].nlargest(_SHOWN_CLASSES)
+            examples = speaker.asked([said["text"]])
+            outputs = outputs_of(speaker.engine(), objective, examples)
+            if objective.gives == "classes":
+                likely = objective.frame(outputs, examples).iloc[0].nlargest(_SHOWN_CLASSES)
                 text = "\n".join(f"{share:.3f}  {name}" for name, share in likely.items())
             else:
-                text = tuned.objective.spoken(outputs, examples)[0][1]
+                text = objective.spoken(outputs, examples)[0][1]
         except TuneError as error:
             text = f"{error.message} {error.hint or ''}".strip()
         seconds = round(time.monotonic() - began, 3)
-        self._log.append("answer", turn=said["turn"], side="tuned", text=text, tokens=0, seconds=seconds)
+        self._log.append("answer", turn=said["turn"], side=side, text=text, tokens=0, seconds=seconds)

@@ -68,8 +68,8 @@ def _known(shell: Any, command: commands.Command, words: list[str], fragment: st
         return [f"--{flag.name}" for flag in command.flags if f"--{flag.name}" not in given]
     if command.name == "tune data" and not words:
         return _tables(shell)
-    if command.takes_keys and words:
-        return [f"{key}=" for key in _keys() if key not in given]
+    if words and (command.takes_keys or command.name == "tune merge"):
+        return [f"{key}=" for key in (_keys() if command.takes_keys else _run_names(shell)) if key not in given]
     return _run_names(shell) if command.positional == "RUN" else ()
 
 

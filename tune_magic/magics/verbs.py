@@ -113,6 +113,11 @@ def _tune(shell: Any, line: str) -> Any:
     parsed = commands.parse(command, rest)
     if verb == "data":
         return _data(parsed, lambda name: _object(shell, name, None))
+    if verb == "merge":
+        merged = _merge(parsed, lambda name: _run(shell, name), notebook_path(shell))
+        if str(parsed.positional).isidentifier():
+            shell.user_ns[parsed.positional] = merged
+        return None
     if verb == "gpu":
         return _shown(holding.look(shell.user_ns, free=parsed.flags.get("free", False)))
     return do_verb(verb, parsed, lambda name: _run(shell, name), notebook_path(shell))
@@ -143,6 +148,9 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
         if parsed.flags.get("free"):
             raise BadUsage("--free is for a notebook, whose kernel holds something.")
         return _shown(holding.look())
+    if verb == "merge":
+        _merge(parsed, find, notebook)
+        return None
     run = find(parsed.positional)
     flags, rest = parsed.flags, parsed.rest
     actions: dict[str, Callable[[], Any]] = {
@@ -150,7 +158,7 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
         "watch": lambda: _watch(run, parsed),
         "stop": lambda: _stop(run),
         "resume": lambda: _watch(_resumed(run, parsed), parsed, stops=True),
-        "chat": lambda: _chat(run),
+        "chat": lambda: _chat([run, *map(find, rest)]),
         "pause": lambda: _ask(run, verb),
         "checkpoint": lambda: _ask(run, verb),
         "compare": lambda: _compare([run, *map(find, rest)]),
@@ -194,13 +202,29 @@ def _compare(runs: list[Run]) -> Any:
     return _shown(ComparedRuns(runs))
 
 
-def _chat(run: Run) -> Any:
+def _merge(parsed: Parsed, find: Callable[[str | None], Run], notebook: str | None) -> Run:
+    """Merge runs; each is followed by its weight, which is 1 where none is given."""
+    weights: dict[Run | str, float] = {}
+    named = [word.rpartition("=") if "=" in word else (word, "", "1") for word in parsed.rest]
+    for name, _, text in named:
+        run = find(name)
+        if any(run.path == other.path for other in weights if isinstance(other, Run)):
+            raise BadUsage(f"{name} is there twice.")
+        try:
+            weights[run] = float(text)
+        except ValueError:
+            raise BadUsage(f"The weight of {name} must be a number, got {text!r}.") from None
+    link = {"notebook": notebook} if notebook else None
+    return api.merge_adapters(weights, name=parsed.positional, link=link, **parsed.flags)
+
+
+def _chat(runs: list[Run]) -> Any:
     """Show a panel in a notebook; in a terminal ask for lines until there is none."""
     if display.in_kernel():
         from tune_magic.widgets import ChatPanel  # type: ignore[import-not-found]
 
-        return ChatPanel(run)
-    with api.chat(run) as chat:
+        return ChatPanel(*runs)
+    with api.chat(*runs) as chat:
         display.show_text("An empty line ends it. The model is loading.")
         while text := _line():
             for side, answer in chat.ask(text).items():

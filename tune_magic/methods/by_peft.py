@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import contextlib
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +37,25 @@ class PeftMethod(Method):
         """
         from peft import get_peft_model
 
+        with self._told():
+            return get_peft_model(model, _with_heads(self.config(model, task), model, task))
+
+    def add(self, model: Any, name: str, task: str) -> None:
+        """Put one more adapter of this kind, under a name of its own, on a model that `apply` wrapped.
+
+        Raises:
+            TuneError: PEFT does not know where in this model the method goes, or has no room for two.
+        """
+        with self._told():
+            inner = model.get_base_model()
+            model.add_adapter(name, _with_heads(self.config(inner, task), inner, task))
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """While inside, PEFT is quiet, and what it refuses becomes an error of ours."""
         try:
             with quiet():
-                config = self.config(model, task)
-                return get_peft_model(model, _with_heads(config, model, task))
+                yield
         except (ValueError, KeyError) as error:
             raise TuneError(
                 f"`{self.options.name}` cannot be put on this model: {error}",

@@ -30,5 +30,6 @@ class LNTuning(PeftMethod):
         """PEFT's configuration."""
         from peft import LNTuningConfig
 
-        norms = [name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()]
+        found = [name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()]
+        norms = [name.removesuffix(".base_layer") for name in found if ".ln_tuning_layers." not in name]
         return LNTuningConfig(task_type=task, target_modules=self.options.target_modules or norms)

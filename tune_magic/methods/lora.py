@@ -83,12 +83,14 @@ class Lora(PeftMethod):
 
     def apply(self, model: PreTrainedModel, task: str) -> Any:
         """Wrap the model by PEFT, and compute its layers by functions of our own where they are plain."""
-        from tune_magic.methods import lora_linear, token_rows
-
         wrapped = super().apply(model, task)
-        lora_linear.fuse(wrapped)
-        token_rows.fuse(wrapped)
+        _fuse(wrapped)
         return wrapped
+
+    def add(self, model: Any, name: str, task: str) -> None:
+        """Put one more pair of matrices beside the layers; layers that had none are computed as the others are."""
+        super().add(model, name, task)
+        _fuse(model)
 
     def learning_rate_factor(self, name: str) -> float:
         """LoRA+'s ratio for the second matrices."""
@@ -97,3 +99,10 @@ class Lora(PeftMethod):
     def has_active_dropout(self) -> bool:
         """LoRA's own dropout."""
         return bool(self.options.lora_dropout > 0)
+
+
+def _fuse(model: Any) -> None:
+    from tune_magic.methods import lora_linear, token_rows
+
+    lora_linear.fuse(model)
+    token_rows.fuse(model)

@@ -21,6 +21,7 @@ def generate(
     between: Callable[[], None] | None = None,
     done: Callable[[int], None] | None = None,
     batch_size: int = _BATCH,
+    adapters: Sequence[str] | None = None,
 ) -> list[str]:
     """Answer every prompt greedily and return the texts in the prompts' order, special tokens removed.
 
@@ -32,6 +33,7 @@ def generate(
         between: Called before each token; may raise to break off.
         done: Called with the number of prompts answered by each batch.
         batch_size: Prompts answered at once; sorted by length first, so that little is padding.
+        adapters: PEFT's name of the adapter that answers each prompt, ``__base__`` for none; default: the active one.
     """
     from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
@@ -56,12 +58,14 @@ def generate(
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         ids, mask = _left_padded([prompts[index] for index in chosen], pad)
+        named = {} if adapters is None else {"adapter_names": [adapters[index] for index in chosen]}
         with torch.no_grad():
             out = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
                 generation_config=config,
                 stopping_criteria=StoppingCriteriaList([Between()]),
+                **named,
             )
         for row, index in enumerate(chosen):
             own = out[row] if encodes else out[row, ids.shape[1] :]  # a decoder's rows begin with what it was given

@@ -32,6 +32,7 @@ from tune_magic.storage.summary import Summary, best_of
 
 FORMAT = 1
 REQUESTS = ("stop", "pause", "continue", "checkpoint", "budget", "say", "hush")
+_TRAINED = ("finetune", "merge")  # kinds of runs; the others are jobs
 _ALPHABET = "23456789abcdefghjkmnpqrstuvwxyz"  # sorted; no l, o, i, 0, 1: ids are read aloud
 
 
@@ -42,7 +43,7 @@ def create(root: Path, kind: str, content: dict[str, Any]) -> Path:
 
     Args:
         root: Folder of runs; made when missing.
-        kind: finetune, evaluate, export, chat, plan or data.
+        kind: finetune, merge, evaluate, export, chat, plan or data.
         content: JSON-ready content of ``run.json``; format, id, kind and creation time are added.
     """
     files.make_folder(root)
@@ -54,7 +55,7 @@ def create(root: Path, kind: str, content: dict[str, Any]) -> Path:
                 created = round(now.timestamp(), 3)
                 head = {"format": FORMAT, "id": run_id, "kind": kind, "created": created}
                 files.write_json(folder / "run.json", head | content)
-                for name in ("control", "inputs", "checkpoints") if kind == "finetune" else ("control",):
+                for name in ("control", "inputs", "checkpoints") if kind in _TRAINED else ("control",):
                     files.make_folder(folder / name)
         except OSError:
             if (root / run_id).exists():
@@ -124,7 +125,7 @@ class RunFolder:
 
     @property
     def kind(self) -> str:
-        """finetune, evaluate, export, chat, plan or data."""
+        """finetune, merge, evaluate, export, chat, plan or data."""
         return str(self.info["kind"])
 
     @property

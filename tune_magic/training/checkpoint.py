@@ -14,6 +14,7 @@ import hashlib
 import json
 import math
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,18 +96,26 @@ def restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer
     Raises:
         CheckpointError: It is damaged, or was made by another recipe.
     """
+    restore_parameters(path, {name: p for name, p in model.named_parameters() if p.requires_grad})
+    if optimizer is not None:
+        optim.load_state_tensors(optimizer, model, _load_tensors(path / "optimizer.safetensors"))
+        set_random_state(_load_tensors(path / "random.safetensors"))
+    return Progress(**json.loads((path / "state.json").read_text(encoding="utf-8")))
+
+
+def restore_parameters(path: Path, parameters: Mapping[str, torch.Tensor]) -> None:
+    """Put a checkpoint's parameters into those of a model, by the names they were trained under.
+
+    Raises:
+        CheckpointError: It is damaged, or holds others.
+    """
     verify(path)
-    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
     saved = _load_tensors(path / "trainable.safetensors")
     if saved.keys() != parameters.keys():
         raise CheckpointError(f"{path.name} holds other parameters than this recipe trains.")
     with torch.no_grad():
         for name, tensor in saved.items():
             parameters[name].copy_(tensor)
-    if optimizer is not None:
-        optim.load_state_tensors(optimizer, model, _load_tensors(path / "optimizer.safetensors"))
-        set_random_state(_load_tensors(path / "random.safetensors"))
-    return Progress(**json.loads((path / "state.json").read_text(encoding="utf-8")))
 
 
 def verify(path: Path) -> None:

@@ -123,6 +123,8 @@ def _attend(
     """
     tree: Tree | None = getattr(attention_mask, "tree", None)
     if tree is not None and not dropout:
+        # under autocast rotated queries and keys are wider than values; torch's own attention narrows them, too
+        query, key = query.to(value.dtype), key.to(value.dtype)
         if tree.way == "flex":
             found: tuple[torch.Tensor, Any] = flex_attention_forward(
                 module, query, key, value, tree.blocks, scaling=scaling

@@ -83,6 +83,11 @@ class Tuned:
         part.faults.raise_if_any()
         return examples
 
+    def predict(self, inputs: Sequence[Any]) -> pd.DataFrame:
+        """Return what the model finds in inputs, one line each; see `asked`."""
+        examples = self.asked(inputs)
+        return self.objective.frame(outputs_of(self.engine(), self.objective, examples), examples)
+
     def load_base(self) -> Tuned:
         """Load the model once more as it was before training, new parameters with their first values."""
         own = self.vocabulary.unextended()
@@ -124,24 +129,35 @@ def check_unchanged(run: RunFolder, role: str, now: str) -> None:
                         hint="Put it back as it was, or name other rows with `--data`." if role != "model" else None)  # fmt: skip
 
 
-def load_tuned(run: RunFolder, *, dtype: torch.dtype = torch.float32) -> Tuned:
-    """Load the run's best checkpoint.
+def without_weights(run: RunFolder) -> Tuned:
+    """Read everything of a run's tuned model but its weights: `model` is None.
 
     Raises:
-        TuneError: The run has no whole checkpoint, or its base model is gone.
+        TuneError: The run has no whole checkpoint, or its base model is gone or another.
     """
-    path = run.best_checkpoint
-    checkpoint.verify(path)
+    checkpoint.verify(run.best_checkpoint)
     recipe, objective = recipe_of(run), objective_of(run)
     source = find_model(recipe.model)
     folder = local_folder(source)
     check_unchanged(run, "model", fingerprint.of_model(source.path or folder))
     method: Method = plugins.get("method", recipe.method.name)(recipe.method)
     vocabulary = vocabulary_of(recipe, run.path, folder, method)
-    model = build_model(recipe, folder, objective, method, dtype, vocabulary=vocabulary)
-    checkpoint.restore(path, model)
-    model.to(device()).eval()
-    return Tuned(run, recipe, objective, method, model, vocabulary, folder)
+    return Tuned(run, recipe, objective, method, None, vocabulary, folder)
+
+
+def load_tuned(run: RunFolder, *, dtype: torch.dtype = torch.float32) -> Tuned:
+    """Load the run's best checkpoint.
+
+    Raises:
+        TuneError: The run has no whole checkpoint, or its base model is gone.
+    """
+    tuned = without_weights(run)
+    tuned.model = build_model(
+        tuned.recipe, tuned.base, tuned.objective, tuned.method, dtype, vocabulary=tuned.vocabulary
+    )
+    checkpoint.restore(run.best_checkpoint, tuned.model)
+    tuned.model.to(device()).eval()
+    return tuned
 
 
 def answer(run: RunFolder, prompts: Sequence[str | Chat], max_new_tokens: int) -> list[str]:
@@ -168,6 +184,4 @@ def predict(run: RunFolder, inputs: Sequence[Any]) -> pd.DataFrame:
     """
     if not objective_of(run).scores_rows:
         raise TuneError(f"{run.name or run.id} answers texts.", hint="`run.generate(prompts)` gives its answers.")
-    tuned = load_tuned(run)
-    examples = tuned.asked(inputs)
-    return tuned.objective.frame(outputs_of(tuned.engine(), tuned.objective, examples), examples)
+    return load_tuned(run).predict(inputs)

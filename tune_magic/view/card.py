@@ -124,7 +124,7 @@ def outcome(run: RunFolder, state: State, summary: Summary) -> str:
         case "finished" if best and best["step"] != summary.step:
             return f"finished · {summary.step} steps, the best kept (step {best['step']})"
         case "finished":
-            return f"finished · {summary.step} steps"
+            return "merged" if run.kind == "merge" else f"finished · {summary.step} steps"
         case "stopped" | "lost" | "failed" if summary.steps:
             kept = max(summary.checkpoints, default=None)
             by = "its time was up" if summary.outcome.get("reason") == "budget" else state

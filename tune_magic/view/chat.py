@@ -1,4 +1,4 @@
-"""The card of a chat: what was said, the answers of tuned and base beside each other."""
+"""The card of a chat: what was said, the answers of tuned models and base beside each other."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from tune_magic.view.html import (
     GREEN,
     GREY,
     LINE,
+    ORANGE,
     RED,
     Bundle,
     Html,
@@ -22,7 +23,7 @@ from tune_magic.view.html import (
     heading,
 )  # fmt: skip
 
-_COLOURS = {"tuned": GREEN, "base": GREY}
+_COLOURS = (GREEN, BLUE, ORANGE, RED)  # of who answers beside the base, in turn
 _DOTS = {"ended": GREY, "listening": GREEN}
 _LONGEST = 4000
 _SHOWN_TURNS = 20
@@ -32,7 +33,7 @@ def chat_card(name: str, turns: Sequence[Any], state: str) -> Bundle:
     """Return a conversation.
 
     Args:
-        name: Of the run.
+        name: Of the run, or of the runs.
         turns: Each with ``text``, ``sides``, ``answers`` by side (``text``, ``is_whole``, ``tokens``, ``seconds``) and
             ``is_first``, see `chatting.Turn`.
         state: What the worker does.
@@ -49,13 +50,13 @@ def chat_card(name: str, turns: Sequence[Any], state: str) -> Bundle:
 def _turn(turn: Any) -> Html:
     top = f"border-top:1px {'solid' if turn.is_first else 'dashed'} {LINE};margin-top:8px;padding-top:8px"
     said = div(escape(turn.text, _LONGEST), style="font-weight:600;white-space:pre-wrap;overflow-wrap:anywhere")
-    answers = [_answer(side, turn.answers) for side in turn.sides]
+    answers = [_answer(side, turn.answers, _COLOURS[i % len(_COLOURS)]) for i, side in enumerate(turn.sides)]
     return div(said, div(*answers, style="display:flex;flex-wrap:wrap;gap:8px 20px;margin-top:6px"), style=top)
 
 
-def _answer(side: str, answers: Mapping[str, Any]) -> Html:
+def _answer(side: str, answers: Mapping[str, Any], colour: str) -> Html:
     answer = answers.get(side)
-    colour = _COLOURS.get(side, GREY)
+    colour = GREY if side == "base" else colour
     text = answer.text if answer is not None else ""
     waiting = answer is None or not answer.is_whole
     shown = escape(text or ("…" if waiting else "(an empty answer)"), _LONGEST)
@@ -68,8 +69,8 @@ def _answer(side: str, answers: Mapping[str, Any]) -> Html:
 
 def _about(side: str, answer: Any) -> str:
     if answer is None or not answer.is_whole or not answer.tokens:
-        return side
-    return f"{side} · {answer.tokens} tokens, {answer.tokens / max(answer.seconds, 1e-3):.0f} a second"
+        return clean(side, 80)
+    return f"{clean(side, 80)} · {answer.tokens} tokens, {answer.tokens / max(answer.seconds, 1e-3):.0f} a second"
 
 
 def _lines(turn: Any) -> list[str]:
@@ -77,5 +78,5 @@ def _lines(turn: Any) -> list[str]:
     for side in turn.sides:
         answer = turn.answers.get(side)
         text = " ".join(answer.text.split()) if answer is not None else ""
-        lines.append(f"{side}: {text or '…'}")
+        lines.append(f"{clean(side, 80)}: {text or '…'}")
     return lines
