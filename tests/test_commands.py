@@ -190,6 +190,7 @@ SCHEDULES = [
     "polynomial",
     "inverse_sqrt",
     "warmup_stable_decay",
+    "reduce_lr_on_plateau",
 ]
 METHODS = ["bottleneck", "freeze", "full", "ia3", "ln_tuning", "lora", "oft", "p_tuning", "prefix", "prompt", "vera"]
 CELL = "%%finetune bot\n"

@@ -30,6 +30,7 @@ class Objective(abc.ABC):
         task: PEFT's name of the task.
         scores_rows: The loss is one a row, on the model's own outputs (`training.rows.RowStates`); otherwise one a
             token, on hidden states (`training.target_states.TargetStates`).
+        smooths: The loss knows `label_smoothing_factor`, which the states carry in training alone.
         summary: What is minimised, in one sentence, for `%tune explain`.
         formula: The same as a formula, in plain text.
         source: Where it was published.
@@ -44,6 +45,7 @@ class Objective(abc.ABC):
     )  # fmt: skip
     task: ClassVar[str] = "CAUSAL_LM"
     scores_rows: ClassVar[bool] = False
+    smooths: ClassVar[bool] = False
     summary: ClassVar[str] = ""
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""

@@ -42,6 +42,9 @@ ALIASES = {
 METHOD_ALIASES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "type": "name"}
 BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+SCHEDULES = {  # Transformers' names for what is a key here: `warmup_steps`, `lr_scheduler_kwargs.min_lr_rate`
+    "constant_with_warmup": "constant", "cosine_with_min_lr": "cosine", "cosine_warmup_with_min_lr": "cosine",
+}  # fmt: skip
 _SHORT = {
     "data": "train",
     "method": "name",
@@ -281,6 +284,8 @@ class _Canonical:
             value = self._share(value, key, written)
         elif key == "dtype" and isinstance(value, str):
             value = DTYPES.get(value, value)
+        elif key == "lr_scheduler_type" and isinstance(value, str):
+            value = SCHEDULES.get(value, value)
         self.keys[key] = value
 
     def _share(self, value: Any, key: str, written: str) -> Any:

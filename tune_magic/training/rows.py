@@ -43,10 +43,12 @@ class RowStates:
     Attributes:
         logits: (B, classes) float32.
         targets: (B,) class numbers.
+        label_smoothing: Share of a row's loss that is the mean over the classes; 0 but in training.
     """
 
     logits: torch.Tensor
     targets: torch.Tensor
+    label_smoothing: float = 0.0
 
 
 class RowEngine(Engine):
@@ -149,7 +151,7 @@ class RowEngine(Engine):
         ids = self.tensor(batch.input_ids)
         has_types = hasattr(self.inner.config, "type_vocab_size")  # GPT-2 takes them too, for words of the vocabulary
         options: dict[str, Any] = {"token_type_ids": torch.zeros_like(ids)} if has_types else {}
-        with self.autocast(), self._narrowed(batch), output_of(self._layers[-1]) as found:
+        with self.autocast(), self.noise(batch), self._narrowed(batch), output_of(self._layers[-1]) as found:
             self.inner.base_model(
                 input_ids=ids, position_ids=self.tensor(batch.position_ids + first), attention_mask=mask, **options
             )
@@ -193,7 +195,7 @@ class RowEngine(Engine):
 
     def _padded_logits(self, batch: Batch) -> torch.Tensor:
         """The reference: the whole model over padded rows."""
-        with self.autocast():
+        with self.autocast(), self.noise(batch):
             logits: torch.Tensor = self.model(
                 input_ids=self.tensor(batch.input_ids), attention_mask=self.tensor(batch.attention).long()
             ).logits
@@ -201,7 +203,7 @@ class RowEngine(Engine):
 
     def _states(self, logits: torch.Tensor, examples: Sequence[Example]) -> RowStates:
         labels = np.array([example.label for example in examples])
-        return RowStates(logits=logits.float(), targets=self.tensor(labels))
+        return RowStates(logits.float(), self.tensor(labels), self.label_smoothing if self.model.training else 0.0)
 
 
 def row_logits(engine: Engine, examples: Sequence[Example], done: Callable[[int], None] | None = None) -> torch.Tensor:

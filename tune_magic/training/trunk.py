@@ -143,6 +143,8 @@ def _frozen_depth(engine: Engine) -> int:
     """Return how many layers, from the first, give the same for a row in every step of training."""
     if not engine.method.packs:
         return 0  # what they read changes
+    if engine.noise_alpha:
+        return 0  # so does it with noise
     layers = layers_of(engine.inner)
     engine.method.to_training(engine.model)
 
