@@ -192,7 +192,20 @@ SCHEDULES = [
     "warmup_stable_decay",
     "reduce_lr_on_plateau",
 ]
-METHODS = ["bottleneck", "freeze", "full", "ia3", "ln_tuning", "lora", "oft", "p_tuning", "prefix", "prompt", "vera"]
+METHODS = [
+    "bottleneck",
+    "freeze",
+    "full",
+    "ia3",
+    "ln_tuning",
+    "lora",
+    "oft",
+    "p_tuning",
+    "prefix",
+    "prompt",
+    "unfreeze",
+    "vera",
+]
 CELL = "%%finetune bot\n"
 FLAGS = [
     "--background",
@@ -200,6 +213,7 @@ FLAGS = [
     "--now",
     "--budget",
     "--dry-run",
+    "--find-lr",
     "--executor",
     "--traceback",
     "--output",

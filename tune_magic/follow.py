@@ -177,7 +177,10 @@ def progress_bundle(job: RunFolder) -> Bundle:
     name = job.name or job.id
     total = summary.progress.get("total") or 0
     done = summary.progress.get("done") or 0
-    doing = {"evaluate": "evaluating", "export": "exporting", "plan": "planning", "data": "reading the rows"}[job.kind]
+    doing = {
+        "evaluate": "evaluating", "export": "exporting", "plan": "planning", "data": "reading the rows",
+        "find_lr": "trying learning rates",
+    }[job.kind]  # fmt: skip
     state = job.status
     detail = f"{doing} · {done} of {total}" if total else f"{doing} · loading"
     if state in TERMINAL:

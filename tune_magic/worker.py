@@ -129,6 +129,10 @@ def _print_trace() -> None:
 @collector.off()
 def _job(kind: str) -> Job:
     """Import what the kind of job needs, and no more."""
+    if kind == "find_lr":
+        from tune_magic.training.rate_search import find_lr
+
+        return find_lr
     if kind in ("finetune", "plan"):
         from tune_magic.training import job
 
