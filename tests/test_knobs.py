@@ -505,6 +505,8 @@ def test_a_first_loss_that_is_no_number_is_a_card_without_curve(find, monkeypatc
     found = find()
     assert found.summary().result["diverged"]
     assert "fell at no rate" in found.card()["text/plain"]
+    assert "<img" not in found.card()["text/html"]
+    assert found.plot().axes
 
 
 def test_a_stop_ends_the_search(find, monkeypatch):

@@ -165,8 +165,11 @@ def rates_figure(found: Mapping[str, Any]) -> Figure:
             axes.plot(rates[place], smoothed[place], color=ORANGE, marker="o", markersize=5)
         _style(axes, 1)
         axes.set_xscale("log")
-        axes.set_xlim(rates[0], rates[-1] if len(rates) > 1 else 10 * rates[0])
-        axes.set_ylim(0, 2 * smoothed[0])  # what has left all bounds need not be seen
+        if rates:
+            axes.set_xlim(rates[0], max(rates[-1], 2 * rates[0]))
+            fall = max(smoothed[0] - min(smoothed), 0.02 * abs(smoothed[0]))
+            axes.set_ylim(min(smoothed) - 0.2 * fall, smoothed[0] + fall)  # what has left all bounds need not be seen
+        axes.minorticks_off()
         axes.set_xlabel("learning rate", color=GREY, fontsize=8)
         figure.subplots_adjust(left=0.065, right=0.98, top=0.9, bottom=0.2)
     return figure
