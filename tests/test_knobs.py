@@ -17,6 +17,7 @@ from torch.nn import functional
 
 import tune_magic
 from tune_magic.errors import CheckpointError, RecipeError, RunFailed, Stopped
+from tune_magic.executors import local
 from tune_magic.methods.full import Full, FullOptions
 from tune_magic.methods.lora import Lora, LoraOptions
 from tune_magic.methods.unfreeze import Unfreeze, UnfreezeOptions
@@ -192,6 +193,13 @@ def test_a_step_with_noise_does_not_depend_on_microbatches(train):
         assert found == pytest.approx(reference, abs=1e-5)
 
 
+def test_rows_behind_learned_tokens_get_noise_too(train):
+    settings = {"method": {"name": "prompt", "num_virtual_tokens": 4}, "max_steps": 2, **PLAIN}
+    plain, noisy = train(**settings), train(neftune_noise_alpha=20, **settings)
+    noisy.raise_for_state()
+    assert losses(plain)[0] != losses(noisy)[0]
+
+
 def test_a_frozen_trunk_is_not_kept_beside_noise(train, tmp_path):
     settings = classifier(tmp_path) | {"method": "freeze", "max_steps": 20}
     kept, noisy = train(**settings), train(neftune_noise_alpha=5, **settings)
@@ -326,6 +334,23 @@ def test_a_checkpoint_without_an_average_is_refused_by_a_run_that_keeps_one(tmp_
         checkpoint.restore(path, model, optimizer, Average(model, 0.9))
 
 
+def test_a_stop_while_the_average_is_scored_leaves_the_raw_ones_in_place(train, make_run, monkeypatch):
+    changes = {"ema_decay": 0.6, **SHORT, **PLAIN}
+    whole, run, real = train(**changes), make_run(**changes), Loop._try_held_out
+
+    def stop(loop, *rows):
+        if loop.progress.step == 5:
+            raise StopRequested
+        return real(loop, *rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_try_held_out", stop)
+        local.start(run.path, "inline")
+    assert run.status == "stopped"
+    run.resume("inline")
+    assert_same(run, whole)
+
+
 # --- the plateau -----------------------------------------------------------------------------------------------------
 
 
@@ -357,6 +382,26 @@ def test_the_rate_of_a_run_falls_after_evaluations_without_gain(train):
             plateau.note(losses(run)[1][step], 0)
     assert {step: event["learning_rate"] for step, event in run.summary().steps.items()} == pytest.approx(rates)
     assert plateau.reductions > 0
+
+
+def test_an_evaluation_that_a_budget_brought_changes_no_rate(train, make_run, monkeypatch):
+    changes = PLAIN | KNOBS["plateau"] | {"warmup_steps": 0}
+    whole, run, real = train(**changes), make_run(**changes), Loop._evaluate_if_due
+
+    def stop(loop):
+        real(loop)
+        if loop.progress.step == 5:  # between two that are due
+            loop._evaluate_all()
+            raise StopRequested
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_evaluate_if_due", stop)
+        local.start(run.path, "inline")
+    run.resume("inline")
+    rates = [[event["learning_rate"] for event in found.summary().steps.values()] for found in (run, whole)]
+    assert rates[0] == rates[1]
+    assert losses(run)[0] == losses(whole)[0]
+    assert 5 in losses(run)[1]
 
 
 def test_the_plateau_needs_held_out_rows(train, data_file):

@@ -34,6 +34,7 @@ ALIASES = {
     "max_seq_len": "max_length",
     "cutoff_len": "max_length",
     "gradient_clipping": "max_grad_norm",
+    "label_smoothing": "label_smoothing_factor",
     "eval_steps": "eval.steps",
     "early_stopping_patience": "eval.early_stopping_patience",
     "precision": "dtype",

@@ -254,12 +254,17 @@ class Loop:
     def _evaluate_if_due(self) -> None:
         """Evaluate at the plan's steps: the base before the first of them, and before training where it must be."""
         session, progress = self.session, self.progress
-        due = progress.step % session.plan["eval_steps"] == 0 or progress.step == session.plan["total_steps"]
-        if not due or progress.evaluated_step == progress.step or not session.dataset.held_out:
+        if not self._is_due or progress.evaluated_step == progress.step or not session.dataset.held_out:
             return
         if progress.step == 0 and session.method.adds:
             return  # the base stays in the model: its turn comes with the first evaluation, and training starts now
         self._evaluate_all()
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether the plan has an evaluation after this step; one that a budget's end brought is none of the schedule's."""
+        step, plan = self.progress.step, self.session.plan
+        return bool(step % plan["eval_steps"] == 0 or step == plan["total_steps"])
 
     def _evaluate_all(self) -> None:
         """Score the base unless that was done, and the model as it is now."""
@@ -298,7 +303,7 @@ class Loop:
         if better:
             progress.best_step, progress.best_loss = progress.step, loss
         progress.evaluations_without_gain = 0 if gained else progress.evaluations_without_gain + 1
-        if session.recipe.lr_scheduler_type == "reduce_lr_on_plateau":
+        if session.recipe.lr_scheduler_type == "reduce_lr_on_plateau" and self._is_due:
             plateau = Plateau(**progress.plateau)
             plateau.note(loss, session.recipe.lr_scheduler_kwargs.patience)
             progress.plateau = vars(plateau)
