@@ -262,7 +262,7 @@ FLAGS = [
         ("%export bot --to m", "m", ["merged"]),
         ("%evaluate bot --limit ", "", []),
         (CELL[:-1] + " --", "--", FLAGS),
-        ("%%finetune bot --f", "--f", ["--fresh"]),
+        ("%%finetune bot --f", "--f", ["--fresh", "--find-lr"]),
         ("%%finetune bot --fresh --", "--", [flag for flag in FLAGS if flag != "--fresh"]),
         ("%%finetune bot --executor=inline --", "--", [flag for flag in FLAGS if flag != "--executor"]),
         ("%%finetune bot --executor ", "", ["worker", "inline"]),
