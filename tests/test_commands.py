@@ -201,8 +201,22 @@ SCHEDULES = [
     "polynomial",
     "inverse_sqrt",
     "warmup_stable_decay",
+    "reduce_lr_on_plateau",
 ]
-METHODS = ["bottleneck", "freeze", "full", "ia3", "ln_tuning", "lora", "oft", "p_tuning", "prefix", "prompt", "vera"]
+METHODS = [
+    "bottleneck",
+    "freeze",
+    "full",
+    "ia3",
+    "ln_tuning",
+    "lora",
+    "oft",
+    "p_tuning",
+    "prefix",
+    "prompt",
+    "unfreeze",
+    "vera",
+]
 CELL = "%%finetune bot\n"
 FLAGS = [
     "--background",
@@ -210,6 +224,7 @@ FLAGS = [
     "--now",
     "--budget",
     "--dry-run",
+    "--find-lr",
     "--executor",
     "--traceback",
     "--output",
@@ -264,7 +279,7 @@ FLAGS = [
         ("%export bot --to m", "m", ["merged"]),
         ("%evaluate bot --limit ", "", []),
         (CELL[:-1] + " --", "--", FLAGS),
-        ("%%finetune bot --f", "--f", ["--fresh"]),
+        ("%%finetune bot --f", "--f", ["--fresh", "--find-lr"]),
         ("%%finetune bot --fresh --", "--", [flag for flag in FLAGS if flag != "--fresh"]),
         ("%%finetune bot --executor=inline --", "--", [flag for flag in FLAGS if flag != "--executor"]),
         ("%%finetune bot --executor ", "", ["worker", "inline"]),

@@ -33,6 +33,7 @@ METHODS = {
     "pfeiffer": {"name": "bottleneck", "bottleneck_size": 8},
     "houlsby": {"name": "bottleneck", "bottleneck_size": 8, "placement": "houlsby", "activation": "relu"},
     "decayed": {"name": "full", "layer_lr_decay": 0.5},
+    "unfreeze": {"name": "unfreeze", "layer_lr_decay": 0.5},
     "prompt": {"name": "prompt", "num_virtual_tokens": 6},
     "p_tuning": {"name": "p_tuning", "num_virtual_tokens": 6},
     "prefix": {"name": "prefix", "num_virtual_tokens": 6},
@@ -89,7 +90,7 @@ def test_a_classifier_learns_by_every_method(name, train, tmp_path):
 @pytest.mark.parametrize("name", METHODS)
 def test_an_export_is_the_model_or_is_refused(name, train, inline, tmp_path):
     run = train(method=METHODS[name], learning_rate=2e-2, max_steps=6)
-    if name in ("pissa", "olora", "pfeiffer", "houlsby", "decayed"):
+    if name in ("pissa", "olora", "pfeiffer", "houlsby", "decayed", "unfreeze"):
         with pytest.raises(RunFailed, match="no adapter that PEFT could put on the base"):
             run.export("adapter", rows=3)
     else:

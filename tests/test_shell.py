@@ -1,6 +1,7 @@
 """The magics in an in-process shell: binding, errors, help, unloading, the Python twins."""
 
 import json
+import re
 import subprocess
 import sys
 
@@ -229,6 +230,14 @@ def test_a_dry_run_shows_the_plan_and_leaves_nothing(shell, body, capsys, tmp_pa
     shown = capsys.readouterr().out
     for part in ("nothing was trained", "predicted peak memory", "predicted time", "% trained"):
         assert part in shown
+    assert "bot" not in shell.user_ns
+    assert not (tmp_path / "tune_runs").exists()
+
+
+def test_a_search_for_a_rate_shows_a_line_to_paste_and_leaves_nothing(shell, body, capsys, tmp_path):
+    shell.run_cell_magic("finetune", "bot --find-lr --executor inline", body)
+    shown = capsys.readouterr().out
+    assert re.search(r"^  learning_rate: \d\.\de-?\d+$", shown, re.MULTILINE)
     assert "bot" not in shell.user_ns
     assert not (tmp_path / "tune_runs").exists()
 

@@ -309,10 +309,10 @@ def test_f11_a_damaged_checkpoint_is_named_and_the_one_before_is_used(train, mak
 def test_f10_a_full_disk_costs_a_checkpoint_not_the_run(train, monkeypatch):
     real = checkpoint.save
 
-    def save(folder, model, optimizer, progress, random_state):
+    def save(folder, model, optimizer, progress, random_state, **rest):
         if progress.step == 8:
             raise OSError(28, "No space left on device")
-        return real(folder, model, optimizer, progress, random_state)
+        return real(folder, model, optimizer, progress, random_state, **rest)
 
     monkeypatch.setattr(checkpoint, "save", save)
     run = train(eval={"steps": 4, "samples": 0})
@@ -324,7 +324,7 @@ def test_f10_a_full_disk_costs_a_checkpoint_not_the_run(train, monkeypatch):
 
 
 def test_a_run_without_its_last_checkpoint_is_not_finished(train, monkeypatch):
-    def full(*args):
+    def full(*args, **keywords):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:

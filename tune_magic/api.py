@@ -37,6 +37,7 @@ def finetune(
     now: bool = False,
     budget: str | None = None,
     dry_run: bool = False,
+    find_lr: bool = False,
     executor: str = "worker",
     traceback: bool = False,
     output: str | None = None,
@@ -55,6 +56,8 @@ def finetune(
         now: Start at once although another run holds the device; without it a run waits for those before it.
         budget: A time such as ``10m``: the run ends within it, evaluated and saved, and can be resumed.
         dry_run: Show the plan and train nothing.
+        find_lr: Train a few steps at rising learning rates (Smith 2015, arXiv:1506.01186), show loss against rate, and keep
+            nothing; ``.metrics["learning_rate"]`` of what is returned is the rate to take.
         executor: ``worker`` for a process of its own, ``inline`` for this one.
         traceback: Show the worker's whole traceback when it fails.
         output: Folder for runs; default: ``tune_runs`` beside the notebook.
@@ -70,8 +73,8 @@ def finetune(
         >>> run = tune_magic.finetune(model="smollm2-135m-instruct", data="rows.jsonl")  # doctest: +SKIP
     """
     options = {
-        "background": background, "fresh": fresh, "now": now, "budget": budget, "dry_run": dry_run, "executor": executor, "traceback": traceback,
-        "output": output,
+        "background": background, "fresh": fresh, "now": now, "budget": budget, "dry_run": dry_run, "find_lr": find_lr, "executor": executor,
+        "traceback": traceback, "output": output,
     }  # fmt: skip
     plain, objects = tables.take_out(keys)
     return launch(_recipe(recipe, plain), build_launch(options), name=name, objects=objects)
@@ -97,8 +100,8 @@ def launch(
         recipe_text: The recipe as written.
     """
     about: dict[str, Any] = {"name": name, "link": link, "recipe_text": recipe_text}
-    if options.dry_run:
-        return _show_plan(recipe, options, objects or {}, about)
+    if options.trial is not None:
+        return _show_trial(options.trial, recipe, options, objects or {}, about)
     run, note = begin(recipe, options, objects=objects, **about)
     if note == launching.FOUND:
         display.show(run.card(note), run=run)
@@ -366,9 +369,11 @@ def _show(run: Run, options: LaunchOptions) -> Run:
         raise
 
 
-def _show_plan(recipe: Recipe, options: LaunchOptions, objects: Mapping[str, Any], about: Mapping[str, Any]) -> Run:
-    """Do a dry run and show its plan."""
-    with launching.scratch_job("plan", recipe, options, objects, **about) as job:
+def _show_trial(
+    kind: str, recipe: Recipe, options: LaunchOptions, objects: Mapping[str, Any], about: Mapping[str, Any]
+) -> Run:
+    """Try a recipe out in a folder that goes, and show what was found."""
+    with launching.scratch_job(kind, recipe, options, objects, **about) as job:
         live = display.Live(job)
         try:
             follow_job(job, live)

@@ -116,6 +116,7 @@ LAUNCH_FLAGS = (
     Flag("now", "start at once although another run holds the device"),
     Flag("budget", "end within this time, such as 10m, with a checkpoint and the line that goes on", "TIME"),
     Flag("dry-run", "show the plan and train nothing"),
+    Flag("find-lr", "try rising learning rates, show the curve and a rate, keep nothing"),
     Flag("executor", "where to run", "WHERE", ("worker", "inline")),
     Flag("traceback", "show the worker's whole traceback when it fails"),
     Flag("output", "folder for runs; default: tune_runs beside the notebook", "FOLDER"),

@@ -28,6 +28,7 @@ _LINE_S = 5.0
 _DRAWING_SHARE = 100
 _DOING = {
     "evaluate": "evaluating", "export": "exporting", "plan": "planning", "data": "reading the rows", "merge": "merging",
+    "find_lr": "trying learning rates",
 }  # fmt: skip
 
 

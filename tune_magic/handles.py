@@ -53,9 +53,14 @@ class Run(RunFolder):
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Plain floats: the held-out loss of base and best, and of the last `evaluate` everything it scored."""
+        """Plain floats: the held-out loss of base and best, and of the last `evaluate` everything it scored.
+
+        Of a search for the learning rate, that rate, if one was found.
+        """
         summary = self.summary()
         found: dict[str, float] = {}
+        if summary.result.get("learning_rate") is not None:
+            found["learning_rate"] = number(summary.result["learning_rate"])
         if 0 in summary.evaluations:
             found["base_held_out_loss"] = number(summary.evaluations[0]["loss"])
         if summary.best:
@@ -287,9 +292,11 @@ class Run(RunFolder):
         return api.export(self, to=to, **options)
 
     def plot(self) -> Figure:
-        """Return the loss curve as a matplotlib figure."""
-        from tune_magic.view.figure import loss_figure
+        """Return the loss curve as a matplotlib figure; of a search for the learning rate, loss against rate."""
+        from tune_magic.view.figure import loss_figure, rates_figure
 
+        if self.kind == "find_lr":
+            return rates_figure(self.summary().result)
         return loss_figure(self.summary())
 
     def card(self, banner: str | None = None) -> dict[str, str]:
@@ -298,6 +305,10 @@ class Run(RunFolder):
             from tune_magic.view.plan import plan_card
 
             return plan_card(self)
+        if self.kind == "find_lr":
+            from tune_magic.view.rates import rates_card
+
+            return rates_card(self)
         if self.kind == "data":
             from tune_magic.view.data import data_card
 

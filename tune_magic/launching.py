@@ -85,7 +85,7 @@ def scratch_job(
     """Start a job in a folder that is gone when the block ends; one that is still at work is killed then.
 
     Args:
-        kind: ``plan`` for a dry run, ``data`` to look at the rows alone.
+        kind: ``plan`` for a dry run, ``find_lr`` to search the learning rate, ``data`` to look at the rows alone.
         recipe: What would be trained.
         options: How to start it.
         objects: Values of the recipe's ``$names``.

@@ -126,34 +126,26 @@ def _print_trace() -> None:
     print(secrets.hide(traceback.format_exc()), file=sys.stderr, flush=True)  # noqa: T201 - this is the worker's log
 
 
+_JOBS = {  # by kind of folder, what does it: a module and its function
+    "finetune": "tune_magic.training.job:finetune",
+    "plan": "tune_magic.training.job:dry_run",
+    "find_lr": "tune_magic.training.rate_search:find_lr",
+    "merge": "tune_magic.training.merging:merge",
+    "data": "tune_magic.training.inspection:inspect",
+    "evaluate": "tune_magic.evaluation.job:evaluate",
+    "chat": "tune_magic.evaluation.chat:chat",
+    "export": "tune_magic.exporters.job:export",
+}
+
+
 @collector.off()
 def _job(kind: str) -> Job:
     """Import what the kind of job needs, and no more."""
-    if kind in ("finetune", "plan"):
-        from tune_magic.training import job
-
-        return job.finetune if kind == "finetune" else job.dry_run
-    if kind == "merge":
-        from tune_magic.training.merging import merge
-
-        return merge
-    if kind == "data":
-        from tune_magic.training.inspection import inspect
-
-        return inspect
-    if kind == "evaluate":
-        from tune_magic.evaluation.job import evaluate
-
-        return evaluate
-    if kind == "chat":
-        from tune_magic.evaluation.chat import chat
-
-        return chat
-    if kind == "export":
-        from tune_magic.exporters.job import export
-
-        return export
-    raise TuneError(f"There is no job `{kind}`.", hint="Was this folder written by a newer tune_magic?")
+    if kind not in _JOBS:
+        raise TuneError(f"There is no job `{kind}`.", hint="Was this folder written by a newer tune_magic?")
+    module, _, function = _JOBS[kind].partition(":")
+    job: Job = getattr(importlib.import_module(module), function)
+    return job
 
 
 def quiet_libraries() -> None:

@@ -82,9 +82,9 @@ def _launch(shell: Any, recipe: Recipe, parsed: Parsed, name: str | None, **cont
         if name and error.run is not None:
             shell.user_ns[name] = error.run
         raise
-    if name and not options.dry_run:
+    if name and options.trial is None:
         shell.user_ns[name] = done
-    return done if text is None and not options.dry_run else None
+    return done if text is None and options.trial is None else None
 
 
 def _evaluate(shell: Any, parsed: Parsed, body: str | None) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -84,6 +85,14 @@ class Method(abc.ABC):
     def to_training(self, model: Any) -> None:
         """Put the model into training mode."""
         model.train()
+
+    def at_step(self, model: Any, step: int, total_steps: int) -> AbstractContextManager[Any]:
+        """Return a context in which the gradients of a step, counted from 1, are computed.
+
+        A method that trains fewer parameters at first narrows ``requires_grad`` while inside, as a function of the step
+        alone: what gets no gradient is not updated and gets no optimizer state. Outside, it is as `apply` left it.
+        """
+        return contextlib.nullcontext()
 
     def has_active_dropout(self) -> bool:
         """Whether the method itself draws random numbers in training."""

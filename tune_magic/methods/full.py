@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from tune_magic.methods.base import Method
-from tune_magic.models.layers import after, heads_of, layers_of
+from tune_magic.models.layers import depths_of
 from tune_magic.recipe.schema import MethodOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-class FullOptions(MethodOptions):
-    """Keys of `method: full`."""
+class ByLayerOptions(MethodOptions):
+    """Keys of methods that tell layers apart."""
 
-    name: Literal["full"] = Field("full", description="Train every parameter.")
     layer_lr_decay: float = Field(
         1.0,
         gt=0,
@@ -27,24 +26,22 @@ class FullOptions(MethodOptions):
     )
 
 
+class FullOptions(ByLayerOptions):
+    """Keys of `method: full`."""
+
+    name: Literal["full"] = Field("full", description="Train every parameter.")
+
+
 class Full(Method):
     """Every parameter of the model is trained: the most freedom, the most memory (16 bytes a parameter in fp32)."""
 
-    Options = FullOptions
+    Options: ClassVar[type[MethodOptions]] = FullOptions
     trains_new_tokens = True
 
     def apply(self, model: PreTrainedModel, task: str) -> PreTrainedModel:
         """Make every parameter trainable."""
         model.requires_grad_(True)
-        layers = layers_of(model)
-        heights = {id(p): number for number, layer in enumerate(layers, start=1) for p in layer.parameters()}
-        top = [*after(model, layers), *heads_of(model, task)]
-        output = model.get_output_embeddings()
-        if output is not None and output.weight is not model.get_input_embeddings().weight:
-            top.append(output)
-        heights |= {id(p): len(layers) + 1 for module in top for p in module.parameters()}
-        # what lies in no layer and not above them is an embedding
-        self._depths = {name: len(layers) + 1 - heights.get(id(p), 0) for name, p in model.named_parameters()}
+        self._depths = depths_of(model, task)
         return model
 
     def learning_rate_factor(self, name: str) -> float:

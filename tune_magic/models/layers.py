@@ -51,6 +51,23 @@ def after(model: PreTrainedModel, layers: nn.ModuleList) -> list[nn.Module]:
     return [child for child in children[place + 1 :] if not isinstance(child, nn.Embedding)]
 
 
+def depths_of(model: PreTrainedModel, task: str) -> dict[str, int]:
+    """Return how many layers down each parameter lies, by name.
+
+    That is 0 for the head and what comes after the layers, 1 for the top layer; embeddings lie lowest. A language model's
+    output matrix is part of the head unless it is the embedding.
+    """
+    layers = layers_of(model)
+    heights = {id(p): number for number, layer in enumerate(layers, start=1) for p in layer.parameters()}
+    top = [*after(model, layers), *heads_of(model, task)]
+    output = model.get_output_embeddings()
+    if output is not None and output.weight is not model.get_input_embeddings().weight:
+        top.append(output)
+    heights |= {id(p): len(layers) + 1 for module in top for p in module.parameters()}
+    # what lies in no layer and not above them is an embedding
+    return {name: len(layers) + 1 - heights.get(id(p), 0) for name, p in model.named_parameters()}
+
+
 def _children(model: PreTrainedModel, layers: nn.ModuleList) -> tuple[list[nn.Module], int]:
     children = list(model.base_model.children())
     place = next(number for number, child in enumerate(children) if any(m is layers for m in child.modules()))

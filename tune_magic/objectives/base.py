@@ -34,6 +34,7 @@ class Objective(abc.ABC):
             (`training.target_states.TargetStates`); `rows`, logits of whole rows by a head on one token of each
             (`training.rows.RowStates`); `outputs`, whatever the model gives for what `batch` makes of rows.
         gives: What the tuned model gives people: `texts` that it writes, one of some `classes`, or other `outputs`.
+        smooths: The loss knows `label_smoothing_factor`, which the states carry in training alone.
         compares_rows: The rows of a step are compared with each other: its loss is no sum over them.
         new_head: A head is trained that the base does not have, so that the base only guesses.
         reads_features: It looks at what the head is given of each row, too (`RowStates.features`).
@@ -55,6 +56,7 @@ class Objective(abc.ABC):
     task: ClassVar[str] = "CAUSAL_LM"
     engine: ClassVar[Literal["tokens", "rows", "outputs"]] = "tokens"
     gives: ClassVar[Literal["texts", "classes", "outputs"]] = "texts"
+    smooths: ClassVar[bool] = False
     compares_rows: ClassVar[bool] = False
     new_head: ClassVar[bool] = False
     reads_features: ClassVar[bool] = False

@@ -67,6 +67,7 @@ class Classify(Objective):
     task: ClassVar[str] = "SEQ_CLS"
     engine = "rows"
     gives: ClassVar[Literal["texts", "classes", "outputs"]] = "classes"
+    smooths = True
     new_head = True
 
     def __init__(
@@ -127,12 +128,16 @@ class Classify(Objective):
         return load_classifier(folder, dtype, self.classes)
 
     def loss_sum(self, states: RowStates) -> torch.Tensor:
-        """Return the sum of -w (1 - p)^gamma log p, with p = p(class | text)."""
+        """Return the sum of -w (1 - p)^gamma log p, with p = p(class | text); in training -log p is smoothed."""
         from torch.nn import functional
 
-        losses = functional.cross_entropy(states.logits, states.targets, reduction="none")
+        losses = plain = functional.cross_entropy(states.logits, states.targets, reduction="none")
+        if states.label_smoothing:
+            losses = functional.cross_entropy(
+                states.logits, states.targets, reduction="none", label_smoothing=states.label_smoothing
+            )
         if self.options.focal_gamma:
-            wrong = -(-losses).expm1()  # 1 - p
+            wrong = -(-plain).expm1()  # 1 - p
             losses = losses * wrong.clamp_min(_LEAST_WRONG).pow(self.options.focal_gamma)
         if self.weights:
             losses = losses * losses.new_tensor(self.weights)[states.targets]

@@ -126,7 +126,9 @@ class DomainAdversarial(Classify):
         from torch.nn import functional
 
         classes, domains = states.targets.long().unbind(-1)
-        loss: torch.Tensor = functional.cross_entropy(states.logits, classes, ignore_index=_UNKNOWN, reduction="sum")
+        loss: torch.Tensor = functional.cross_entropy(
+            states.logits, classes, ignore_index=_UNKNOWN, reduction="sum", label_smoothing=states.label_smoothing
+        )
         if states.logits.requires_grad:
             head = getattr(states.model, HEAD)
             told = head(_reversal().apply(states.features, self.strength))

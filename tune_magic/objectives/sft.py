@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 class SFT(Objective):
     """Minus the log-likelihood of each trained token: completions and assistant turns; all of a plain text."""
 
+    smooths = True
+
     def loss_sum(self, states: TargetStates) -> torch.Tensor:
         """Return the weighted sum of -log p(token | before)."""
-        return -(states.log_probs() * states.weights).sum()
+        return (states.losses() * states.weights).sum()

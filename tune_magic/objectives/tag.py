@@ -34,11 +34,13 @@ class TagStates:
         logits: (W, tags) float32, row behind row.
         targets: (W,) numbers of the tags.
         counts: Words of each row.
+        label_smoothing: Share of a word's loss that is the mean over the tags; 0 but in training.
     """
 
     logits: torch.Tensor
     targets: torch.Tensor
     counts: list[int]
+    label_smoothing: float = 0.0
 
 
 class Tag(Objective):
@@ -54,6 +56,7 @@ class Tag(Objective):
     task = "TOKEN_CLS"
     engine = "outputs"
     gives = "outputs"
+    smooths = True
     new_head = True
     summary = "A head learns the tag of each word, read off the word's first token."
     formula = "-1/W * sum over words w of log p(tag of w | text)"
@@ -133,7 +136,9 @@ class Tag(Objective):
         """Return the sum of -log p(tag)."""
         from torch.nn import functional
 
-        return functional.cross_entropy(states.logits, states.targets, reduction="sum")
+        return functional.cross_entropy(
+            states.logits, states.targets, reduction="sum", label_smoothing=states.label_smoothing
+        )
 
     def tally(self, states: TagStates) -> dict[str, float]:
         """Count the words whose likeliest tag is right."""

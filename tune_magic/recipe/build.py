@@ -34,6 +34,7 @@ ALIASES = {
     "max_seq_len": "max_length",
     "cutoff_len": "max_length",
     "gradient_clipping": "max_grad_norm",
+    "label_smoothing": "label_smoothing_factor",
     "eval_steps": "eval.steps",
     "early_stopping_patience": "eval.early_stopping_patience",
     "precision": "dtype",
@@ -42,6 +43,9 @@ ALIASES = {
 METHOD_ALIASES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "type": "name"}
 BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+SCHEDULES = {  # Transformers' names for what is a key here: `warmup_steps`, `lr_scheduler_kwargs.min_lr_rate`
+    "constant_with_warmup": "constant", "cosine_with_min_lr": "cosine", "cosine_warmup_with_min_lr": "cosine",
+}  # fmt: skip
 _SHORT = {
     "data": "train",
     "method": "name",
@@ -281,6 +285,8 @@ class _Canonical:
             value = self._share(value, key, written)
         elif key == "dtype" and isinstance(value, str):
             value = DTYPES.get(value, value)
+        elif key == "lr_scheduler_type" and isinstance(value, str):
+            value = SCHEDULES.get(value, value)
         self.keys[key] = value
 
     def _share(self, value: Any, key: str, written: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 _UNITS_S = {"h": 3600.0, "m": 60.0, "s": 1.0}
 _TIME = re.compile(r"(?:\d+(?:\.\d+)?[hms])+")
@@ -19,6 +19,7 @@ class LaunchOptions(BaseModel):
     background: bool = Field(False, description="Return at once; the run goes on by itself.")
     fresh: bool = Field(False, description="Train again although the same run is there.")
     dry_run: bool = Field(False, description="Show the plan and train nothing.")
+    find_lr: bool = Field(False, description="Try rising learning rates, show a curve and a rate, and keep nothing.")
     executor: Literal["worker", "inline"] = Field(
         "worker", description="worker: a process of its own. inline: this process, for debugging."
     )
@@ -33,6 +34,17 @@ class LaunchOptions(BaseModel):
         if value is not None:
             seconds_of(value)
         return value
+
+    @model_validator(mode="after")
+    def _one_trial(self) -> LaunchOptions:
+        if self.dry_run and self.find_lr:
+            raise ValueError("`dry_run` and `find_lr` are two trials; take one at a time.")
+        return self
+
+    @property
+    def trial(self) -> str | None:
+        """Kind of the job that tries the recipe out and leaves no run, None where a run is wanted."""
+        return "plan" if self.dry_run else "find_lr" if self.find_lr else None
 
 
 def seconds_of(text: str) -> float:

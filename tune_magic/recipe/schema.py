@@ -24,8 +24,9 @@ from pydantic import (
 from tune_magic import plugins
 
 Scheduler = Literal[
-    "linear", "cosine", "constant", "cosine_with_restarts", "polynomial", "inverse_sqrt", "warmup_stable_decay"
-]
+    "linear", "cosine", "constant", "cosine_with_restarts", "polynomial", "inverse_sqrt", "warmup_stable_decay",
+    "reduce_lr_on_plateau",
+]  # fmt: skip
 Optimizer = Literal["adamw", "sgd", "adafactor"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Sampling = Literal["random", "group_by_length", "group_by_prefix"]
@@ -265,6 +266,15 @@ class SchedulerOptions(Part):
     power: float = Field(1.0, gt=0, description="Of `polynomial`: 1 is a line, more falls early.")
     decay_ratio: float = Field(0.2, gt=0, le=1, description="Share of the steps in which `warmup_stable_decay` falls.")
     min_lr_rate: float = Field(0.0, ge=0, lt=1, description="Where a falling rate ends, as a share of its peak.")
+    factor: float = Field(
+        0.1,
+        gt=0,
+        lt=1,
+        description="What `reduce_lr_on_plateau` multiplies the rate by when held-out loss falls no more.",
+    )
+    patience: int = Field(
+        1, ge=0, description="Evaluations without a better held-out loss that it bears before it does so."
+    )
 
 
 class VocabularyOptions(Part):
@@ -347,6 +357,27 @@ class Recipe(Part):
     adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment, SGD's momentum.")
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's denominator floor.")
+    label_smoothing_factor: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the training loss that is the mean over all tokens or classes instead of the right one's, so "
+        "that the model does not grow too sure; held-out loss stays plain. 0.1 is usual.",
+    )
+    neftune_noise_alpha: float | None = Field(
+        None,
+        gt=0,
+        description="Noise on the embeddings in training, drawn evenly up to this / sqrt(tokens of the row * width) (NEFTune); "
+        "5 to 15 is usual. Prompts that rows share are then computed for each row.",
+    )
+    ema_decay: float | None = Field(
+        None,
+        gt=0,
+        lt=1,
+        description="Average the trained parameters over the steps, each time average = d * average + (1 - d) * parameters "
+        "with d = min(this, (1 + step) / (10 + step)); evaluations, checkpoints and all later use are of the average. "
+        "0.99 to 0.9999 is usual.",
+    )
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 turns it off.")
     dtype: Dtype = Field("auto", description="Compute precision; auto is bfloat16 where the hardware is fast at it.")
     share_prefixes: bool = Field(True, description="Compute a prompt that rows share once; exact, faster.")

@@ -1,8 +1,8 @@
 """Checkpoints: written whole or not at all, checked before they are trusted, never pickled.
 
 step-N/
-  trainable.safetensors   the trained parameters by name
-  optimizer.safetensors   <state>/<parameter>
+  trainable.safetensors   the trained parameters by name; their average, where one is kept
+  optimizer.safetensors   <state>/<parameter>; beside an average, raw/<parameter> is what training goes on with
   random.safetensors      state of each random number generator
   state.json              step, best evaluation, early stopping
   manifest.json           SHA-256 and size of each file above
@@ -15,7 +15,7 @@ import json
 import math
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +27,12 @@ from safetensors.torch import load_file, save_file
 from tune_magic import files
 from tune_magic.errors import CheckpointError
 from tune_magic.training import optimizer as optim
+from tune_magic.training.average import Average
 
 FORMAT = 1
 _ROOM_BYTES = 64 << 20  # that a checkpoint leaves free: the log must go on
 _PREFIX = "step-"
+_RAW = "raw/"
 _MEMBERS = frozenset({"trainable.safetensors", "optimizer.safetensors", "random.safetensors", "state.json"})
 
 
@@ -46,6 +48,7 @@ class Progress:
         evaluations_without_gain: For early stopping.
         tokens: Tokens computed so far.
         microbatch_tokens: Most tokens computed at once, when memory did not suffice for what the plan says; else None.
+        plateau: For `reduce_lr_on_plateau`, the fields of `optimizer.Plateau`; empty before the first evaluation.
     """
 
     step: int = 0
@@ -55,6 +58,7 @@ class Progress:
     evaluations_without_gain: int = 0
     tokens: int = 0
     microbatch_tokens: int | None = None
+    plateau: dict[str, Any] = field(default_factory=dict)
 
 
 def name_of(step: int) -> str:
@@ -63,20 +67,37 @@ def name_of(step: int) -> str:
 
 
 def save(
-    folder: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, progress: Progress, random_state: Any
+    folder: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    random_state: Any,
+    *,
+    average: Average | None = None,
 ) -> Path:
     """Write ``folder/step-N`` and return it.
+
+    Args:
+        folder: The run's checkpoints.
+        model: With the trained parameters.
+        optimizer: Its state is saved too.
+        progress: Where the run stands.
+        random_state: What `random_state` returned.
+        average: Of the trained parameters, where one is kept: what readers take for the model.
 
     Raises:
         CheckpointError: A parameter is not finite: such a state is never saved.
         OSError: Nothing was left behind.
     """
     trainable = {name: p.detach() for name, p in model.named_parameters() if p.requires_grad}
+    raw = {} if average is None else {f"{_RAW}{name}": tensor for name, tensor in trainable.items()}
     for name, parameter in trainable.items():
         if not bool(torch.isfinite(parameter).all()):
             raise CheckpointError(f"The parameter {name} is not finite after step {progress.step}.")
     names = {id(p): name for name, p in model.named_parameters()}
-    state = optim.state_tensors(optimizer, names)
+    state = optim.state_tensors(optimizer, names) | raw
+    if average is not None:
+        trainable = average.tensors
     size_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*trainable.values(), *state.values()))
     files.ensure_room(folder.parent, size_bytes + _ROOM_BYTES)
     target = folder / name_of(progress.step)
@@ -90,15 +111,30 @@ def save(
     return target
 
 
-def restore(path: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer | None = None) -> Progress:
-    """Put a checkpoint's parameters (and, for training, optimizer and random state) back.
+def restore(
+    path: Path,
+    model: torch.nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: Average | None = None,
+) -> Progress:
+    """Put a checkpoint's parameters (and, for training, optimizer, random state and average) back.
+
+    With an optimizer and an average, the parameters are those that training goes on with; otherwise the average, if the
+    run kept one.
 
     Raises:
         CheckpointError: It is damaged, or was made by another recipe.
     """
-    restore_parameters(path, {name: p for name, p in model.named_parameters() if p.requires_grad})
+    parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    restore_parameters(path, parameters if average is None else average.tensors)
     if optimizer is not None:
-        optim.load_state_tensors(optimizer, model, _load_tensors(path / "optimizer.safetensors"))
+        state = _load_tensors(path / "optimizer.safetensors")
+        raw = {name.removeprefix(_RAW): state.pop(name) for name in list(state) if name.startswith(_RAW)}
+        if average is not None:
+            if raw.keys() != parameters.keys():
+                raise CheckpointError(f"{path.name} holds no average of this recipe's parameters.")
+            _copy(raw, parameters)
+        optim.load_state_tensors(optimizer, model, state)
         set_random_state(_load_tensors(path / "random.safetensors"))
     return Progress(**json.loads((path / "state.json").read_text(encoding="utf-8")))
 
@@ -113,9 +149,13 @@ def restore_parameters(path: Path, parameters: Mapping[str, torch.Tensor]) -> No
     saved = _load_tensors(path / "trainable.safetensors")
     if saved.keys() != parameters.keys():
         raise CheckpointError(f"{path.name} holds other parameters than this recipe trains.")
-    with torch.no_grad():
-        for name, tensor in saved.items():
-            parameters[name].copy_(tensor)
+    _copy(saved, parameters)
+
+
+@torch.no_grad()
+def _copy(tensors: Mapping[str, torch.Tensor], targets: Mapping[str, torch.Tensor]) -> None:
+    for name, tensor in tensors.items():
+        targets[name].copy_(tensor)
 
 
 def verify(path: Path) -> None:

@@ -20,7 +20,7 @@ import torch
 from tune_magic.data.example import Example, Segment
 from tune_magic.methods.base import Method
 from tune_magic.models.layers import layers_of
-from tune_magic.training import memory, packing, tree_attention
+from tune_magic.training import memory, noise, packing, tree_attention
 from tune_magic.training.compiled import CompiledLayers
 from tune_magic.training.packing import Batch
 from tune_magic.training.target_states import TargetStates
@@ -57,6 +57,8 @@ class Engine(abc.ABC):
         saved_bytes_per_token: What autograd keeps of a token for the backward pass, by the self-check's count.
         unseen_bytes: What this process will hold once it has computed something, and does not yet: weights are mapped.
         trunk: What the frozen layers give, where that is kept; None where they are computed each time.
+        label_smoothing: Of the losses in training, see `TargetStates.losses`.
+        noise_alpha: Noise on embeddings in training, see `training.noise`; 0 for none.
     """
 
     packed = False
@@ -68,6 +70,8 @@ class Engine(abc.ABC):
     saved_bytes_per_token = 0.0
     unseen_bytes = 0
     trunk: Trunk | None = None
+    label_smoothing = 0.0
+    noise_alpha = 0.0
 
     def __init__(self, model: Any, method: Method, *, dtype: torch.dtype, max_tokens: int) -> None:
         self.model = model
@@ -77,7 +81,12 @@ class Engine(abc.ABC):
         self.dtype = dtype
         self.max_tokens = max_tokens
         self.attention = tree_attention.way_on(self.device)
-        self.has_dropout = method.has_active_dropout() or _has_dropout(model)
+        self.has_dropout = method.has_active_dropout() or _has_dropout(model)  # or other random numbers in training
+
+    def regularise(self, *, label_smoothing: float, noise_alpha: float) -> None:
+        """Smooth labels and add noise to embeddings in training from now on."""
+        self.label_smoothing, self.noise_alpha = label_smoothing, noise_alpha
+        self.has_dropout = self.has_dropout or noise_alpha > 0
 
     @abc.abstractmethod
     def microbatches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
@@ -195,6 +204,12 @@ class Engine(abc.ABC):
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
+    def noise(self, batch: Batch) -> contextlib.AbstractContextManager[Any]:
+        """Add noise to the embeddings of a batch while inside, if there is to be any now."""
+        if not (self.noise_alpha and self.model.training):
+            return contextlib.nullcontext()
+        return noise.on_embeddings(self.inner.get_input_embeddings(), batch, self.noise_alpha)
+
     def tensor(self, array: Any) -> torch.Tensor:
         """Return an array as a tensor on the device."""
         return torch.from_numpy(array.copy()).to(self.device)
@@ -240,7 +255,7 @@ class TokenEngine(Engine):
     def compute(self, batch: Batch, examples: Sequence[Example]) -> TargetStates:
         """Run the model over a batch; a padded one by the whole model and with every logit."""
         if batch.attention is None:
-            with self.autocast(), self._layers.on():
+            with self.autocast(), self._layers.on(), self.noise(batch):
                 hidden = self.inner.base_model(
                     input_ids=self.tensor(batch.input_ids),
                     position_ids=self.tensor(batch.position_ids),
@@ -248,7 +263,7 @@ class TokenEngine(Engine):
                     use_cache=False,
                 ).last_hidden_state[0]
             return self._gather(batch, hidden, self._head)
-        with self.autocast():
+        with self.autocast(), self.noise(batch):
             logits = self.model(
                 input_ids=self.tensor(batch.input_ids),
                 attention_mask=self.tensor(batch.attention).long(),
@@ -286,6 +301,7 @@ class TokenEngine(Engine):
             owners=self.tensor(batch.owners),
             vocabulary=self._vocabulary,
             head_is_trained=self._head_is_trained,
+            label_smoothing=self.label_smoothing if self.model.training else 0.0,
         )
 
     def _head(self, hidden: torch.Tensor) -> torch.Tensor:

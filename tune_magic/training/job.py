@@ -15,7 +15,7 @@ from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
 from tune_magic.training import memory
 from tune_magic.training.loop import Loop
-from tune_magic.training.optimizer import STATES
+from tune_magic.training.optimizer import num_states
 from tune_magic.training.prepare import Session, prepare
 from tune_magic.training.trunk import Trunk
 
@@ -122,7 +122,7 @@ def _dry_steps(loop: Loop, steps: list[int]) -> tuple[float, int, list[torch.Ten
     """
     session = loop.session
     device, train, order = session.engine.device, session.dataset.train, session.order
-    states_each = STATES[session.recipe.optim]
+    states_each = num_states(session.recipe) - (loop.average is not None)  # which is held already
     seconds, peaks, states = 0.0, [], []
     for number, step in enumerate(steps, start=1):
         examples = [train[row] for row in order.rows(step)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections import defaultdict
@@ -18,9 +19,10 @@ from tune_magic.data.table import Table
 from tune_magic.errors import TuneError
 from tune_magic.storage.control import StopRequested
 from tune_magic.training import checkpoint, memory, together
+from tune_magic.training.average import Average
 from tune_magic.training.budget import Budget
 from tune_magic.training.checkpoint import Progress
-from tune_magic.training.optimizer import learning_rate, make_optimizer, set_learning_rate
+from tune_magic.training.optimizer import Plateau, learning_rate, make_optimizer, num_states, set_learning_rate
 from tune_magic.training.prepare import Session
 from tune_magic.training.samples import Sampler
 
@@ -58,6 +60,8 @@ class Loop:
         self.session = session
         self.checkpoints = session.folder / "checkpoints"
         self.optimizer = make_optimizer(session.model, session.recipe, session.method)
+        decay = session.recipe.ema_decay
+        self.average = Average(session.model, decay) if decay is not None else None
         self.progress = Progress()
         self._own = own_checkpoints
         self._base_evaluated = base_evaluated
@@ -77,7 +81,7 @@ class Loop:
             self.session.log.append("checkpoint_rejected", step=bad_step, message=reason)
         if step is not None:
             path = self.checkpoints / checkpoint.name_of(step)
-            self.progress = checkpoint.restore(path, self.session.model, self.optimizer)
+            self.progress = checkpoint.restore(path, self.session.model, self.optimizer, self.average)
             self.session.engine.max_tokens = self.progress.microbatch_tokens or self.session.engine.max_tokens
             self._whole.add(step)
 
@@ -119,7 +123,8 @@ class Loop:
         if seconds is None:
             return None
         trained = sum(p.numel() * p.element_size() for p in self.session.model.parameters() if p.requires_grad)
-        return Budget(seconds, int(self.session.dataset.held_out.lengths.sum()), 3 * trained)
+        kept = (1 + num_states(self.session.recipe)) * trained
+        return Budget(seconds, int(self.session.dataset.held_out.lengths.sum()), kept)
 
     def _out_of_time(self) -> bool:
         """Whether another step would leave too little time to score and save; says once how far time will reach."""
@@ -152,15 +157,19 @@ class Loop:
         """One optimizer step; nothing is changed unless loss and gradients are finite."""
         session = self.session
         started = time.perf_counter()
-        rate = learning_rate(step, session.plan["total_steps"], session.recipe)
+        total = session.plan["total_steps"]
+        rate = learning_rate(step, total, session.recipe, self.progress.plateau.get("reductions", 0))
         rows = session.order.rows(step)
-        session.objective.progress = (step - 1) / session.plan["total_steps"]
-        result = self.accumulate([session.dataset.train[row] for row in rows])
+        session.objective.progress = (step - 1) / total
+        with session.method.at_step(session.model, step, total):
+            result = self.accumulate([session.dataset.train[row] for row in rows])
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             self._refuse(step, rows, result)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None:
+            self.average.update(step)
         self.progress.step = step
         self.progress.tokens += result.tokens
         if self._budget is not None:
@@ -250,12 +259,17 @@ class Loop:
     def _evaluate_if_due(self) -> None:
         """Evaluate at the plan's steps: the base before the first of them, and before training where it must be."""
         session, progress = self.session, self.progress
-        due = progress.step % session.plan["eval_steps"] == 0 or progress.step == session.plan["total_steps"]
-        if not due or progress.evaluated_step == progress.step or not session.dataset.held_out:
+        if not self._is_due or progress.evaluated_step == progress.step or not session.dataset.held_out:
             return
         if progress.step == 0 and session.method.adds:
             return  # the base stays in the model: its turn comes with the first evaluation, and training starts now
         self._evaluate_all()
+
+    @property
+    def _is_due(self) -> bool:
+        """Whether the plan has an evaluation after this step; one that a budget's end brought is none of the schedule's."""
+        step, plan = self.progress.step, self.session.plan
+        return bool(step % plan["eval_steps"] == 0 or step == plan["total_steps"])
 
     def _evaluate_all(self) -> None:
         """Score the base unless that was done, and the model as it is now."""
@@ -277,21 +291,31 @@ class Loop:
             self.progress.evaluated_step = 0
 
     def _evaluate(self) -> None:
-        """Score the held-out rows, and save when they were never better."""
+        """Score the held-out rows, and save when they were never better; with an average, by that."""
+        with contextlib.nullcontext() if self.average is None else self.average.shown():
+            better = self._score_and_sample()
+        if better:
+            self._save()
+
+    def _score_and_sample(self) -> bool:
+        """Score the held-out rows and answer the samples; return whether the loss was never lower."""
         session, progress = self.session, self.progress
         scores = self.held_out(session.dataset.held_out, session.dataset.held_out)
         loss = scores["loss"]
         limit = math.inf if progress.best_loss is None else progress.best_loss
-        better = loss < limit  # false for a loss that is no number
+        better = bool(loss < limit)  # false for a loss that is no number
         gained = better and loss < limit - session.recipe.eval.early_stopping_threshold
         if better:
             progress.best_step, progress.best_loss = progress.step, loss
         progress.evaluations_without_gain = 0 if gained else progress.evaluations_without_gain + 1
+        if session.recipe.lr_scheduler_type == "reduce_lr_on_plateau" and self._is_due:
+            plateau = Plateau(**progress.plateau)
+            plateau.note(loss, session.recipe.lr_scheduler_kwargs.patience)
+            progress.plateau = vars(plateau)
         progress.evaluated_step = progress.step
         session.log.append("eval", step=progress.step, **scores, rows=len(session.dataset.held_out), best=better)
         self._sample(progress.step)
-        if better:
-            self._save()
+        return better
 
     def _sample(self, step: int) -> None:
         """Answer the samples, unless a budget has little time left: how long answers take is not known."""
@@ -375,7 +399,8 @@ class Loop:
         try:
             if target.exists():  # left by an earlier attempt and found damaged
                 files.discard(target)
-            checkpoint.save(self.checkpoints, session.model, self.optimizer, self.progress, checkpoint.random_state())
+            state = checkpoint.random_state()
+            checkpoint.save(self.checkpoints, session.model, self.optimizer, self.progress, state, average=self.average)
         except OSError as error:
             session.log.append(
                 "warning", kind="checkpoint_failed", step=step, message=f"Checkpoint not saved: {error}."

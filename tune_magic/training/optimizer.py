@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +13,12 @@ from tune_magic.recipe.schema import Recipe
 
 _FACTOR = "factor"  # of the learning rate, in a parameter group
 STATES = {"adamw": 2, "sgd": 1, "adafactor": 0}  # beside each parameter, as large as it
+_PLATEAU_THRESHOLD = 1e-4  # share by which a loss must be lower to be better, as in torch
+
+
+def num_states(recipe: Recipe) -> int:
+    """Return how many numbers are held beside each trained parameter: the optimizer's states, and an average."""
+    return STATES[recipe.optim] + (recipe.ema_decay is not None)
 
 
 def make_optimizer(model: torch.nn.Module, recipe: Recipe, method: Method) -> torch.optim.Optimizer:
@@ -40,11 +47,12 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe, method: Method) -> to
             return torch.optim.AdamW(ordered, lr=recipe.learning_rate, betas=betas, eps=recipe.adam_epsilon, fused=True)
 
 
-def learning_rate(step: int, total_steps: int, recipe: Recipe) -> float:
+def learning_rate(step: int, total_steps: int, recipe: Recipe, reductions: int = 0) -> float:
     """Return the learning rate of a step, counted from 1.
 
     It rises linearly over the warm-up, reaching the peak at its last step, then follows the schedule, as in Transformers;
-    where it falls, it would reach its end one step after the last, so that no step is wasted.
+    where it falls, it would reach its end one step after the last, so that no step is wasted. Only `reduce_lr_on_plateau`
+    looks at more than the step: at how often the rate was reduced, see `Plateau`.
     """
     warmup = recipe.warmup_steps if recipe.warmup_steps is not None else math.ceil(recipe.warmup_ratio * total_steps)
     if step <= warmup:
@@ -66,7 +74,33 @@ def learning_rate(step: int, total_steps: int, recipe: Recipe) -> float:
             return recipe.learning_rate * math.sqrt(max(1, warmup) / (max(1, warmup) + step - warmup - 1))
         case "constant":
             return recipe.learning_rate
+        case "reduce_lr_on_plateau":
+            return recipe.learning_rate * max(options.factor**reductions, options.min_lr_rate)
     return recipe.learning_rate * (options.min_lr_rate + (1 - options.min_lr_rate) * factor)
+
+
+@dataclass
+class Plateau:
+    """Counts how often the learning rate is reduced since held-out loss falls no more, as torch's ReduceLROnPlateau.
+
+    Attributes:
+        best: Lowest loss so far, None before the first; one that is lower by less than a ten-thousandth does not count.
+        bad: Evaluations since then, or since the last reduction.
+        reductions: How often the rate was reduced.
+    """
+
+    best: float | None = None
+    bad: int = 0
+    reductions: int = 0
+
+    def note(self, loss: float, patience: int) -> None:
+        """Take the loss of one more evaluation; one that is no number is not better."""
+        if loss < (math.inf if self.best is None else self.best * (1 - _PLATEAU_THRESHOLD)):
+            self.best, self.bad = loss, 0
+        else:
+            self.bad += 1
+        if self.bad > patience:
+            self.bad, self.reductions = 0, self.reductions + 1
 
 
 def _cosine(progress: float) -> float:

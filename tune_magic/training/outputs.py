@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from tune_magic.data.example import Example
+from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
 from tune_magic.objectives.base import Objective
 from tune_magic.training import packing
@@ -51,7 +52,22 @@ class OutputEngine(Engine):
     def compute(self, batch: Batch, examples: Sequence[Example]) -> Any:
         """Run the model over the examples."""
         with self.autocast():
-            return states_of(self.model, self.method, self._objective, examples)
+            states = states_of(self.model, self.method, self._objective, examples)
+        if self.label_smoothing and self.model.training:
+            states.label_smoothing = self.label_smoothing
+        return states
+
+    def regularise(self, *, label_smoothing: float, noise_alpha: float) -> None:
+        """Smooth labels in training from now on.
+
+        Raises:
+            TuneError: Noise is asked for, which is for rows whose tokens the engine lays out itself.
+        """
+        if noise_alpha:
+            raise TuneError(
+                "`neftune_noise_alpha` is for language models and for classes of whole texts.", hint="Leave it out."
+            )
+        super().regularise(label_smoothing=label_smoothing, noise_alpha=noise_alpha)
 
     def _padded(self, examples: Sequence[Example]) -> Batch:
         return self.lay_out(examples)

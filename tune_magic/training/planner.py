@@ -21,7 +21,7 @@ from tune_magic.models.layers import layers_of
 from tune_magic.recipe.schema import Recipe
 from tune_magic.training import checkpoint, memory
 from tune_magic.training.engine import Engine
-from tune_magic.training.optimizer import STATES
+from tune_magic.training.optimizer import num_states
 
 _MARGIN = 0.9  # of what is free
 _TIGHT = 0.6  # a forecast above this share of what is free is worth two dry steps
@@ -137,7 +137,7 @@ class Planner:
             engine.model.zero_grad(set_to_none=True)
             checkpoint.set_random_state(random)
         forecast = self._peak(engine.lay_out(heaviest).input_ids.size, option.gradient_checkpointing)
-        forecast -= self.level + STATES[self.recipe.optim] * self._trained_bytes()
+        forecast -= self.level + num_states(self.recipe) * self._trained_bytes()
         measured = (peak_bytes - self.level) / max(1, forecast)
         self._correction *= max(_LEAST_CORRECTION, measured)
         memory.give_back()
@@ -186,7 +186,7 @@ class Planner:
             per_token = layers * engine.inner.config.get_text_config().hidden_size * engine.dtype.itemsize + one_layer
         trained = self._trained_bytes()
         growth = trained + tokens * (per_token + one_layer)  # its gradients come and go layer by layer
-        return int(self.level + self._correction * growth + STATES[self.recipe.optim] * trained)
+        return int(self.level + self._correction * growth + num_states(self.recipe) * trained)
 
     def _trained_bytes(self) -> int:
         return sum(p.numel() * p.element_size() for p in self.engine.model.parameters() if p.requires_grad)

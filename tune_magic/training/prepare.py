@@ -101,14 +101,17 @@ def build_model(
 def make_engine(recipe: Recipe, model: Any, method: Method, objective: Objective, dtype: torch.dtype) -> Engine:
     """Return the engine the objective computes with."""
     options: dict[str, Any] = {"dtype": dtype, "max_tokens": recipe.microbatch_tokens}
+    engine: Engine
     match objective.engine:
         case "tokens":
-            return TokenEngine(model, method, share_prefixes=recipe.share_prefixes, **options)
+            engine = TokenEngine(model, method, share_prefixes=recipe.share_prefixes, **options)
         case "rows":
             reads = objective.reads_features
-            return RowEngine(model, method, share_prefixes=recipe.share_prefixes, reads_features=reads, **options)
+            engine = RowEngine(model, method, share_prefixes=recipe.share_prefixes, reads_features=reads, **options)
         case "outputs":
-            return OutputEngine(model, method, objective=objective, **options)
+            engine = OutputEngine(model, method, objective=objective, **options)
+    engine.regularise(label_smoothing=recipe.label_smoothing_factor, noise_alpha=recipe.neftune_noise_alpha or 0.0)
+    return engine
 
 
 @collector.off()
@@ -144,6 +147,7 @@ def prepare(
     longest = longest_example(recipe, model_folder, method, vocabulary)
     rows = Rows(recipe, folder, vocabulary.tokenizer, longest, look=control.check, tell=Progress(log).tell)
     dataset, objective = rows.dataset(), rows.objective
+    _check_knobs(recipe, objective, dataset)
     compared = base_held_out = dataset.held_out
     if vocabulary.is_extended:
         longest = longest_example(recipe, model_folder, method, vocabulary.unextended())
@@ -200,6 +204,19 @@ def _load(
     model = build_model(recipe, folder, objective, method, precision, vocabulary=vocabulary)
     model.to(device())
     return model, dtype
+
+
+def _check_knobs(recipe: Recipe, objective: Objective, dataset: Dataset) -> None:
+    """Refuse keys that would change nothing.
+
+    Raises:
+        TuneError: The objective's loss has no labels to smooth; or a rate that follows held-out loss has none to follow.
+    """
+    if recipe.label_smoothing_factor and not objective.smooths:
+        raise TuneError("`label_smoothing_factor` means nothing to this objective.", hint="Leave it out.")
+    if recipe.lr_scheduler_type == "reduce_lr_on_plateau" and not dataset.held_out:
+        raise TuneError("`reduce_lr_on_plateau` follows the held-out loss, and there are no held-out rows.",
+                        hint="Hold some out, `data: {held_out: 10%}`, or take `cosine`.")  # fmt: skip
 
 
 def _refuse_changes(before: dict[str, Any], now: dict[str, Any]) -> None:

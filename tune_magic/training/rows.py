@@ -43,12 +43,14 @@ class RowStates:
     Attributes:
         logits: (B, classes) float32.
         targets: (B,) class numbers, or (B, k) what each row was given, float32.
+        label_smoothing: Share of a row's loss that is the mean over the classes; 0 but in training.
         features: (B, width) what the last layer makes of the token the head reads, where an objective `reads_features`.
         model: The Transformers model, with the heads that an objective gave it.
     """
 
     logits: torch.Tensor
     targets: torch.Tensor
+    label_smoothing: float = 0.0
     features: torch.Tensor | None = None
     model: Any = None
 
@@ -156,7 +158,7 @@ class RowEngine(Engine):
         ids = self.tensor(batch.input_ids)
         has_types = hasattr(self.inner.config, "type_vocab_size")  # GPT-2 takes them too, for words of the vocabulary
         options: dict[str, Any] = {"token_type_ids": torch.zeros_like(ids)} if has_types else {}
-        with self.autocast(), self._narrowed(batch), output_of(self._layers[-1]) as found:
+        with self.autocast(), self.noise(batch), self._narrowed(batch), output_of(self._layers[-1]) as found:
             self.inner.base_model(
                 input_ids=ids, position_ids=self.tensor(batch.position_ids + first), attention_mask=mask, **options
             )
@@ -200,7 +202,7 @@ class RowEngine(Engine):
 
     def _padded_logits(self, batch: Batch) -> torch.Tensor:
         """The reference: the whole model over padded rows."""
-        with self.autocast():
+        with self.autocast(), self.noise(batch):
             logits: torch.Tensor = self.model(
                 input_ids=self.tensor(batch.input_ids), attention_mask=self.tensor(batch.attention).long()
             ).logits
@@ -217,7 +219,8 @@ class RowEngine(Engine):
             given = np.array([example.label for example in examples])
         else:
             given = np.stack([example.targets for example in examples])  # type: ignore[misc]
-        states = RowStates(logits=logits.float(), targets=self.tensor(given))
+        smoothing = self.label_smoothing if self.model.training else 0.0
+        states = RowStates(logits.float(), self.tensor(given), smoothing)
         if self._reads_features:
             states.features, states.model = features.float(), self.inner
         return states

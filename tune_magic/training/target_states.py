@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 _CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**25}  # that fit a processor's cache; that fill a GPU
 _LEAST_CHUNK = 32  # targets that are worth a product
 Head = Callable[[torch.Tensor], torch.Tensor]
+LogProbs = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of states and targets
 
 
 @dataclass
@@ -28,6 +30,7 @@ class TargetStates:
         owners: (T,) number of the example in the microbatch.
         vocabulary: Outputs of the head.
         head_is_trained: Whether the head has parameters that want a gradient.
+        label_smoothing: Share of `losses` that is the mean over the vocabulary; 0 but in training.
     """
 
     states: torch.Tensor
@@ -37,18 +40,31 @@ class TargetStates:
     owners: torch.Tensor
     vocabulary: int
     head_is_trained: bool = True
+    label_smoothing: float = 0.0
 
     def log_probs(self) -> torch.Tensor:
         """Return (T,) float32: the log-probability of each target. Logits never exist for more than a chunk."""
+        return self._in_chunks(0.0)
+
+    def losses(self) -> torch.Tensor:
+        """Return (T,) float32: minus the log-probability of each target, in training with label smoothing.
+
+        That is (1 - e) * -log p(target) + e * the mean of -log p over the vocabulary (Szegedy et al. 2016,
+        arXiv:1512.00567).
+        """
+        return -self._in_chunks(self.label_smoothing)
+
+    def _in_chunks(self, smoothing: float) -> torch.Tensor:
+        log_probs = functools.partial(_log_probs, head=self.head, smoothing=smoothing)
         if self.head is None:
-            return _log_probs(self.states, self.targets, None)
+            return log_probs(self.states, self.targets)
         logits = _CHUNK_LOGITS.get(self.states.device.type, _CHUNK_LOGITS["cpu"])
         size = max(_LEAST_CHUNK, logits // self.vocabulary)
         if not self.head_is_trained:
-            found: torch.Tensor = _FrozenHead.apply(self.states, self.targets, self.head, size)  # type: ignore[no-untyped-call]
+            found: torch.Tensor = _FrozenHead.apply(self.states, self.targets, log_probs, size)  # type: ignore[no-untyped-call]
             return found
         pieces = zip(torch.split(self.states, size), torch.split(self.targets, size), strict=True)
-        parts = [checkpoint(_log_probs, *piece, self.head, use_reentrant=False) for piece in pieces]
+        parts = [checkpoint(log_probs, *piece, use_reentrant=False) for piece in pieces]
         return torch.cat(parts) if parts else self.states.new_zeros(0, dtype=torch.float32)
 
 
@@ -61,7 +77,7 @@ class _FrozenHead(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, targets: torch.Tensor, head: Head, size: int) -> torch.Tensor:
+    def forward(ctx: Any, states: torch.Tensor, targets: torch.Tensor, compute: LogProbs, size: int) -> torch.Tensor:
         found = torch.empty(len(targets), dtype=torch.float32, device=states.device)
         wanted = ctx.needs_input_grad[0]
         gradients = torch.empty_like(states) if wanted else None
@@ -69,7 +85,7 @@ class _FrozenHead(torch.autograd.Function):
             chunk = slice(start, start + size)
             with torch.set_grad_enabled(wanted):
                 piece = states[chunk].detach().requires_grad_(wanted)
-                log_probs = _log_probs(piece, targets[chunk], head)
+                log_probs = compute(piece, targets[chunk])
                 if gradients is not None:
                     (gradients[chunk],) = torch.autograd.grad(log_probs.sum(), piece)
             found[chunk] = log_probs.detach()
@@ -83,6 +99,6 @@ class _FrozenHead(torch.autograd.Function):
         return gradients * upstream[:, None].to(gradients.dtype), None, None, None
 
 
-def _log_probs(states: torch.Tensor, targets: torch.Tensor, head: Head | None) -> torch.Tensor:
+def _log_probs(states: torch.Tensor, targets: torch.Tensor, head: Head | None, smoothing: float) -> torch.Tensor:
     logits = head(states) if head is not None else states
-    return -functional.cross_entropy(logits.float(), targets, reduction="none")
+    return -functional.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing)

@@ -141,7 +141,7 @@ def _keeps_one_token(engine: Engine, depth: int) -> bool:
 
 def _frozen_depth(engine: Engine) -> int:
     """Return how many layers, from the first, give the same for a row in every step of training."""
-    if not (engine.method.packs and engine.keeps_layers):
+    if not (engine.method.packs and engine.keeps_layers) or engine.noise_alpha:
         return 0  # what they read changes, or is not known
     layers = layers_of(engine.inner)
     engine.method.to_training(engine.model)

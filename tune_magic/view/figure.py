@@ -137,6 +137,44 @@ def overlaid_figure(summaries: Mapping[str, Summary]) -> Figure:
     return figure
 
 
+def rates_figure(found: Mapping[str, Any]) -> Figure:
+    """Draw the loss against a rising learning rate, with the rates that were found in it.
+
+    Args:
+        found: ``rates``, ``losses`` and ``smoothed`` of each step; ``learning_rate``, ``steepest`` and ``lowest``, or None.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    rates, smoothed = found["rates"], found["smoothed"]
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "tune_magic", "font.size": 8}):
+        figure = Figure(figsize=(6.4, 2.3), dpi=100)
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        _line(axes, list(zip(rates, found["losses"], strict=True)), BLUE, width=0.8, alpha=0.35)
+        _line(axes, list(zip(rates, smoothed, strict=True)), BLUE, width=1.8)
+        for key, name, colour in (("learning_rate", "suggested", GREEN), ("lowest", "lowest", GREY)):
+            if found[key] is not None:
+                axes.axvline(found[key], color=colour, linewidth=1, linestyle=":")
+                axes.annotate(
+                    name, (found[key], 0.04), xycoords=("data", "axes fraction"), xytext=(-4, 0),
+                    textcoords="offset points", ha="right", va="bottom", color=colour, fontsize=7,
+                )  # fmt: skip
+        if found["steepest"] is not None:
+            place = rates.index(found["steepest"])
+            axes.plot(rates[place], smoothed[place], color=ORANGE, marker="o", markersize=5)
+        _style(axes, 1)
+        axes.set_xscale("log")
+        if rates:
+            axes.set_xlim(rates[0], max(rates[-1], 2 * rates[0]))
+            fall = max(smoothed[0] - min(smoothed), 0.02 * abs(smoothed[0]))
+            axes.set_ylim(min(smoothed) - 0.2 * fall, smoothed[0] + fall)  # what has left all bounds need not be seen
+        axes.minorticks_off()
+        axes.set_xlabel("learning rate", color=GREY, fontsize=8)
+        figure.subplots_adjust(left=0.065, right=0.98, top=0.9, bottom=0.2)
+    return figure
+
+
 def lengths_figure(lengths: Mapping[str, Sequence[int]], limit: int) -> Figure:
     """Draw how many rows have how many tokens, with the limit where it is in sight.
 
