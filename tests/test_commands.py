@@ -216,6 +216,8 @@ FLAGS = [
             [
                 "runs",
                 "data",
+                "explain",
+                "methods",
                 "show",
                 "watch",
                 "stop",

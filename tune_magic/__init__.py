@@ -16,13 +16,16 @@ if TYPE_CHECKING:
         compare,
         doctor,
         evaluate,
+        explain,
         export,
         finetune,
         inspect,
         last,
+        list_methods,
         load_model,
         load_run,
         runs,
+        try_methods,
     )
     from tune_magic.errors import RecipeError, RunFailed, Stopped, TuneError
     from tune_magic.handles import Export, Report, Run
@@ -30,7 +33,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Export", "RecipeError", "Report", "Run", "RunFailed", "Stopped", "TuneError",
-    "chat", "compare", "doctor", "evaluate", "export", "finetune", "inspect", "last", "load_model", "load_run", "runs",
+    "chat", "compare", "doctor", "evaluate", "explain", "export", "finetune", "inspect", "last", "list_methods", "load_model", "load_run", "runs",
+    "try_methods",
 ]  # fmt: skip
 
 _HOMES = {
@@ -40,13 +44,16 @@ _HOMES = {
             "compare",
             "doctor",
             "evaluate",
+            "explain",
             "export",
             "finetune",
             "inspect",
             "last",
+            "list_methods",
             "load_model",
             "load_run",
             "runs",
+            "try_methods",
         ),
         "tune_magic.api",
     ),

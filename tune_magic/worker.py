@@ -137,6 +137,10 @@ def _job(kind: str) -> Job:
         from tune_magic.training.inspection import inspect
 
         return inspect
+    if kind == "sizes":
+        from tune_magic.training.sizes import sizes
+
+        return sizes
     if kind == "evaluate":
         from tune_magic.evaluation.job import evaluate
 

@@ -42,7 +42,7 @@ def create(root: Path, kind: str, content: dict[str, Any]) -> Path:
 
     Args:
         root: Folder of runs; made when missing.
-        kind: finetune, evaluate, export, chat, plan or data.
+        kind: finetune, evaluate, export, chat, plan, data or sizes.
         content: JSON-ready content of ``run.json``; format, id, kind and creation time are added.
     """
     files.make_folder(root)
