@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, get_origin
 
 from pydantic import BaseModel
@@ -20,6 +21,7 @@ from tune_magic.recipe.schema import Recipe
 from tune_magic.recipe.values import VALUES
 from tune_magic.recipe.variant import Variant
 
+Maker = Callable[[], "Topic"]
 _TRAINED = ("method", "objective")  # kinds whose plug-ins explain themselves, with variants
 _LINES = {
     "augmenter": "data: {{train: rows.jsonl, augment: {{{}: 0.5}}}}",
@@ -80,10 +82,10 @@ def find(name: str) -> Topic:
     for kind in plugins.KINDS:
         if name in plugins.names(kind):
             return of_plugin(kind, name, plugins.get(kind, name))
-    topics = (topic for found in (_variants(), _values(), _keys()) for known, topic in found if known == name)
-    topic = next(topics, None)
-    if topic is not None:
-        return topic
+    makers = (make for found in (_variants(), _values(), _keys()) for known, make in found if known == name)
+    make = next(makers, None)
+    if make is not None:
+        return make()
     near = difflib.get_close_matches(name, names(), n=1, cutoff=0.5)
     advice = f"Did you mean `{near[0]}`? " if near else ""
     raise TuneError(
@@ -150,10 +152,10 @@ def line(recipe: Mapping[str, Any]) -> str:
     return yaml.write(short).strip()
 
 
-def _variants() -> Iterator[tuple[str, Topic]]:
+def _variants() -> Iterator[tuple[str, Maker]]:
     for kind in _TRAINED:
         for name, plugin in plugins.working(kind):
-            yield from ((known, _variant(kind, name, plugin, known, variant)) for known, variant in _there(plugin))
+            yield from ((item[0], partial(_variant, kind, name, plugin, *item)) for item in _there(plugin))
 
 
 def _there(plugin: Any) -> list[tuple[str, Variant]]:
@@ -170,19 +172,21 @@ def _variant(kind: str, owner: str, plugin: Any, name: str, variant: Variant) ->
     )  # fmt: skip
 
 
-def _values() -> Iterator[tuple[str, Topic]]:
+def _values() -> Iterator[tuple[str, Maker]]:
     """Yield the values of keys: first those that are explained, then all others, by the help of their key."""
-    for name, variant in VALUES.items():
-        if set(variant.recipe.values()) == {name}:
-            (key,) = variant.recipe
-            yield name, Topic(
-                "value", name, variant.summary, variant.formula, variant.source, variant.when, key, variant.recipe,
-                line(variant.recipe), _related(key),
-            )  # fmt: skip
+    yield from ((name, partial(_of_explained, name, variant)) for name, variant in VALUES.items())
     for key, owner, name in recipe_keys():
         is_word = get_origin(owner.model_fields[name].annotation) is Literal
         for choice in choices(key, owner, name) if is_word else ():
-            yield choice, _of_value(key, owner, name, choice)
+            yield choice, partial(_of_value, key, owner, name, choice)
+
+
+def _of_explained(name: str, variant: Variant) -> Topic:
+    (key,) = variant.recipe
+    return Topic(
+        "value", name, variant.summary, variant.formula, variant.source, variant.when, key, variant.recipe,
+        line(variant.recipe), _related(key),
+    )  # fmt: skip
 
 
 def _of_value(key: str, owner: type[BaseModel], name: str, choice: str) -> Topic:
@@ -190,17 +194,21 @@ def _of_value(key: str, owner: type[BaseModel], name: str, choice: str) -> Topic
     return Topic("value", choice, _help(owner, name), of=key, recipe=recipe, line=line(recipe), keys=_related(key))
 
 
-def _keys() -> Iterator[tuple[str, Topic]]:
+def _keys() -> Iterator[tuple[str, Maker]]:
     """Yield every key of a recipe, by its dotted name and by its own."""
     for key, owner, name in recipe_keys():
-        known, default = choices(key, owner, name), owner.model_fields[name].get_default()
-        is_plain = isinstance(default, str | int | float) and default != ""
-        told = [f"Default: {_default(owner, name)}."] if is_plain else []
-        told += [f"One of {', '.join(known)}."] if known else []
-        to_paste = line(_nested(key, owner, default)) if is_plain else ""
-        found = Topic("key", key, _help(owner, name), when=" ".join(told), line=to_paste)
-        yield key, found
-        yield name, found
+        make = partial(_of_key, key, owner, name)
+        yield key, make
+        yield name, make
+
+
+def _of_key(key: str, owner: type[BaseModel], name: str) -> Topic:
+    known, default = choices(key, owner, name), owner.model_fields[name].get_default()
+    is_plain = isinstance(default, str | int | float) and default != ""
+    told = [f"Default: {_default(owner, name)}."] if is_plain else []
+    told += [f"One of {', '.join(known)}."] if known else []
+    to_paste = line(_nested(key, owner, default)) if is_plain else ""
+    return Topic("key", key, _help(owner, name), when=" ".join(told), line=to_paste)
 
 
 def _nested(key: str, owner: type[BaseModel], value: Any) -> dict[str, Any]:

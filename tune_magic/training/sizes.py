@@ -16,7 +16,7 @@ from tune_magic.errors import ModelError, TuneError
 from tune_magic.methods.base import Method
 from tune_magic.models.find import ModelSource, find_model
 from tune_magic.models.layers import heads_of
-from tune_magic.models.load import local_folder, quiet
+from tune_magic.models.load import quiet
 from tune_magic.recipe.build import build_recipe
 from tune_magic.recipe.schema import Recipe
 from tune_magic.storage.control import Control
@@ -117,9 +117,11 @@ def _config(source: ModelSource) -> Any:
     """
     from transformers import AutoConfig
 
-    where: Any = source.name if source.path is None else local_folder(source)
+    path = source.path
     try:
-        return AutoConfig.from_pretrained(where, trust_remote_code=False)
+        if path is not None and path.suffix == ".gguf":
+            return AutoConfig.from_pretrained(path.parent, gguf_file=path.name, local_files_only=True)
+        return AutoConfig.from_pretrained(path or source.name, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"The configuration of `{source.name}` cannot be read.") from error
 
