@@ -242,6 +242,8 @@ FLAGS = [
             [
                 "runs",
                 "data",
+                "explain",
+                "methods",
                 "show",
                 "watch",
                 "stop",

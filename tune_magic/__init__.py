@@ -16,15 +16,18 @@ if TYPE_CHECKING:
         compare,
         doctor,
         evaluate,
+        explain,
         export,
         finetune,
         inspect,
         last,
+        list_methods,
         load_model,
         load_run,
         merge_adapters,
         runs,
         stack,
+        try_methods,
     )
     from tune_magic.errors import RecipeError, RunFailed, Stopped, TuneError
     from tune_magic.handles import Export, Report, Run
@@ -32,8 +35,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 __all__ = [
     "Export", "RecipeError", "Report", "Run", "RunFailed", "Stopped", "TuneError",
-    "chat", "compare", "doctor", "evaluate", "export", "finetune", "inspect", "last", "load_model", "load_run",
-    "merge_adapters", "runs", "stack",
+    "chat", "compare", "doctor", "evaluate", "explain", "export", "finetune", "inspect", "last", "list_methods",
+    "load_model", "load_run", "merge_adapters", "runs", "stack", "try_methods",
 ]  # fmt: skip
 
 _HOMES = {
@@ -43,15 +46,18 @@ _HOMES = {
             "compare",
             "doctor",
             "evaluate",
+            "explain",
             "export",
             "finetune",
             "inspect",
             "last",
+            "list_methods",
             "load_model",
             "load_run",
             "merge_adapters",
             "runs",
             "stack",
+            "try_methods",
         ),
         "tune_magic.api",
     ),

@@ -6,13 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tune_magic import checkup, display, launching, tables
+from tune_magic import checkup, display, explaining, launching, tables, trying
 from tune_magic.chatting import Chat
 from tune_magic.checkup import CheckUp
 from tune_magic.comparing import ComparedRuns, names_of
 from tune_magic.data.hub import is_hub
-from tune_magic.errors import RunFailed, TuneError
+from tune_magic.errors import ModelError, RunFailed, TuneError
 from tune_magic.executors import local
+from tune_magic.explaining import Explanation, MethodList
 from tune_magic.follow import follow, follow_in_background, follow_job
 from tune_magic.handles import Export, Report, Run
 from tune_magic.inspecting import DataReport
@@ -23,6 +24,7 @@ from tune_magic.recipe.launch import LaunchOptions
 from tune_magic.recipe.schema import Recipe
 from tune_magic.stacking import AdapterStack
 from tune_magic.storage import places
+from tune_magic.trying import TriedMethods
 from tune_magic.view.html import note_bundle
 
 last: Run | None = None
@@ -143,6 +145,78 @@ def inspect(data: Any, *, model: str | None = None, **keys: Any) -> DataReport:
     live.update(report.card())
     display.mark_shown(report.path)
     return report
+
+
+def explain(name: str, *, model: str | None = None, **keys: Any) -> Explanation:
+    """Say what a method, an objective, or anything else with a name in a recipe does; twin of ``%tune explain``.
+
+    Args:
+        name: ``lora``, ``dora``, ``focal``, ``cosine``, ``messages``, ``learning_rate`` ...
+        model: Whose parameters are counted. Default: the last run's, else the first that is installed, if any.
+        **keys: Keys of a recipe, those of the method without `method.` too: ``r=8``, ``objective="classify"`` ...
+
+    Raises:
+        TuneError: There is nothing of this name, with the nearest.
+
+    Example:
+        >>> tune_magic.explain("lora", r=8).numbers["trained"]  # doctest: +SKIP
+    """
+    try:
+        return explaining.explain(name, model or _model_if_any(), keys)
+    except (ModelError, RunFailed):
+        if model is not None:
+            raise
+        return explaining.explain(name, None, {})
+
+
+def list_methods(*, model: str | None = None, **keys: Any) -> MethodList:
+    """List every method, its variants, and what each trains of a model; twin of ``%tune methods``.
+
+    Args:
+        model: As for `explain`.
+        **keys: Keys of a recipe, but for the method: ``objective="classify"`` ...
+    """
+    try:
+        return explaining.list_methods(model or _model_if_any(), keys)
+    except (ModelError, RunFailed):
+        if model is not None:
+            raise
+        return explaining.list_methods(None, {})
+
+
+def try_methods(
+    methods: Sequence[str | Mapping[str, Any]],
+    *,
+    data: Any,
+    model: str | None = None,
+    budget: str | None = None,
+    executor: str = "worker",
+    output: str | None = None,
+    link: Mapping[str, Any] | None = None,
+    **keys: Any,
+) -> TriedMethods:
+    """Train several methods on the same rows, one after the other, and compare them; twin of ``%tune methods --try``.
+
+    Each is a run of its own that is kept, at the usual learning rate of its method unless one is given for all.
+
+    Args:
+        methods: Names of methods and variants, or mappings with `name` and keys of a method.
+        data: As for `finetune`.
+        model: Default: the last run's, else the first that is installed.
+        budget: Time for each, such as ``5m``. Runs are then new ones; without it, those that are there are taken.
+        executor: ``worker`` for a process each, ``inline`` for this one.
+        output: Folder for runs.
+        link: Facts about the notebook.
+        **keys: Keys of a recipe, the same for all: ``max_steps=50``, ``objective="classify"`` ...
+
+    Raises:
+        TuneError: There is no such method. A method that does not fit the model is a row with the reason.
+    """
+    plain, objects = tables.take_out({"model": model or _usual_model(), "data": data})
+    recipes = trying.recipes_of(methods, plain, keys)
+    options = {"executor": executor, "output": output, "budget": budget, "fresh": budget is not None}
+    title = trying.title_of(plain["model"], data)
+    return trying.try_methods(recipes, build_launch(options), begin, title, objects=objects, link=link)
 
 
 def evaluate(
@@ -401,6 +475,14 @@ def _usual_model() -> str:
     if not known:
         raise TuneError("Whose tokens? No model is installed.", hint="Name one: `model=...`, on a line `--model`.")
     return known[0]
+
+
+def _model_if_any() -> str | None:
+    """Return the usual model, None where there is none."""
+    try:
+        return _usual_model()
+    except TuneError:
+        return None
 
 
 def _names(metrics: Sequence[str] | str | None) -> list[str] | None:

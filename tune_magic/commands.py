@@ -167,6 +167,21 @@ COMMANDS = {
             "a file, hub id or $name", True,
             (Flag("model", "whose tokenizer counts; default: the last run's, else the first installed", "NAME"),), True,
         ),
+        Command(
+            "tune explain", "Say what a method, objective, schedule or key does, with numbers for your model.", "NAME",
+            "lora, dora, focal, cosine, messages, learning_rate ...", True, takes_keys=True,
+        ),
+        Command(
+            "tune methods", "List the methods with what they train of your model, or try several on your rows.",
+            flags=(
+                Flag("model", "whose parameters; default: the last run's, else the first installed", "NAME"),
+                Flag("try", "train these, one after the other, and compare them", "NAMES"),
+                Flag("data", "rows to try them on: a file, hub id or $name", "DATA"),
+                Flag("steps", "optimizer steps of each", "N", kind=int),
+                Flag("budget", "time of each, such as 5m", "TIME"),
+            ),
+            takes_keys=True,
+        ),
         Command("tune show", "Show the card of a run.", "RUN", _RUN),
         Command(
             "tune watch", "Show a live run; Interrupt ends the watching, not the run.", "RUN", _RUN, False,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from tune_magic.handles import Run
 from tune_magic.recipe.build import build_recipe
 from tune_magic.recipe.differences import differences
 from tune_magic.storage.folder import RunFolder
+from tune_magic.storage.summary import Summary
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -121,6 +123,12 @@ def _costs(run: Run) -> dict[str, float]:
     found = {"tokens": float(sum(event["tokens"] for event in summary.steps.values()))} if summary.steps else {}
     if summary.steps:
         found["seconds"] = float(sum(event["seconds"] for event in summary.steps.values()))
-    if summary.memory:
-        found["peak_bytes"] = float(summary.memory.get("gpu_peak") or summary.memory["peak"])
-    return found
+    peak = peak_bytes(summary)
+    return found if math.isnan(peak) else found | {"peak_bytes": peak}
+
+
+def peak_bytes(summary: Summary) -> float:
+    """Return the most memory a run took, of its GPU where it has one; NaN before it told."""
+    if not summary.memory:
+        return math.nan
+    return float(summary.memory.get("gpu_peak") or summary.memory["peak"])

@@ -102,3 +102,17 @@ class Live:
     def link(self, run: Any) -> None:
         """Link the output to a run from the next update on."""
         self._metadata = metadata(run)
+
+
+class Passing(Live):
+    """A place for what is true for a while only: taken back at the end, and not shown where it cannot be."""
+
+    def update(self, bundle: Bundle) -> None:
+        """Replace what is shown."""
+        if self._in_kernel:
+            super().update(bundle)
+
+    def clear(self) -> None:
+        """Take it back."""
+        if self._handle is not None:
+            super().update({"text/html": "", "text/plain": ""})

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 from tune_magic.diagnosis import Diagnosis, diagnose
 from tune_magic.display import Live, in_kernel, show
@@ -28,8 +28,16 @@ _LINE_S = 5.0
 _DRAWING_SHARE = 100
 _DOING = {
     "evaluate": "evaluating", "export": "exporting", "plan": "planning", "data": "reading the rows", "merge": "merging",
-    "find_lr": "trying learning rates",
+    "find_lr": "trying learning rates", "sizes": "counting parameters",
 }  # fmt: skip
+
+
+class Place(Protocol):
+    """Where a job is drawn: `display.Live`, or a part of one."""
+
+    @property
+    def is_text(self) -> bool: ...  # noqa: D102
+    def update(self, bundle: Bundle) -> None: ...  # noqa: D102
 
 
 class WatchingEnded(Exception):
@@ -93,7 +101,7 @@ class Painter:
         interruptible: Whether Interrupt would stop the job.
     """
 
-    def __init__(self, run: RunFolder, live: Live, *, interruptible: bool = True) -> None:
+    def __init__(self, run: RunFolder, live: Place, *, interruptible: bool = True) -> None:
         self._run = run
         self._live = live
         self._frames = FrameMaker(run, interruptible=interruptible)
@@ -130,7 +138,7 @@ def follow(run: Run, *, stops: bool = True) -> Run:
     """
     live = Live(run)
     try:
-        _watch(run, live, stops=stops)
+        watch(run, live, stops=stops)
     except WatchingEnded:
         live.update(note_bundle(f"{run.name or run.id} goes on. `%tune watch {run.name or run.id}` shows it again."))
         return run
@@ -168,7 +176,7 @@ def follow_job(job: Run, live: Live) -> Run:
     Raises:
         Stopped: It was stopped. RunFailed: It failed or its worker died.
     """
-    _watch(job, live)
+    watch(job, live)
     if job.status != "finished":
         live.update(progress_bundle(job))
     job.raise_for_state()
@@ -192,7 +200,20 @@ def progress_bundle(job: RunFolder) -> Bundle:
     return bundle(box(*body), [f"{name}: {detail}"])
 
 
-def _watch(run: Run, live: Live, *, stops: bool = True) -> None:
+def watch(run: Run, live: Place, *, stops: bool = True) -> int:
+    """Show a job until it ends: a first interrupt stops it, a second one kills it.
+
+    Args:
+        run: The job.
+        live: Where to draw.
+        stops: Whether an interrupt stops the job; otherwise it ends the watching.
+
+    Returns:
+        How often it was interrupted.
+
+    Raises:
+        WatchingEnded: It was interrupted, and goes on.
+    """
     painter = Painter(run, live, interruptible=stops)
     interrupts = Interrupts()
     obeyed = 0
@@ -211,3 +232,4 @@ def _watch(run: Run, live: Live, *, stops: bool = True) -> None:
 
     with interrupts.counted():
         run.wait(each=each)
+    return obeyed

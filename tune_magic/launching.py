@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +93,36 @@ def scratch_job(
         **about: As in `begin`.
     """
     find_model(recipe.model)
-    given = tables.serialise(objects)
+    content = _content(recipe, options, **about) | {"options": {"measure": measure}}
+    with _in_scratch(kind, content, options.executor, tables.serialise(objects)) as job:
+        yield job
+
+
+@contextlib.contextmanager
+def sizes_job(recipes: Sequence[Recipe], name: str) -> Iterator[Run]:
+    """Start a job that counts what recipes would train; its folder is gone when the block ends.
+
+    Raises:
+        ModelError: There is no such model.
+    """
+    for model in {recipe.model for recipe in recipes}:
+        find_model(model)
+    content = {"name": name, "options": {"recipes": [recipe.given() for recipe in recipes]}, "cwd": str(Path.cwd())}
+    with _in_scratch("sizes", content, "worker", {}) as job:
+        yield job
+
+
+@contextlib.contextmanager
+def _in_scratch(
+    kind: str, content: dict[str, Any], executor: str, given: Mapping[str, tables.Content]
+) -> Iterator[Run]:
+    """Start a job in a folder of its own; leaving ends the job and removes the folder."""
     scratch = Path(tempfile.mkdtemp(prefix=f"tune_magic-{kind}-"))
     job = None
     try:
-        content = _content(recipe, options, **about) | {"options": {"measure": measure}}
         job = Run(folder.create(scratch, kind, content))
         tables.write(job.path, given)
-        local.start(job.path, options.executor)
+        local.start(job.path, executor)
         yield job
     finally:
         if job is not None:

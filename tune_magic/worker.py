@@ -132,6 +132,7 @@ _JOBS = {  # by kind of folder, what does it: a module and its function
     "find_lr": "tune_magic.training.rate_search:find_lr",
     "merge": "tune_magic.training.merging:merge",
     "data": "tune_magic.training.inspection:inspect",
+    "sizes": "tune_magic.training.sizes:sizes",
     "evaluate": "tune_magic.evaluation.job:evaluate",
     "chat": "tune_magic.evaluation.chat:chat",
     "export": "tune_magic.exporters.job:export",

@@ -61,16 +61,38 @@ def _known(shell: Any, command: commands.Command, words: list[str], fragment: st
     previous = next((flag for flag in command.flags if words[-1:] == [f"--{flag.name}"]), None)
     given = {word.partition("=")[0] for word in words}
     if previous is not None and previous.value is not None:
-        return previous.choices
+        return _flag_values(shell, command, previous, fragment)
     if "=" in fragment:
         return _after_equals(shell, command, fragment.partition("=")[0], words)
     if fragment.startswith("-"):
         return [f"--{flag.name}" for flag in command.flags if f"--{flag.name}" not in given]
-    if command.name == "tune data" and not words:
-        return _tables(shell)
+    if command.name in ("tune data", "tune explain") and not words:
+        return _tables(shell) if command.name == "tune data" else _explained()
     if words and (command.takes_keys or command.name == "tune merge"):
         return [f"{key}=" for key in (_keys() if command.takes_keys else _run_names(shell)) if key not in given]
     return _run_names(shell) if command.positional == "RUN" else ()
+
+
+def _flag_values(shell: Any, command: commands.Command, flag: commands.Flag, fragment: str) -> Iterable[str]:
+    """Return what may follow a flag."""
+    if (command.name, flag.name) == ("tune methods", "try"):
+        done = fragment.rpartition(",")[0]
+        return [f"{done},{name}" if done else name for name in _methods() if name not in done.split(",")]
+    if (command.name, flag.name) == ("tune methods", "data"):
+        return _tables(shell)
+    return flag.choices
+
+
+def _explained() -> list[str]:
+    from tune_magic.recipe import topics
+
+    return topics.names()
+
+
+def _methods() -> list[str]:
+    from tune_magic.recipe import topics
+
+    return [topic.name for topic in topics.methods()]
 
 
 def _after_equals(shell: Any, command: commands.Command, name: str, words: list[str]) -> list[str]:

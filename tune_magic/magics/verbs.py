@@ -49,7 +49,7 @@ def _usage_error(message: str) -> NoReturn:
 
 
 def _finetune(shell: Any, parsed: Parsed, body: str | None) -> Run | None:
-    overrides = {key: yaml.read(f"value: {value}")[0]["value"] for key, value in parsed.keys.items()}
+    overrides = _values(parsed.keys)
     show_code = parsed.flags.pop("show_code", False)
     name = parsed.positional
     objects: dict[str, Any] = {}
@@ -118,6 +118,8 @@ def _tune(shell: Any, line: str) -> Any:
         if str(parsed.positional).isidentifier():
             shell.user_ns[parsed.positional] = merged
         return None
+    if verb == "methods":
+        return _methods(parsed, lambda name: _object(shell, name, None), notebook_link(shell, None))
     if verb == "gpu":
         return _shown(holding.look(shell.user_ns, free=parsed.flags.get("free", False)))
     return do_verb(verb, parsed, lambda name: _run(shell, name), notebook_path(shell))
@@ -138,12 +140,15 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
         find: Returns the run of a name, or the last one.
         notebook: Path of the notebook it is done in, as far as that is known.
     """
-    if verb == "runs":
-        return _list(parsed, notebook)
-    if verb == "data":
-        return _data(parsed)
-    if verb == "doctor":
-        return _shown(api.doctor())
+    of_no_run: dict[str, Callable[[], Any]] = {
+        "runs": lambda: _list(parsed, notebook),
+        "data": lambda: _data(parsed),
+        "explain": lambda: _shown(api.explain(str(parsed.positional), **_values(parsed.keys))),
+        "methods": lambda: _methods(parsed),
+        "doctor": lambda: _shown(api.doctor()),
+    }
+    if verb in of_no_run:
+        return of_no_run[verb]()
     if verb == "gpu":
         if parsed.flags.get("free"):
             raise BadUsage("--free is for a notebook, whose kernel holds something.")
@@ -173,10 +178,34 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
 def _data(parsed: Parsed, value_of: Callable[[str], Any] = str) -> Any:
     """Look at rows; `value_of` gives the value of a ``$name``."""
     data = str(parsed.positional)
-    overrides = {key: yaml.read(f"value: {value}")[0]["value"] for key, value in parsed.keys.items()}
+    overrides = _values(parsed.keys)
     found = value_of(data) if data.startswith("$") else data
     report = api.inspect(found, model=parsed.flags.get("model"), **overrides)
     return report if display.in_kernel() else None
+
+
+def _values(keys: Mapping[str, str]) -> dict[str, Any]:
+    """Return the keys of a line with their values, read as YAML reads them."""
+    return {key: yaml.read(f"value: {value}")[0]["value"] for key, value in keys.items()}
+
+
+def _methods(parsed: Parsed, value_of: Callable[[str], Any] = str, link: Mapping[str, Any] | None = None) -> Any:
+    """List the methods, or try some; `value_of` gives the value of a ``$name``."""
+    flags, keys = dict(parsed.flags), _values(parsed.keys)
+    model = flags.pop("model", None) or keys.pop("model", None)
+    names = [name.strip() for name in str(flags.pop("try", "")).split(",") if name.strip()]
+    if not names:
+        if flags:
+            raise BadUsage(f"--{next(iter(flags))} is for --try: which methods?")
+        return _shown(api.list_methods(model=model, **keys))
+    data = flags.pop("data", None) or keys.pop("data", None)
+    if data is None:
+        raise BadUsage("--try needs rows: --data FILE.")
+    if "steps" in flags:
+        keys["max_steps"] = flags.pop("steps")
+    found = value_of(data) if isinstance(data, str) and data.startswith("$") else data
+    tried = api.try_methods(names, data=found, model=model, link=link, **flags, **keys)
+    return tried if display.in_kernel() else None
 
 
 def _list(parsed: Parsed, notebook: str | None) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import abc
 import contextlib
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from tune_magic.recipe.schema import MethodOptions
+from tune_magic.recipe.variant import Variant
 
 if TYPE_CHECKING:
     import torch
@@ -32,6 +34,8 @@ class Method(abc.ABC):
         formula: The same as a formula, in plain text.
         source: Where it was published.
         when: When to use it, in one or two sentences.
+        variants: Names that people know it by with some of its keys set, each explained.
+        learning_rate: A usual one, which `%tune methods --try` takes; a recipe's default is its own.
     """
 
     Options: ClassVar[type[MethodOptions]] = MethodOptions
@@ -45,6 +49,8 @@ class Method(abc.ABC):
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
     when: ClassVar[str] = ""
+    variants: ClassVar[Mapping[str, Variant]] = {}
+    learning_rate: ClassVar[float] = 2e-4
 
     def __init__(self, options: MethodOptions) -> None:
         self.options: Any = options

@@ -7,8 +7,8 @@ y + W_up f(W_down y). W_up starts as zero, so the model starts as it is.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -19,6 +19,7 @@ from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
 from tune_magic.models.layers import heads_of, layers_of
 from tune_magic.recipe.schema import MethodOptions
+from tune_magic.recipe.variant import Variant
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,6 +75,33 @@ class Bottleneck(Method):
     """Frozen base with small trained networks after its blocks, and a classifier's new head."""
 
     Options = BottleneckOptions
+    summary = "Small networks after the blocks of each frozen layer are trained."
+    formula = (
+        "y′ = y + W_up f(W_down y + b_down) + b_up, where a block hands y to the residual stream;  W_up = 0 and b_up = 0 at "
+        "the start"
+    )
+    source = "Houlsby et al. 2019, arXiv:1902.00751; Pfeiffer et al. 2021, arXiv:2005.00247."
+    when = (
+        "Encoders that classify, and tasks for which LoRA's linear change is not enough. It cannot be merged, so answers "
+        "cost a little more."
+    )
+    learning_rate = 3e-4
+    variants: ClassVar[Mapping[str, Variant]] = {
+        "houlsby": Variant(
+            options={"placement": "houlsby"},
+            summary="A small network after the attention and one after the feed-forward block of each layer are trained.",
+            formula="y′ = y + W_up f(W_down y + b_down) + b_up, for y of attention and y of feed-forward",
+            source="Houlsby et al. 2019, arXiv:1902.00751.",
+            when="Twice the parameters of `pfeiffer`, where its score falls short.",
+        ),
+        "pfeiffer": Variant(
+            options={"placement": "pfeiffer"},
+            summary="A small network after the feed-forward block of each layer is trained.",
+            formula="y′ = y + W_up f(W_down y + b_down) + b_up, for y of feed-forward alone",
+            source="Pfeiffer et al. 2021, arXiv:2005.00247.",
+            when="It is what `bottleneck` does unless told otherwise: half the parameters of `houlsby`.",
+        ),
+    }
     merges = False
     adds = True
 

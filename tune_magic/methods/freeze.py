@@ -30,6 +30,17 @@ class Freeze(Method):
     """
 
     Options = FreezeOptions
+    summary = "The last layers and what follows them, a final norm or pooler and a classifier's head, are trained; the rest is frozen."
+    formula = (
+        "h = layer_(n−k)(… layer_1(x)), frozen;  y = head(norm(layer_n(… layer_(n−k+1)(h)))), trained;  "
+        "k = trainable_layers"
+    )
+    source = "Howard and Ruder 2018, section 3.3, arXiv:1801.06146."
+    when = (
+        "A classifier with few rows, on a model that knows such texts: the frozen layers are computed once for all epochs. "
+        "A language model has no head of its own and needs `trainable_layers` of 1 or more."
+    )
+    learning_rate = 1e-3
 
     def apply(self, model: PreTrainedModel, task: str) -> PreTrainedModel:
         """Freeze the trunk."""

@@ -37,6 +37,17 @@ class Full(Method):
 
     Options: ClassVar[type[MethodOptions]] = FullOptions
     trains_new_tokens = True
+    summary = "Every parameter of the model is trained; nothing is added and nothing is frozen."
+    formula = (
+        "θ ← θ − η_l · step(∂L/∂θ) for every parameter θ;  "
+        "η_l = η · layer_lr_decay^(n + 1 − l) in layer l of n, η at the head, the least at the embeddings"
+    )
+    source = "The usual way. Rates by layer: Howard and Ruder 2018, arXiv:1801.06146."
+    when = (
+        "Many rows, or texts far from what the model has read, and memory for it: 16 bytes a parameter with AdamW in "
+        "float32 (weight 4, gradient 4, optimizer 8). The base does not stay in the run: a checkpoint is a whole model."
+    )
+    learning_rate = 5e-5
 
     def apply(self, model: PreTrainedModel, task: str) -> PreTrainedModel:
         """Make every parameter trainable."""

@@ -26,6 +26,16 @@ class IA3(PeftMethod):
     """Frozen base whose activations are multiplied by vectors that start as ones: the fewest parameters of all."""
 
     Options = IA3Options
+    summary = "Keys, values and feed-forward activations are each multiplied by a trained factor."
+    formula = (
+        "keys and values: y = l ⊙ (W x);  feed-forward: y = W (l ⊙ x);  one factor for each number of a vector, l = 1 at "
+        "the start"
+    )
+    source = "Liu et al. 2022, arXiv:2205.05638."
+    when = (
+        "Few rows, or very many tuned models to keep: among the smallest files of all, and it merges into the weights."
+    )
+    learning_rate = 3e-3
 
     def config(self, model: PreTrainedModel, task: str) -> IA3Config:
         """PEFT's configuration."""

@@ -25,6 +25,11 @@ class LNTuning(PeftMethod):
     """Frozen base, trained norms: about one parameter in five hundred."""
 
     Options = LNTuningOptions
+    summary = "Only the scales, and where there are any the shifts, of the normalisation layers are trained."
+    formula = "y = γ ⊙ normalise(x) + β;  γ and β are trained, all else is frozen"
+    source = "Zhao et al. 2023, arXiv:2312.11420."
+    when = "Another tone or form of answers rather than new knowledge, at next to no memory; nothing is added to the model."
+    learning_rate = 1e-3
 
     def config(self, model: PreTrainedModel, task: str) -> LNTuningConfig:
         """PEFT's configuration."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from tune_magic.methods.by_peft import PeftMethod
 from tune_magic.recipe.schema import MethodOptions
+from tune_magic.recipe.variant import Variant
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -48,6 +50,57 @@ class Lora(PeftMethod):
 
     Options = LoraOptions
     trains_new_tokens = True
+    summary = "Two small matrices beside each frozen linear layer are trained; their product is added to its weights."
+    formula = "y = W x + (α / r) · B A x;  A: r × inputs, B: outputs × r, B = 0 at the start;  α = lora_alpha"
+    source = "Hu et al. 2021, arXiv:2106.09685."
+    when = (
+        "The one to begin with: little memory, a small file, and `%export --to merged` folds it into the weights, so that "
+        "answers cost nothing more."
+    )
+    variants: ClassVar[Mapping[str, Variant]] = {
+        "dora": Variant(
+            options={"use_dora": True},
+            summary="LoRA turns the weights, and a trained length for each output scales them.",
+            formula="W′ = m · (W + (α / r) B A) / ‖W + (α / r) B A‖, one length m and one norm an output;  m = ‖W‖ at the start",
+            source="Liu et al. 2024, arXiv:2402.09353.",
+            when="Small ranks, where LoRA's score falls short; steps take longer.",
+        ),
+        "rslora": Variant(
+            options={"use_rslora": True},
+            summary="LoRA whose update is divided by the root of the rank instead of the rank.",
+            formula="y = W x + (α / √r) · B A x",
+            source="Kalajdzievski 2023, arXiv:2312.03732.",
+            when="Large ranks: with α / r the update shrinks as r grows, and a larger rank then learns no more.",
+        ),
+        "pissa": Variant(
+            options={"init_lora_weights": "pissa"},
+            summary="LoRA that starts as the principal part of the weights; what is left of them is frozen.",
+            formula="W = U S Vᵀ;  at the start (α / r) B A = U_r S_r V_rᵀ, its r largest parts;  W − (α / r) B A is frozen",
+            source="Meng et al. 2024, arXiv:2404.02948.",
+            when="Faster first steps than LoRA's. The base is changed: no adapter can be exported, `merged` can.",
+        ),
+        "olora": Variant(
+            options={"init_lora_weights": "olora"},
+            summary="LoRA that starts from a QR decomposition of the weights, so that its columns are orthonormal.",
+            formula="W = Q R;  at the start B = Q_r and A = R_r, the first r columns and rows;  W − (α / r) B A is frozen",
+            source="Büyükakyüz 2024, arXiv:2406.01775.",
+            when="As `pissa`, and quicker to start.",
+        ),
+        "loraplus": Variant(
+            options={"loraplus_lr_ratio": 16.0},
+            summary="LoRA whose second matrix learns at a higher rate than the first.",
+            formula="A ← A − η · step(∂L/∂A);  B ← B − λ η · step(∂L/∂B);  λ = loraplus_lr_ratio",
+            source="Hayou et al. 2024, arXiv:2402.12354.",
+            when="Wide models, where B at A's rate learns too slowly; the rest costs as LoRA does.",
+        ),
+        "qlora": Variant(
+            recipe={"quantization": "nf4"},
+            summary="LoRA beside weights that are kept in 4 bits and unpacked as they are used.",
+            formula="y = unpack(W_nf4) x + (α / r) · B A x",
+            source="Dettmers et al. 2023, arXiv:2305.14314.",
+            when="A model whose weights do not fit otherwise.",
+        ),
+    }
 
     def __init__(self, options: MethodOptions) -> None:
         super().__init__(options)

@@ -26,6 +26,14 @@ class OFT(PeftMethod):
     """Frozen base whose weights are multiplied by block-diagonal rotations: angles between neurons stay as they are."""
 
     Options = OFTOptions
+    summary = "Each frozen weight matrix is multiplied by a trained rotation, made of blocks along its diagonal."
+    formula = (
+        "y = W R x;  R = diag(R_1, …, R_k), R_i = (I + Q_i)(I − Q_i)⁻¹ with Q_i = −Q_iᵀ (the inverse by a few terms of its "
+        "series);  Q = 0 at the start"
+    )
+    source = "Qiu et al. 2023, arXiv:2306.07280."
+    when = "Where a model should keep what it can do: a rotation leaves lengths of neurons and angles between them as they are."
+    learning_rate = 1e-3
 
     def config(self, model: PreTrainedModel, task: str) -> OFTConfig:
         """PEFT's configuration."""

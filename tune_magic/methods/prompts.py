@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -12,6 +12,7 @@ from pydantic import Field
 from tune_magic.errors import TuneError
 from tune_magic.methods.by_peft import PeftMethod
 from tune_magic.recipe.schema import MethodOptions
+from tune_magic.recipe.variant import Variant
 
 if TYPE_CHECKING:
     from peft import PeftConfig
@@ -49,6 +50,14 @@ class Prompt(PeftMethod):
     """Frozen base that reads learned embeddings before each row (Lester et al. 2021, arXiv:2104.08691)."""
 
     Options: ClassVar[type[MethodOptions]] = PromptOptions
+    summary: ClassVar[str] = "Embeddings of a few tokens that stand before every row are trained, and nothing else."
+    formula: ClassVar[str] = "y = model([p_1 … p_m; E(x)]);  p_1 … p_m are trained, m = num_virtual_tokens"
+    source: ClassVar[str] = "Lester et al. 2021, arXiv:2104.08691."
+    when: ClassVar[str] = (
+        "Large models, and many tasks on one of them: a task is a small file. Small models learn little by it; it takes "
+        "a high learning rate and many steps."
+    )
+    learning_rate: ClassVar[float] = 1e-2
     packs = False
     merges = False
     recomputes = False
@@ -100,6 +109,11 @@ class PTuning(Prompt):
     """As prompt tuning, the embeddings made by a network that is trained with them (Liu et al. 2021, arXiv:2103.10385)."""
 
     Options = PTuningOptions
+    summary = "A small network that makes the embeddings of tokens before every row is trained."
+    formula = "y = model([g(e_1) … g(e_m); E(x)]);  g: three linear layers with ReLU between, trained with e_1 … e_m"
+    source = "Liu et al. 2021, arXiv:2103.10385."
+    when = "As `prompt`, where that learns slowly or depends on its start: the network ties the tokens together."
+    learning_rate = 5e-3
 
     def config(self, model: PreTrainedModel, task: str) -> PeftConfig:
         """PEFT's configuration."""
@@ -118,6 +132,22 @@ class Prefix(Prompt):
     """
 
     Options = PrefixOptions
+    summary = "Keys and values that every layer sees before a row are trained."
+    formula = (
+        "in each layer: attention(q, [P_K; K], [P_V; V]);  P_K and P_V are trained, for num_virtual_tokens positions; with "
+        "`prefix_projection` a network makes them"
+    )
+    source = "Li and Liang 2021, arXiv:2101.00190; without the network Liu et al. 2022, arXiv:2110.07602."
+    when = "As `prompt`, and more able, as every layer is told; the base answers for many tasks at once, each by its prefix."
+    variants: ClassVar[Mapping[str, Variant]] = {
+        "p_tuning_v2": Variant(
+            options={"prefix_projection": False},
+            summary="Keys and values that every layer sees before a row are trained as they are, without a network.",
+            formula="in each layer: attention(q, [P_K; K], [P_V; V]);  P_K and P_V are trained",
+            source="Liu et al. 2022, arXiv:2110.07602.",
+            when="It is what `prefix` does unless told otherwise.",
+        ),
+    }
     _start: torch.Tensor | None = None
 
     def apply(self, model: PreTrainedModel, task: str) -> Any:

@@ -29,6 +29,14 @@ class Vera(PeftMethod):
     """Frozen base and frozen random A and B for all layers; each trains d and b in W + diag(b) B diag(d) A."""
 
     Options = VeraOptions
+    summary = "Two vectors are trained for each linear layer, beside frozen random matrices that all layers share."
+    formula = (
+        "y = W x + b ⊙ B (d ⊙ A x);  A: r × inputs and B: outputs × r random and frozen;  b = 0 and d = d_initial at the "
+        "start"
+    )
+    source = "Kopiczko et al. 2024, arXiv:2310.11454."
+    when = "As LoRA, where files must be smaller still: their size no longer grows with r times the width."
+    learning_rate = 5e-3
 
     def config(self, model: PreTrainedModel, task: str) -> VeraConfig:
         """PEFT's configuration."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -12,6 +12,7 @@ from tune_magic.data.example import Example
 from tune_magic.data.render import Part, Renderer
 from tune_magic.models.load import load_causal_lm
 from tune_magic.recipe.schema import ObjectiveOptions
+from tune_magic.recipe.variant import Variant
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +46,7 @@ class Objective(abc.ABC):
         formula: The same as a formula, in plain text.
         source: Where it was published.
         when: When to use it, in one or two sentences.
+        variants: Names that people know it by with some of its keys set, each explained.
     """
 
     Options: ClassVar[type[ObjectiveOptions]] = ObjectiveOptions
@@ -67,6 +69,7 @@ class Objective(abc.ABC):
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
     when: ClassVar[str] = ""
+    variants: ClassVar[Mapping[str, Variant]] = {}
 
     def __init__(self, options: ObjectiveOptions | None = None) -> None:
         self.options: Any = options or self.Options.model_validate({})

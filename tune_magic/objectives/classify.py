@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -17,6 +17,7 @@ from tune_magic.errors import DataError, TuneError
 from tune_magic.models.load import load_classifier
 from tune_magic.objectives.base import Objective
 from tune_magic.recipe.schema import ObjectiveOptions
+from tune_magic.recipe.variant import Variant
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,6 +63,31 @@ class Classify(Objective):
     """
 
     Options: ClassVar[type[ObjectiveOptions]] = ClassifyOptions
+    summary = (
+        "A head on the model learns to choose a text's class: minus the log-likelihood of the class that is right."
+    )
+    formula = (
+        "L = − (1 / n) Σ_i w_(y_i) (1 − p_i)^γ log p_i;  p_i = softmax(head(text_i)) at its class y_i;  w = 1 and γ = 0 "
+        "unless `class_weights` and `focal_gamma` say otherwise"
+    )
+    source = "Cross-entropy on a new head, as in Devlin et al. 2018, arXiv:1810.04805."
+    when = "Rows with a label: intents, topics, sentiment, pairs of texts. Encoders do it well at little cost; decoders can."
+    variants: ClassVar[Mapping[str, Variant]] = {
+        "focal": Variant(
+            options={"focal_gamma": 2.0},
+            summary="Classification in which rows that are already right count less.",
+            formula="L = − (1 / n) Σ_i (1 − p_i)^γ log p_i;  γ = focal_gamma",
+            source="Lin et al. 2017, arXiv:1708.02002.",
+            when="Many easy rows and few hard or rare ones.",
+        ),
+        "balanced": Variant(
+            options={"class_weights": "balanced"},
+            summary="Classification in which each class counts as much as any other.",
+            formula="L = − (1 / n) Σ_i w_(y_i) log p_i;  w_c = n / (classes · rows of c)",
+            source="As `class_weight='balanced'` of scikit-learn.",
+            when="Classes of very different sizes, all of which matter.",
+        ),
+    }
     learns = True
     formats: ClassVar[tuple[str, ...]] = ("text_label", "pair_label")
     task: ClassVar[str] = "SEQ_CLS"

@@ -137,6 +137,41 @@ def overlaid_figure(summaries: Mapping[str, Summary]) -> Figure:
     return figure
 
 
+def tradeoff_figure(points: Mapping[str, tuple[float, float]], score: str) -> Figure:
+    """Draw a score (up) against the number of trained parameters (across, by powers of ten).
+
+    Args:
+        points: Parameters and score by name.
+        score: Its name.
+    """
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "tune_magic", "font.size": 8}):
+        figure = Figure(figsize=(5.6, 2.6), dpi=100)
+        figure.patch.set_alpha(0)
+        axes = figure.add_subplot()
+        for number_of, (name, place) in enumerate(sorted(points.items(), key=lambda item: item[1])):
+            colour = _PALETTE[number_of % len(_PALETTE)]
+            axes.plot(*([part] for part in place), color=colour, marker="o", markersize=6, linewidth=0)
+            above = number_of % 2 == 0  # neighbours often lie beside each other
+            axes.annotate(
+                _literal(clean(name, _LONGEST_NAME)), place, xytext=(0, 7 if above else -7),
+                textcoords="offset points", ha="center", va="bottom" if above else "top", color=colour, fontsize=8,
+            )  # fmt: skip
+        axes.set_xscale("log")
+        axes.margins(x=0.15, y=0.25)
+        axes.set_facecolor("none")
+        for side in axes.spines.values():
+            side.set_visible(False)
+        axes.grid(color=GREY, alpha=0.2, linewidth=0.8)
+        axes.tick_params(which="both", colors=GREY, length=0, labelsize=8)
+        axes.set_xlabel("trained parameters", color=GREY, fontsize=8)
+        axes.set_title(score, color=GREY, fontsize=8, loc="left")
+        figure.subplots_adjust(left=0.1, right=0.97, top=0.89, bottom=0.19)
+    return figure
+
+
 def rates_figure(found: Mapping[str, Any]) -> Figure:
     """Draw the loss against a rising learning rate, with the rates that were found in it.
 

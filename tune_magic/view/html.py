@@ -83,6 +83,16 @@ def code(text: object) -> Html:
     return tag("code", text, style="background:none;padding:0;white-space:pre-wrap;overflow-wrap:anywhere")
 
 
+def word(text: object) -> Html:
+    """Return a name in a fixed-width face, in one piece."""
+    return span(text, style="white-space:nowrap;font-family:ui-monospace,Menlo,Consolas,monospace")
+
+
+def ticked(text: str) -> Html:
+    """Return a text with what stands between backticks as code."""
+    return span(*(code(part) if number % 2 else part for number, part in enumerate(text.split("`"))))
+
+
 def image(svg: bytes, alt: str) -> Html:
     """Return a picture as a data URI, which survives where inline svg does not."""
     source = "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
@@ -146,3 +156,10 @@ def bundle(markup: Html, lines: Iterable[str]) -> Bundle:
 def note_bundle(text: str) -> Bundle:
     """Return one quiet line as HTML and as text."""
     return bundle(div(grey(text, size=13)), [text])
+
+
+def stacked(*bundles: Bundle) -> Bundle:
+    """Return bundles below each other as one."""
+    parts = [Html(found["text/html"]) for found in bundles if "text/html" in found]
+    texts = [found["text/plain"] for found in bundles if found["text/plain"]]
+    return bundle(div(*parts), texts) if parts else {"text/plain": "\n".join(texts)}

@@ -1,0 +1,72 @@
+"""Values of keys that people know by name, explained: schedules of the learning rate, and optimizers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from tune_magic.recipe.variant import Variant
+
+_PROGRESS = "p = steps since warm-up / (steps after warm-up), from 0 to 1"
+_FALL = f"η_t = η · (m + (1 − m) · {{}});  {_PROGRESS};  m = min_lr_rate"
+
+
+def _schedule(name: str, summary: str, formula: str, source: str, when: str) -> Variant:
+    return Variant(summary, formula, source, when, recipe={"lr_scheduler_type": name})
+
+
+def _optimizer(name: str, summary: str, formula: str, source: str, when: str) -> Variant:
+    return Variant(summary, formula, source, when, recipe={"optim": name})
+
+
+VALUES: Mapping[str, Variant] = {
+    "linear": _schedule(
+        "linear", "The learning rate falls along a line from its peak.", _FALL.format("(1 − p)"),
+        "As in Transformers.", "The default: down to nothing at the end of the run, or to `min_lr_rate`.",
+    ),
+    "cosine": _schedule(
+        "cosine", "The learning rate falls along half a cosine: slowly, quickly, slowly.",
+        _FALL.format("½ (1 + cos π p)"), "Loshchilov and Hutter 2016, arXiv:1608.03983, without restarts.",
+        "Long runs: it stays near its peak for longer than `linear`.",
+    ),
+    "cosine_with_restarts": _schedule(
+        "cosine_with_restarts", "The learning rate falls along a cosine, jumps back up, and falls again.",
+        _FALL.format("½ (1 + cos(π · frac(num_cycles · p)))"), "Loshchilov and Hutter 2016, arXiv:1608.03983.",
+        "To look at several ends of one run; give `num_cycles` in `lr_scheduler_kwargs`.",
+    ),
+    "polynomial": _schedule(
+        "polynomial", "The learning rate falls as a power of what is left.", _FALL.format("(1 − p)^power"),
+        "As in Transformers.", "As `linear`, falling earlier where `power` is above 1.",
+    ),
+    "constant": _schedule(
+        "constant", "The learning rate stays at its peak after warm-up.", "η_t = η", "As in Transformers.",
+        "Runs that will be prolonged, and comparisons that no schedule should touch.",
+    ),
+    "inverse_sqrt": _schedule(
+        "inverse_sqrt", "The learning rate falls as one over the root of the steps; it has no end to reach.",
+        "η_t = η · √(w / (w + t)) at step t after warm-up;  w = steps of warm-up",
+        "Vaswani et al. 2017, arXiv:1706.03762.", "Runs whose end is open; it needs a warm-up worth the name.",
+    ),
+    "warmup_stable_decay": _schedule(
+        "warmup_stable_decay", "The learning rate stays at its peak and falls along a line at the end.",
+        _FALL.format("min(1, (1 − p) / decay_ratio)"), "Hu et al. 2024, arXiv:2404.06395.",
+        "Runs of which one wants to branch off at any time, with a short fall at the end of each.",
+    ),
+    "adamw": _optimizer(
+        "adamw", "Each parameter steps by its mean gradient over the root of its mean squared gradient.",
+        "m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;  θ ← θ − η (m̂ / (√v̂ + ε) + λ θ);  "
+        "m̂, v̂: corrected for their start",
+        "Loshchilov and Hutter 2017, arXiv:1711.05101.", "The default. Its two states take twice what the gradients take.",
+    ),
+    "sgd": _optimizer(
+        "sgd", "Parameters step along a moving sum of their gradients.",
+        "v ← μ v + g + λ θ;  θ ← θ − η v;  μ = adam_beta1", "torch.optim.SGD, with momentum after Polyak 1964.",
+        "Half of AdamW's state; gradients of transformers differ so much in size that it needs a rate of its own.",
+    ),
+    "adafactor": _optimizer(
+        "adafactor", "As Adam without a mean gradient, with the squared gradients of a matrix kept as row and column means.",
+        "u = g / √V, V ≈ R Cᵀ / mean(R);  θ ← θ − min(η, 1 / √t) · max(ε, rms(θ)) · u / max(1, rms(u))",
+        "Shazeer and Stern 2018, arXiv:1804.04235.",
+        "Full fine-tuning where AdamW's state does not fit. Its steps are in proportion to the parameters: not beside "
+        "LoRA's zeros.",
+    ),
+}  # fmt: skip
