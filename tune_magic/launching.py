@@ -18,6 +18,7 @@ from tune_magic.errors import DataError, TuneError
 from tune_magic.executors import local
 from tune_magic.handles import Run
 from tune_magic.models.find import find_model
+from tune_magic.models.teacher import find_teacher, teacher_prints
 from tune_magic.recipe.launch import LaunchOptions
 from tune_magic.recipe.schema import Recipe
 from tune_magic.storage import folder, places
@@ -51,7 +52,7 @@ def begin(
     content = _content(recipe, options, name=name, link=link, recipe_text=recipe_text)
     root = Path(options.output) if options.output else places.default_root(content["link"].get("notebook"))
     with tempfile.TemporaryDirectory() as scratch:
-        content["identity"] = _identity(recipe, given, Path(scratch))
+        content["identity"] = _identity(recipe, given, Path(scratch), root)
     found = None if options.fresh else _same_run(root, content["identity"])
     if found is not None:
         known(found)
@@ -89,6 +90,7 @@ def scratch_job(
         **about: As in `begin`.
     """
     find_model(recipe.model)
+    find_teacher(recipe)
     given = tables.serialise(objects)
     scratch = Path(tempfile.mkdtemp(prefix=f"tune_magic-{kind}-"))
     job = None
@@ -145,11 +147,11 @@ def _content(recipe: Recipe, options: LaunchOptions, *, link: Mapping[str, Any] 
     }  # fmt: skip
 
 
-def _identity(recipe: Recipe, given: Mapping[str, tables.Content], scratch: Path) -> str | None:
+def _identity(recipe: Recipe, given: Mapping[str, tables.Content], scratch: Path, root: Path) -> str | None:
     """Return the run's identity as the worker will compute it, or None when something it reads is not here yet."""
     tables.write(scratch, given)
-    source = find_model(recipe.model)
-    if source.path is None:
+    source, teacher = find_model(recipe.model), find_teacher(recipe, root)
+    if source.path is None or (teacher is not None and teacher.kind == "model" and teacher.path is None):
         return None
     for reference in (*references(recipe).values(), recipe.data.test):
         if isinstance(reference, str) and not is_hub(parse(reference)[0]):
@@ -161,7 +163,7 @@ def _identity(recipe: Recipe, given: Mapping[str, tables.Content], scratch: Path
     if not all(data_path(reference, scratch).is_file() for reference in references(recipe).values()):
         return None  # still on the hub
     prints = fingerprints(recipe, source.path, lambda reference: data_path(reference, scratch))
-    return identity(recipe, prints)
+    return identity(recipe, prints | teacher_prints(teacher))
 
 
 def _previous_run(root: Path, content: Mapping[str, Any]) -> str | None:

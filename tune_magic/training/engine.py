@@ -27,6 +27,7 @@ from tune_magic.training.target_states import TargetStates
 from tune_magic.training.tree_attention import Tree
 
 if TYPE_CHECKING:
+    from tune_magic.training.beside import Beside
     from tune_magic.training.trunk import Trunk
 
 # Families checked to be exact with a boolean 4-D mask under scaled_dot_product_attention, whose head is one matrix.
@@ -56,6 +57,7 @@ class Engine(abc.ABC):
         saved_bytes_per_token: What autograd keeps of a token for the backward pass, by the self-check's count.
         unseen_bytes: What this process will hold once it has computed something, and does not yet: weights are mapped.
         trunk: What the frozen layers give, where that is kept; None where they are computed each time.
+        beside: Models that are computed over the same examples, by role, for whoever compares with them.
     """
 
     packed = False
@@ -75,6 +77,7 @@ class Engine(abc.ABC):
         self.dtype = dtype
         self.max_tokens = max_tokens
         self.attention = tree_attention.way_on(self.device)
+        self.beside: dict[str, Beside] = {}
         self.has_dropout = method.has_active_dropout() or _has_dropout(model)
 
     @abc.abstractmethod
@@ -100,7 +103,16 @@ class Engine(abc.ABC):
         """Run the model over what `lay_out` returned for these examples."""
 
     def states(self, examples: Sequence[Example]) -> Any:
-        """Run the model over one microbatch and return what the objective sees of it."""
+        """Run the model over one microbatch and return what the objective sees of it, and of the models beside."""
+        # these first: they leave little behind, and what the backward pass needs is not there yet
+        found = {one: one.states(examples) for one in dict.fromkeys(self.beside.values())}
+        states = self.own_states(examples)
+        if found:
+            states.beside = {role: found[one].ordered_as(states) for role, one in self.beside.items()}
+        return states
+
+    def own_states(self, examples: Sequence[Example]) -> Any:
+        """Run the model alone over one microbatch."""
         if self.trunk is not None and self.trunk.knows(examples):
             return self.trunk.states(examples)
         return self.compute(self.lay_out(examples), examples)

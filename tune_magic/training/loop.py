@@ -40,6 +40,7 @@ class StepResult:
     grad_norm: float
     tokens: int
     targets: int
+    penalties: dict[str, float]
 
 
 class Loop:
@@ -174,6 +175,7 @@ class Loop:
             examples=len(rows),
             epoch=round(step / session.order.steps_per_epoch, 4),
             seconds=round(time.perf_counter() - started, 4),
+            **result.penalties,
         )
         self._note_memory()
 
@@ -196,22 +198,30 @@ class Loop:
         microbatches = list(session.engine.microbatches(examples))
         weight = sum(example.weight for example in examples)
         loss = 0.0
+        penalties: defaultdict[str, float] = defaultdict(float)
         try:
             for number, microbatch in enumerate(microbatches):
                 session.control.check(number, len(microbatches))
-                part = session.objective.loss_sum(session.engine.states(microbatch)) / weight
-                part.backward()  # type: ignore[no-untyped-call]
+                states = session.engine.states(microbatch)
+                part = session.objective.loss_sum(states) / weight
                 loss += float(part.detach())
+                if session.retention is not None:
+                    for name, total in session.retention.terms(states).items():
+                        part = part + session.retention.factor(name) * total / weight
+                        penalties[name] += float(total.detach()) / weight
+                part.backward()  # type: ignore[no-untyped-call]
         except (MemoryError, RuntimeError) as error:
             if not memory.is_exhausted(error):
                 raise
             return None
         session.control.check(len(microbatches), len(microbatches))
+        if session.retention is not None:
+            penalties |= session.retention.pull()
         parameters = [p for p in session.model.parameters() if p.grad is not None]
         limit = session.recipe.max_grad_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         tokens = sum(map(len, examples))
-        return StepResult(loss, float(norm), tokens, int(weight))
+        return StepResult(loss, float(norm), tokens, int(weight), dict(penalties))
 
     def _shrink(self, examples: list[Example]) -> None:
         """Compute fewer tokens at once from now on; the examples of a step stay the same."""
@@ -329,9 +339,12 @@ class Loop:
                 for microbatch in session.engine.microbatches(examples):
                     session.control.check()
                     states = session.engine.states(microbatch)
-                    sums["loss"] += float(session.objective.loss_sum(states))
+                    sums["loss"] += float(session.objective.score_sum(states))
                     for name, total in session.objective.tally(states).items():
                         sums[name] += total
+                    if session.retention is not None:
+                        for name, term in session.retention.terms(states).items():
+                            sums[name] += float(term)
         except (MemoryError, RuntimeError) as error:
             if not memory.is_exhausted(error):
                 raise

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -43,10 +43,20 @@ class RowStates:
     Attributes:
         logits: (B, classes) float32.
         targets: (B,) class numbers.
+        beside: What other models make of the same rows, by role; without gradients.
     """
 
     logits: torch.Tensor
     targets: torch.Tensor
+    beside: dict[str, RowStates] = field(default_factory=dict)
+
+    def compared(self, role: str, function: Callable[..., torch.Tensor]) -> torch.Tensor:
+        """Return (B,) float32: `function(logits, targets, logits of the model beside)`."""
+        return function(self.logits, self.targets, self.beside[role].logits)
+
+    def ordered_as(self, other: RowStates) -> RowStates:
+        """Return the same rows in another engine's order: every engine keeps that of the microbatch."""
+        return self
 
 
 class RowEngine(Engine):
@@ -218,7 +228,7 @@ def row_logits(engine: Engine, examples: Sequence[Example], done: Callable[[int]
     with torch.no_grad():
         for batch in engine.microbatches(held):
             order += [places[id(example)] for example in batch]
-            parts.append(engine.states(batch).logits.cpu())
+            parts.append(engine.own_states(batch).logits.cpu())
             if done is not None:
                 done(len(batch))
     logits = torch.cat(parts)
