@@ -186,7 +186,7 @@ def test_the_base_is_the_teacher_with_what_was_added_switched_off(tiny):
         assert torch.equal(torch.random.get_rng_state(), after)
         assert engine.model.training
         assert [p.requires_grad for p in engine.model.parameters()] == flags
-        base = engine_of(load(tiny).eval()).states(examples)
+        base = engine_of(load(tiny).eval()).states(examples).ordered_as(states)
 
         def logits_of(states):
             return states.head(states.states)
