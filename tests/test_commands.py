@@ -298,7 +298,7 @@ FLAGS = [
         (CELL + "dtype: ", "", ["auto", "float32", "bfloat16"]),
         (CELL + "share_prefixes: t", "t", ["true"]),
         (CELL + "method: ", "", METHODS),
-        (CELL + "objective: ", "", ["classify", "sft"]),
+        (CELL + "objective: ", "", ["classify", "distill", "distill_classes", "sft"]),
         (CELL + "model: ", "", installed()),
         (CELL + "max_steps: ", "", []),
         (CELL + "no_such_key: ", "", []),

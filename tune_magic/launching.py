@@ -18,6 +18,7 @@ from tune_magic.errors import DataError, TuneError
 from tune_magic.executors import local
 from tune_magic.handles import Run, check_name
 from tune_magic.models.find import find_model
+from tune_magic.models.teacher import find_teacher, teacher_prints
 from tune_magic.recipe.build import build_recipe
 from tune_magic.recipe.combination import Combination, merged_recipe
 from tune_magic.recipe.launch import LaunchOptions
@@ -55,7 +56,7 @@ def begin(
     content = _content(recipe, options, name=name, link=link, recipe_text=recipe_text)
     root = Path(options.output) if options.output else places.default_root(content["link"].get("notebook"))
     with tempfile.TemporaryDirectory() as scratch:
-        content["identity"] = _identity(recipe, given, Path(scratch))
+        content["identity"] = _identity(recipe, given, Path(scratch), root)
     found = None if options.fresh else _same_run(root, content["identity"])
     if found is not None:
         known(found)
@@ -93,6 +94,7 @@ def scratch_job(
         **about: As in `begin`.
     """
     find_model(recipe.model)
+    find_teacher(recipe)
     content = _content(recipe, options, **about) | {"options": {"measure": measure}}
     with _in_scratch(kind, content, options.executor, tables.serialise(objects)) as job:
         yield job
@@ -231,11 +233,11 @@ def _content(recipe: Recipe, options: LaunchOptions, *, link: Mapping[str, Any] 
     }  # fmt: skip
 
 
-def _identity(recipe: Recipe, given: Mapping[str, tables.Content], scratch: Path) -> str | None:
+def _identity(recipe: Recipe, given: Mapping[str, tables.Content], scratch: Path, root: Path) -> str | None:
     """Return the run's identity as the worker will compute it, or None when something it reads is not here yet."""
     tables.write(scratch, given)
-    source = find_model(recipe.model)
-    if source.path is None:
+    source, teacher = find_model(recipe.model), find_teacher(recipe, root)
+    if source.path is None or (teacher is not None and teacher.kind == "model" and teacher.path is None):
         return None
     for reference in (*references(recipe).values(), recipe.data.test):
         if isinstance(reference, str) and not is_hub(parse(reference)[0]):
@@ -247,7 +249,7 @@ def _identity(recipe: Recipe, given: Mapping[str, tables.Content], scratch: Path
     if not all(data_path(reference, scratch).is_file() for reference in references(recipe).values()):
         return None  # still on the hub
     prints = fingerprints(recipe, source.path, lambda reference: data_path(reference, scratch))
-    return identity(recipe, prints)
+    return identity(recipe, prints | teacher_prints(teacher))
 
 
 def _previous_run(root: Path, content: Mapping[str, Any]) -> str | None:

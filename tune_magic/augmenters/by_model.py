@@ -2,31 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import os
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from tune_magic.augmenters.base import Augmenter
 from tune_magic.data.render import Renderer
-from tune_magic.errors import DataError, TuneError
+from tune_magic.errors import DataError
+from tune_magic.models.address import Address
 from tune_magic.models.find import find_model
 from tune_magic.models.generate import generate
 from tune_magic.models.load import load_causal_lm, load_tokenizer, local_folder
 from tune_magic.recipe.schema import AugmentOptions
 
-_AT_ONCE = 4  # requests to an address
-_TRIES = 3
-_SECONDS = 60
 _LONGEST = 3.0  # times the length of the text; what is longer has been answered, not reworded
 _LONGEST_PROMPT = 4096
-_SERVER_FAULT, _TOO_MANY, _NOT_ALLOWED = 500, 429, (401, 403)
 
 
 class ModelOptions(AugmentOptions):
@@ -97,37 +89,9 @@ class Paraphrase(Augmenter):
         )  # fmt: skip
 
     def _at_address(self, asked: Sequence[str], count: Callable[[int], None]) -> list[str]:
-        found = []
-        with ThreadPoolExecutor(_AT_ONCE) as pool:
-            for answer in pool.map(self._request, asked):
-                found.append(answer)
-                count(1)
-        return found
-
-    def _request(self, text: str) -> str:
-        content = {
-            "model": self.options.model, "temperature": 0, "max_tokens": self.options.max_new_tokens,
-            "messages": [{"role": "user", "content": text}],
-        }  # fmt: skip
-        key = os.environ.get(self.options.api_key_env)
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-        address = f"{self.options.endpoint.rstrip('/')}/chat/completions"
-        reason: Any = None
-        for _ in range(_TRIES):
-            request = urllib.request.Request(address, json.dumps(content).encode(), headers)  # noqa: S310 - checked
-            try:
-                with urllib.request.urlopen(request, timeout=_SECONDS) as response:  # noqa: S310
-                    return _said(json.load(response))
-            except urllib.error.HTTPError as error:
-                reason = f"{error.code} {error.reason}"
-                if error.code < _SERVER_FAULT and error.code != _TOO_MANY:
-                    hint = _hint(error.code, self.options.api_key_env)
-                    raise TuneError(f"{address} refused: {reason}.", hint=hint) from None
-            except OSError as error:
-                reason = getattr(error, "reason", error)
-            except (ValueError, KeyError, IndexError, TypeError):
-                reason = "it answered something else than a chat completion"
-        raise TuneError(f"{address} did not answer after {_TRIES} tries: {reason}.")
+        options = self.options
+        address = Address(options.endpoint, options.model, options.api_key_env, options.max_new_tokens)
+        return address.answers([[{"role": "user", "content": text}] for text in asked], count)
 
 
 class BackTranslationOptions(ModelOptions):
@@ -148,11 +112,3 @@ class BackTranslation(Paraphrase):
             f"Translate the following to {language}. Answer with the translation alone."
             for language in (options.via, options.language)
         )
-
-
-def _said(response: Any) -> str:
-    return str(response["choices"][0]["message"]["content"])
-
-
-def _hint(code: int, variable: str) -> str | None:
-    return f"Its key is taken from the environment's {variable}." if code in _NOT_ALLOWED else None

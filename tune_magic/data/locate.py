@@ -23,7 +23,7 @@ _SLICE = re.compile(r"\s*(?:(?P<start>\d+)(?P<a>%?))?\s*:\s*(?:(?P<stop>\d+)(?P<
 def references(recipe: Recipe) -> dict[str, str]:
     """Return the files, ``$names`` and hub ids a run trains and chooses on, by role."""
     data = recipe.data
-    roles = {"train": data.train, "held_out": data.held_out, "replay": data.replay}
+    roles = {"train": data.train, "held_out": data.held_out, "replay": data.replay, "ewc_data": recipe.retain.ewc_data}
     roles |= {f"mix_{number}": source.data for number, source in enumerate(data.mix, start=1)}
     roles["corpus"] = None if recipe.vocabulary.corpus == TRAINING_ROWS else recipe.vocabulary.corpus
     return {role: reference for role, reference in roles.items() if isinstance(reference, str)}
@@ -140,6 +140,8 @@ def identity(recipe: Recipe, prints: dict[str, str]) -> str:
                 content["data"]["mix"][int(mixed) - 1]["data"] = name
             elif role == "corpus":
                 content["vocabulary"]["corpus"] = name
+            elif role == "ewc_data":
+                content["retain"]["ewc_data"] = name
             else:
                 content["data"][role] = name
     return fingerprint.identity(content, prints)

@@ -118,7 +118,7 @@ class AnswerScorer(Scorer):
     def _losses(self, side: Tuned, examples: Sequence[Example]) -> np.ndarray:
         """Return each row's loss as a mean over the tuned model's tokens: both sides are scored on the same texts."""
         engine = side.engine()
-        engine.self_check(examples[:8], side.objective.loss_sum)
+        engine.self_check(examples[:8], side.objective.score_sum)
         places = {id(example): place for place, example in enumerate(examples)}
         losses, weights = np.zeros(len(examples)), np.array([example.weight for example in self.examples])
         with torch.no_grad():

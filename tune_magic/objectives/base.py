@@ -42,6 +42,9 @@ class Objective(abc.ABC):
         learns_from_mix: `learn` is shown the rows of the sources that are mixed in, too.
         progress: Share of the run's steps that are done, set before each step.
         metrics: What `%evaluate` scores by default, of objectives that give `outputs`.
+        beside: Models that the loss compares with, by role: `base`, the model as it was before training, or `teacher`,
+            which the options name. What they make of the same targets or rows is in the states' `beside`.
+        learns_answers_of_teacher: Training rows get the answers of the options' `teacher` before training.
         summary: What is minimised, in one sentence, for `%tune explain`.
         formula: The same as a formula, in plain text.
         source: Where it was published.
@@ -65,6 +68,8 @@ class Objective(abc.ABC):
     learns_from_mix: ClassVar[bool] = False
     progress: float = 0.0
     metrics: tuple[str, ...] = ()
+    beside: tuple[str, ...] = ()
+    learns_answers_of_teacher: bool = False
     summary: ClassVar[str] = ""
     formula: ClassVar[str] = ""
     source: ClassVar[str] = ""
@@ -107,6 +112,13 @@ class Objective(abc.ABC):
         The loop divides by the weight of the whole optimizer step, so the loss does not depend on how the step was
         cut into microbatches.
         """
+
+    def score_sum(self, states: Any) -> torch.Tensor:
+        """Return the sum that held-out rows are scored by, for which no model beside is needed.
+
+        It is the loss, unless that is of another kind and runs could not be compared by it.
+        """
+        return self.loss_sum(states)
 
     def tally(self, states: Any) -> dict[str, float]:
         """Return sums over the batch that evaluations during training show beside the loss, by name."""

@@ -122,17 +122,23 @@ class DomainAdversarial(Classify):
         return float(self.options.domain_weight * (2 / (1 + math.exp(-_STEEPNESS * self.progress)) - 1))
 
     def loss_sum(self, states: RowStates) -> torch.Tensor:
-        """Return the sum over rows; the part of the domains only where gradients are wanted."""
+        """Return the sum over rows of both parts."""
         from torch.nn import functional
 
-        classes, domains = states.targets.long().unbind(-1)
+        head = getattr(states.model, HEAD)
+        told = head(_reversal().apply(states.features, self.strength))
+        return self.score_sum(states) + functional.cross_entropy(
+            told.float(), states.targets[:, 1].long(), reduction="sum"
+        )
+
+    def score_sum(self, states: RowStates) -> torch.Tensor:
+        """Return the sum over rows that have a class."""
+        from torch.nn import functional
+
+        classes = states.targets[:, 0].long()
         loss: torch.Tensor = functional.cross_entropy(
             states.logits, classes, ignore_index=_UNKNOWN, reduction="sum", label_smoothing=states.label_smoothing
         )
-        if states.logits.requires_grad:
-            head = getattr(states.model, HEAD)
-            told = head(_reversal().apply(states.features, self.strength))
-            loss = loss + functional.cross_entropy(told.float(), domains, reduction="sum")
         return loss
 
     def tally(self, states: RowStates) -> dict[str, float]:

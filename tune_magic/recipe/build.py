@@ -50,6 +50,7 @@ _SHORT = {
     "data": "train",
     "method": "name",
     "eval": "",
+    "retain": "",
     "vocabulary": "corpus",
     "objective": "name",
 }  # what a word in a part's place means
@@ -59,6 +60,7 @@ _WANTED = {
     "data.held_out": "a file, `$name` or a share such as 10%",
     "data.template": "a text with `{column}` places or {system:, prompt:, completion:}",
     "vocabulary": "a corpus or a mapping with `corpus` or `tokens`",
+    "retain": "a mapping such as {kl_base: 0.1}",
     "method.target_modules": "all-linear, a name or a list of names",
     "objective.class_weights": "balanced or a weight for each class",
 }
@@ -264,7 +266,7 @@ class _Canonical:
     def _put(self, key: str, value: Any, written: str) -> None:
         part, dot, rest = key.partition(".")
         if part in _SHORT and not dot:
-            if isinstance(value, str) and part != "eval":
+            if isinstance(value, str) and _SHORT[part]:
                 value = {_SHORT[part]: value}
             if isinstance(value, Mapping):
                 for name, item in value.items():

@@ -306,6 +306,39 @@ class VocabularyOptions(Part):
         return self.corpus is not None or bool(self.tokens)
 
 
+class RetainOptions(Part):
+    """What keeps the model near where it started, so that less is forgotten; `data.replay` is another way."""
+
+    l2_sp: float = Field(
+        0.0,
+        ge=0,
+        description="Factor of half the squared distance of the trained weights from their start (L2-SP, Li et al. 2018); "
+        "of LoRA, that of its update from none. A classifier's head is left free.",
+    )
+    ewc: float = Field(
+        0.0,
+        ge=0,
+        description="The same, each weight's distance counted by how much rows of an earlier task depend on it (elastic "
+        "weight consolidation, Kirkpatrick et al. 2017): half the sum of F (w - start)^2, with the Fisher diagonal F.",
+    )
+    ewc_data: str | None = Field(None, description="Rows of the earlier task for `ewc`: a file, `$name` or hub id.")
+    ewc_rows: int = Field(200, ge=1, description="How many of them F is the mean over, drawn by the seed.")
+    kl_base: float = Field(
+        0.0,
+        ge=0,
+        description="Factor of KL(base || model), by which the predictions of the trained tokens are kept near those before "
+        "training (learning without forgetting, Li and Hoiem 2016); language models only.",
+    )
+
+    @model_validator(mode="after")
+    def _rows_of_the_earlier_task(self) -> RetainOptions:
+        if self.ewc > 0 and self.ewc_data is None:
+            raise ValueError("`ewc` needs `ewc_data`, rows of what should not be forgotten.")
+        if self.ewc_data is not None and self.ewc == 0:
+            raise ValueError("`ewc_data` is used by `ewc` alone; give it a factor, such as `ewc: 100`.")
+        return self
+
+
 class EvalOptions(Part):
     """Evaluation on held-out rows while training."""
 
@@ -330,6 +363,10 @@ class Recipe(Part):
     vocabulary: VocabularyOptions = Field(
         default_factory=lambda: VocabularyOptions.model_validate({}),
         description="New words for the tokenizer: a corpus, or a mapping.",
+    )
+    retain: RetainOptions = Field(
+        default_factory=lambda: RetainOptions.model_validate({}),
+        description="What keeps the model near where it started: `{kl_base: 0.1}`.",
     )
     learning_rate: float = Field(2e-4, gt=0, le=10, description="Peak learning rate.")
     num_train_epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")

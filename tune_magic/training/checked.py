@@ -41,7 +41,7 @@ def self_check(engine: Engine, recipe: Recipe, objective: Objective, train: Tabl
     found = _read(path)
     if found is None:
         before, known = memory.level(engine.device), engine.reason
-        engine.self_check(rows, objective.loss_sum)
+        engine.self_check(rows, objective.score_sum)
         memory.give_back()
         seen_bytes = max(0, memory.level(engine.device) - before)
         if engine.reason != known:
@@ -51,7 +51,7 @@ def self_check(engine: Engine, recipe: Recipe, objective: Objective, train: Tabl
         for name, value in found.items():
             setattr(engine, name, value)
     if recipe.torch_compile:
-        engine.reason = engine.compile(rows, objective.loss_sum) or engine.reason
+        engine.reason = engine.compile(rows, objective.score_sum) or engine.reason
 
 
 def _path(engine: Engine, recipe: Recipe, objective: Objective, model_print: str) -> Path | None:

@@ -19,9 +19,10 @@ from tune_magic.data.render import Part, Renderer
 from tune_magic.data.split import split
 from tune_magic.data.table import Table
 from tune_magic.errors import DataError
+from tune_magic.models.teacher import Teacher
 from tune_magic.objectives.base import Objective
-from tune_magic.recipe.schema import Recipe, SourceOptions
-from tune_magic.training import augment
+from tune_magic.recipe.schema import MixedSource, Recipe, SourceOptions
+from tune_magic.training import augment, taught
 from tune_magic.training.source import Encoder, Reading, Source, Watch
 
 _LEAST_TRAINED = 2.0  # tokens a row, on average: an end mark alone teaches nothing
@@ -55,11 +56,13 @@ class Rows:
         tell: Called with what is done ("reading rows", "making rows"), how much of it, and the whole where it is known.
         watch: Is shown the training rows in normal form, with the number of each; nothing is taken from the cache then.
         preview: So many rows are made by each augmenter, to be looked at and not trained; None: as the recipe says.
+        teacher: Who answers the training prompts, where the objective asks for that; None: the rows stay as they are.
 
     Attributes:
         sources: What was read so far.
         cleaned: What was left out of the training rows, by kind and source.
         augmented: What was made of training rows, by augmenter.
+        taught: What a teacher answered training prompts with.
         held_out_rows: Numbers of the rows that a share held out of the training file, from 1; None: no share did.
     """
 
@@ -69,6 +72,7 @@ class Rows:
         tell: Callable[[str, int, int | None], None] = lambda stage, done, total: None,
         watch: Watch | None = None,
         preview: int | None = None,
+        teacher: Teacher | None = None,
     ) -> None:  # fmt: skip
         self.recipe = recipe
         self.folder = folder
@@ -77,6 +81,7 @@ class Rows:
         self.sources: list[Source] = []
         self.cleaned: list[dict[str, Any]] = []
         self.augmented: list[dict[str, Any]] = []
+        self.taught: dict[str, Any] = {}
         self.held_out_rows: np.ndarray | None = None
         self._encoder = Encoder(recipe.data, folder, self.renderer, look, tell)
         self._objective = objective
@@ -84,6 +89,7 @@ class Rows:
         self._tell = tell
         self._watch = watch
         self._preview = preview
+        self._teacher = teacher
 
     @property
     def objective(self) -> Objective:
@@ -99,6 +105,14 @@ class Rows:
         """
         return self._source(reference, self.recipe.data).table
 
+    def earlier(self, reference: str) -> Table:
+        """Read, check and encode rows of an earlier training, in whatever format they are.
+
+        Raises:
+            DataError: See `examples`.
+        """
+        return self._source(reference, MixedSource.model_validate({"data": reference})).table
+
     def dataset(self) -> Dataset:
         """Return training and held-out examples.
 
@@ -107,6 +121,8 @@ class Rows:
         """
         data = self.recipe.data
         train, held_out = self._split()
+        if self._teacher is not None and self.objective.learns_answers_of_teacher:
+            train = self._taught(train, self._teacher)
         more = mixture.more_sources(data)
         if len(train) and not (more or data.clean or data.augment or data.balance != "none"):
             return Dataset(train, held_out)
@@ -186,6 +202,33 @@ class Rows:
         places, numbers = [f"row {one.row + 1}" for one in made], [one.row for one in made]
         return self._encoder.table(Part([one.content for one in made], places, numbers, faults), self.objective)
 
+    def _taught(self, rows: Table, teacher: Teacher) -> Table:
+        """Return training rows with a teacher's answers; those it had no answer to are left out.
+
+        Raises:
+            DataError: They have no prompts, or `augment` would make rows of what they were.
+        """
+        data = self.recipe.data
+        if data.augment:
+            raise DataError("`augment` makes rows with the answers of the file, and these get the teacher's.",
+                            hint="Leave out `augment`.")  # fmt: skip
+        made = taught.read(self.folder)
+        if made is None:
+            contents = self._encoder.contents(data.train, self.objective, set(rows.indices.tolist()))
+            asking = taught.Asking(teacher, self.recipe, self._look, self._tell)
+            made = taught.answered(asking, contents, source_name(data.train))
+            taught.write(self.folder, made)
+        kept = [one for one in made if one.content is not None]
+        self.taught = taught.facts(made)
+        head = self.sources[0].head
+        for one in kept:
+            if one.row < len(head):
+                head[one.row] = one.content
+        faults = RowFaults("answers of the teacher", skips=True)  # one may be too long
+        places, numbers = [f"row {one.row + 1}" for one in kept], [one.row for one in kept]
+        contents_kept = [one.content for one in kept if one.content is not None]
+        return self._encoder.table(Part(contents_kept, places, numbers, faults), self.objective)
+
     def _tell_made(self, done: int, total: int) -> None:
         self._look()
         self._tell("making rows", done, total)
@@ -210,6 +253,7 @@ class Rows:
             **({"new_head": True} if self.objective.new_head else {}),
             "chat_template": self.renderer.uses_template and not self.objective.scores_rows,
             "lens": self._lens(train),
+            **({"taught": self.taught} if self.taught else {}),
             **({"augmented": self.augmented} if self.augmented else {}),
             **(
                 {"mixture": mixture.facts(dataset.draws, self.objective.facts().get("classes", ()))}

@@ -27,6 +27,7 @@ from tune_magic.training.target_states import TargetStates
 from tune_magic.training.tree_attention import Tree
 
 if TYPE_CHECKING:
+    from tune_magic.training.beside import Beside
     from tune_magic.training.trunk import Trunk
 
 # Families checked to be exact with a boolean 4-D mask under scaled_dot_product_attention, whose head is one matrix.
@@ -59,6 +60,7 @@ class Engine(abc.ABC):
         trunk: What the frozen layers give, where that is kept; None where they are computed each time.
         label_smoothing: Of the losses in training, see `TargetStates.losses`.
         noise_alpha: Noise on embeddings in training, see `training.noise`; 0 for none.
+        beside: Models that are computed over the same examples, by role, for whoever compares with them.
     """
 
     packed = False
@@ -81,6 +83,7 @@ class Engine(abc.ABC):
         self.dtype = dtype
         self.max_tokens = max_tokens
         self.attention = tree_attention.way_on(self.device)
+        self.beside: dict[str, Beside] = {}
         self.has_dropout = method.has_active_dropout() or _has_dropout(model)  # or other random numbers in training
 
     def regularise(self, *, label_smoothing: float, noise_alpha: float) -> None:
@@ -111,7 +114,16 @@ class Engine(abc.ABC):
         """Run the model over what `lay_out` returned for these examples."""
 
     def states(self, examples: Sequence[Example]) -> Any:
-        """Run the model over one microbatch and return what the objective sees of it."""
+        """Run the model over one microbatch and return what the objective sees of it, and of the models beside."""
+        # these first: they leave little behind, and what the backward pass needs is not there yet
+        found = {one: one.states(examples) for one in dict.fromkeys(self.beside.values())}
+        states = self.own_states(examples)
+        if found:
+            states.beside = {role: found[one].ordered_as(states) for role, one in self.beside.items()}
+        return states
+
+    def own_states(self, examples: Sequence[Example]) -> Any:
+        """Run the model alone over one microbatch."""
         if self.trunk is not None and self.trunk.knows(examples):
             return self.trunk.states(examples)
         return self.compute(self.lay_out(examples), examples)

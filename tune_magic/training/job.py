@@ -79,7 +79,7 @@ def dry_run(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     The trial predicts memory and time.
     """
     measure = run.info.get("options", {}).get("measure", True)
-    session = prepare(build_recipe(run.info["recipe"]), run.path, log, control, measure=measure)
+    session = prepare(build_recipe(run.info["recipe"]), run.path, log, control, measure=measure, is_trial=True)
     log.append("state", state="running", from_step=0)
     if measure:
         log.append("result", **_measure(session))

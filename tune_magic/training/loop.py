@@ -43,6 +43,7 @@ class StepResult:
     grad_norm: float
     tokens: int
     targets: int
+    penalties: dict[str, float]
 
 
 class Loop:
@@ -185,6 +186,7 @@ class Loop:
             examples=len(rows),
             epoch=round(step / session.order.steps_per_epoch, 4),
             seconds=round(time.perf_counter() - started, 4),
+            **result.penalties,
         )
         self._note_memory()
 
@@ -207,25 +209,39 @@ class Loop:
         microbatches = list(session.engine.microbatches(examples))
         weight = sum(example.weight for example in examples)
         loss, look = 0.0, session.control.check
+        penalties: defaultdict[str, float] = defaultdict(float)
         try:
             if session.objective.compares_rows:
                 loss = together.add_gradients(session.engine, session.objective, microbatches, weight, look)
             else:
                 for number, microbatch in enumerate(microbatches):
                     look(number, len(microbatches))
-                    part = session.objective.loss_sum(session.engine.states(microbatch)) / weight
-                    part.backward()  # type: ignore[no-untyped-call]
-                    loss += float(part.detach())
+                    loss += self._add_gradients(microbatch, weight, penalties)
         except (MemoryError, RuntimeError) as error:
             if not memory.is_exhausted(error):
                 raise
             return None
         session.control.check(len(microbatches), len(microbatches))
+        if session.retention is not None:
+            penalties |= session.retention.pull()
         parameters = [p for p in session.model.parameters() if p.grad is not None]
         limit = session.recipe.max_grad_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         tokens = sum(map(len, examples))
-        return StepResult(loss, float(norm), tokens, int(weight))
+        return StepResult(loss, float(norm), tokens, int(weight), dict(penalties))
+
+    def _add_gradients(self, microbatch: list[Example], weight: float, penalties: dict[str, float]) -> float:
+        """Add a microbatch's gradients and its penalties; return its part of the loss."""
+        session = self.session
+        states = session.engine.states(microbatch)
+        part = session.objective.loss_sum(states) / weight
+        loss = float(part.detach())
+        if session.retention is not None:
+            for name, total in session.retention.terms(states).items():
+                part = part + session.retention.factor(name) * total / weight
+                penalties[name] += float(total.detach()) / weight
+        part.backward()  # type: ignore[no-untyped-call]
+        return loss
 
     def _shrink(self, examples: list[Example]) -> None:
         """Compute fewer tokens at once from now on; the examples of a step stay the same."""
@@ -356,9 +372,12 @@ class Loop:
         try:
             with torch.no_grad():
                 for states in self._held_out_states(examples):
-                    sums["loss"] += float(session.objective.loss_sum(states))
+                    sums["loss"] += float(session.objective.score_sum(states))
                     for name, total in session.objective.tally(states).items():
                         sums[name] += total
+                    if session.retention is not None:
+                        for name, term in session.retention.terms(states).items():
+                            sums[name] += float(term)
         except (MemoryError, RuntimeError) as error:
             if not memory.is_exhausted(error):
                 raise

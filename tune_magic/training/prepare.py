@@ -21,6 +21,7 @@ from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
 from tune_magic.models.find import ModelSource, find_model
 from tune_magic.models.load import local_folder
+from tune_magic.models.teacher import Teacher, find_teacher, teacher_prints
 from tune_magic.objectives.base import Objective
 from tune_magic.recipe.build import build_recipe
 from tune_magic.recipe.schema import Recipe
@@ -28,12 +29,13 @@ from tune_magic.storage import fingerprint
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import FORMAT
-from tune_magic.training import checked, memory, packing, trunk
+from tune_magic.training import beside, checked, memory, packing, retention, trunk
 from tune_magic.training.dataset import Dataset, Rows
 from tune_magic.training.engine import Engine, TokenEngine
 from tune_magic.training.order import Order
 from tune_magic.training.outputs import OutputEngine
 from tune_magic.training.planner import Planner
+from tune_magic.training.retention import Retention
 from tune_magic.training.rows import RowEngine
 from tune_magic.training.source import Progress
 from tune_magic.training.vocabulary import Vocabulary, vocabulary_of
@@ -62,12 +64,13 @@ class Session:
     order: Order
     compared: Table  # held-out rows that base and run are both scored on
     base_held_out: Table  # the same by the base's tokens
+    retention: Retention | None = None  # what keeps the model near its start
 
     @contextlib.contextmanager
     def as_base(self) -> Iterator[None]:
         """While inside, the model is the base, with the tokens it had; before the first step, or where it was added to."""
         was_base = self.method.without(self.model) if self.method.adds else contextlib.nullcontext()
-        with was_base, self.vocabulary.hidden(self.method.inner(self.model)):
+        with was_base, self.vocabulary.hidden(self.method.inner(self.model)), beside.base_shown(self.engine):
             yield
 
 
@@ -123,6 +126,7 @@ def prepare(
     inherited: dict[str, Any] | None = None,
     *,
     measure: bool = False,
+    is_trial: bool = False,
 ) -> Session:
     """Load data and model and log the plan.
 
@@ -135,19 +139,24 @@ def prepare(
         control: Checked between the slow parts.
         inherited: The plan of an earlier attempt, whose resolved values a resumed run keeps.
         measure: Take two dry steps to correct the forecast of memory, however much room there is.
+        is_trial: Nothing will be trained: a teacher that would answer all rows is not asked.
 
     Raises:
         TuneError: Data or model are not those of the earlier attempt; no plan is logged then.
     """
     at_start = memory.level(device())
-    source = find_model(recipe.model)
+    source, teacher = find_model(recipe.model), find_teacher(recipe, folder.parent)
     model_folder = local_folder(source)
     method: Method = plugins.get("method", recipe.method.name)(recipe.method)
     vocabulary = vocabulary_of(recipe, folder, model_folder, method, control.check)
     longest = longest_example(recipe, model_folder, method, vocabulary)
-    rows = Rows(recipe, folder, vocabulary.tokenizer, longest, look=control.check, tell=Progress(log).tell)
+    rows = Rows(
+        recipe, folder, vocabulary.tokenizer, longest, look=control.check, tell=Progress(log).tell,
+        teacher=None if is_trial else teacher,
+    )  # fmt: skip
     dataset, objective = rows.dataset(), rows.objective
     _check_knobs(recipe, objective, dataset)
+    beside.check_teacher(teacher, objective, vocabulary)
     compared = base_held_out = dataset.held_out
     if vocabulary.is_extended:
         longest = longest_example(recipe, model_folder, method, vocabulary.unextended())
@@ -164,13 +173,18 @@ def prepare(
 
     engine = make_engine(recipe, model, method, objective, dtype)
     paths = {reference: data_path(reference, folder) for reference in references(recipe).values()}
-    prints = fingerprints(recipe, source.path or model_folder, paths.__getitem__)
+    prints = fingerprints(recipe, source.path or model_folder, paths.__getitem__) | _teacher_prints(teacher)
     checked.self_check(engine, recipe, objective, dataset.train, prints["model"])
+    kept_near = retention.retain(recipe, folder, engine, objective, rows=rows.earlier, look=control.check)
+    beside.attach(
+        engine, objective, vocabulary, also=retention.roles(recipe.retain), teacher=teacher, base=model_folder,
+        load_base=lambda: _load_base(objective, model_folder, dtype), train=dataset.train,
+    )  # fmt: skip
     ranks = _ranks(recipe, dataset.train)
     order = Order(len(dataset.train), recipe.batch_size, recipe.seed, ranks, dataset.draws)
     session = Session(
         recipe, folder, log, control, {}, dataset, vocabulary, method, objective, model, engine, order, compared,
-        base_held_out,
+        base_held_out, kept_near,
     )  # fmt: skip
     forecast = _plan_memory(session, inherited, measure=measure)
     forecast["memory"]["at_start"] = at_start
@@ -181,6 +195,8 @@ def prepare(
         "identity": identity(recipe, prints),
         **rows.facts(dataset),
         **vocabulary.facts(),
+        **beside.facts(engine, teacher),
+        **retention.facts(recipe.retain),
         **_facts_of_training(session),
         **forecast,
     }
@@ -217,6 +233,18 @@ def _check_knobs(recipe: Recipe, objective: Objective, dataset: Dataset) -> None
     if recipe.lr_scheduler_type == "reduce_lr_on_plateau" and not dataset.held_out:
         raise TuneError("`reduce_lr_on_plateau` follows the held-out loss, and there are no held-out rows.",
                         hint="Hold some out, `data: {held_out: 10%}`, or take `cosine`.")  # fmt: skip
+
+
+def _load_base(objective: Objective, folder: Path, dtype: torch.dtype) -> Any:
+    """Load the model as it was before training."""
+    with torch.random.fork_rng():
+        return objective.load(folder, dtype)
+
+
+def _teacher_prints(teacher: Teacher | None) -> dict[str, str]:
+    """Return the teacher's fingerprint by its role, once it is fetched."""
+    is_on_hub = teacher is not None and teacher.kind == "model" and teacher.path is None
+    return teacher_prints(teacher, local_folder(find_model(teacher.name)) if is_on_hub and teacher else None)
 
 
 def _refuse_changes(before: dict[str, Any], now: dict[str, Any]) -> None:

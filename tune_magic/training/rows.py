@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -46,6 +46,7 @@ class RowStates:
         label_smoothing: Share of a row's loss that is the mean over the classes; 0 but in training.
         features: (B, width) what the last layer makes of the token the head reads, where an objective `reads_features`.
         model: The Transformers model, with the heads that an objective gave it.
+        beside: What other models make of the same rows, by role; without gradients.
     """
 
     logits: torch.Tensor
@@ -53,6 +54,15 @@ class RowStates:
     label_smoothing: float = 0.0
     features: torch.Tensor | None = None
     model: Any = None
+    beside: dict[str, RowStates] = field(default_factory=dict)
+
+    def compared(self, role: str, function: Callable[..., torch.Tensor]) -> torch.Tensor:
+        """Return (B,) float32: `function(logits, targets, logits of the model beside)`."""
+        return function(self.logits, self.targets, self.beside[role].logits)
+
+    def ordered_as(self, other: RowStates) -> RowStates:
+        """Return the same rows in another engine's order: every engine keeps that of the microbatch."""
+        return self
 
 
 class RowEngine(Engine):
@@ -240,7 +250,7 @@ def row_logits(engine: Engine, examples: Sequence[Example], done: Callable[[int]
     with torch.no_grad():
         for batch in engine.microbatches(held):
             order += [places[id(example)] for example in batch]
-            parts.append(engine.states(batch).logits.cpu())
+            parts.append(engine.own_states(batch).logits.cpu())
             if done is not None:
                 done(len(batch))
     logits = torch.cat(parts)

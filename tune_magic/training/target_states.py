@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 _CHUNK_LOGITS = {"cpu": 2**22, "cuda": 2**25}  # that fit a processor's cache; that fill a GPU
 _LEAST_CHUNK = 32  # targets that are worth a product
 Head = Callable[[torch.Tensor], torch.Tensor]
-LogProbs = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]  # of states and targets
+OfTarget = Callable[..., torch.Tensor]  # (logits, targets, others...) -> (T,) float32, each of its own row alone
 
 
 @dataclass
@@ -31,6 +31,7 @@ class TargetStates:
         vocabulary: Outputs of the head.
         head_is_trained: Whether the head has parameters that want a gradient.
         label_smoothing: Share of `losses` that is the mean over the vocabulary; 0 but in training.
+        beside: What other models make of the same targets, in the same order, by role; without gradients.
     """
 
     states: torch.Tensor
@@ -41,10 +42,11 @@ class TargetStates:
     vocabulary: int
     head_is_trained: bool = True
     label_smoothing: float = 0.0
+    beside: dict[str, TargetStates] = field(default_factory=dict)
 
     def log_probs(self) -> torch.Tensor:
         """Return (T,) float32: the log-probability of each target. Logits never exist for more than a chunk."""
-        return self._in_chunks(0.0)
+        return self.each(_log_probs)
 
     def losses(self) -> torch.Tensor:
         """Return (T,) float32: minus the log-probability of each target, in training with label smoothing.
@@ -52,43 +54,78 @@ class TargetStates:
         That is (1 - e) * -log p(target) + e * the mean of -log p over the vocabulary (Szegedy et al. 2016,
         arXiv:1512.00567).
         """
-        return -self._in_chunks(self.label_smoothing)
+        return -self.each(functools.partial(_log_probs, smoothing=self.label_smoothing))
 
-    def _in_chunks(self, smoothing: float) -> torch.Tensor:
-        log_probs = functools.partial(_log_probs, head=self.head, smoothing=smoothing)
+    def each(self, function: OfTarget, *others: torch.Tensor) -> torch.Tensor:
+        """Return (T,) float32: a function of each target's logits, of which there are never more than a chunk.
+
+        Args:
+            function: From (logits, targets, *others), cut to the same targets, to (targets,) float32; each number may
+                depend on its own row of logits alone.
+            others: More of each target, (T, ...), without gradients.
+        """
         if self.head is None:
-            return log_probs(self.states, self.targets)
+            return function(self.states, self.targets, *others)
         logits = _CHUNK_LOGITS.get(self.states.device.type, _CHUNK_LOGITS["cpu"])
         size = max(_LEAST_CHUNK, logits // self.vocabulary)
         if not self.head_is_trained:
-            found: torch.Tensor = _FrozenHead.apply(self.states, self.targets, log_probs, size)  # type: ignore[no-untyped-call]
+            found: torch.Tensor = _FrozenHead.apply(self.states, self.head, function, size, self.targets, *others)  # type: ignore[no-untyped-call]
             return found
-        pieces = zip(torch.split(self.states, size), torch.split(self.targets, size), strict=True)
-        parts = [checkpoint(log_probs, *piece, use_reentrant=False) for piece in pieces]
+        columns = [torch.split(column, size) for column in (self.states, self.targets, *others)]
+        pieces = zip(*columns, strict=True)
+        parts = [checkpoint(_by_head, self.head, function, *piece, use_reentrant=False) for piece in pieces]
         return torch.cat(parts) if parts else self.states.new_zeros(0, dtype=torch.float32)
+
+    def compared(self, role: str, function: OfTarget) -> torch.Tensor:
+        """Return (T,) float32: a function of each target's logits and of those that the model beside gives it.
+
+        Args:
+            role: Of the model beside.
+            function: From (logits, targets, their logits) to (targets,) float32, as in `each`.
+        """
+        theirs = self.beside[role]
+        width = min(self.vocabulary, theirs.vocabulary)  # beyond it a head may be filled up, for no token
+
+        def both(logits: torch.Tensor, targets: torch.Tensor, states: torch.Tensor) -> torch.Tensor:
+            with torch.no_grad():
+                their_logits = states if theirs.head is None else theirs.head(states)
+            return function(logits[..., :width], targets, their_logits[..., :width])
+
+        return self.each(both, theirs.states)
+
+    def ordered_as(self, other: TargetStates) -> TargetStates:
+        """Return the same targets in the order in which another engine laid out the same examples."""
+        ours = torch.argsort(self.owners, stable=True)  # of one example, targets come in the order of its tokens
+        places = torch.empty_like(ours)
+        places[torch.argsort(other.owners, stable=True)] = ours
+        named = ("states", "targets", "weights", "owners")
+        return replace(self, **{name: getattr(self, name).index_select(0, places) for name in named})
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Log-probabilities whose gradient is computed with them, while a chunk's logits are there.
+    """A number of each target whose gradient is computed with it, while a chunk's logits are there.
 
     Each depends on its own state alone, and no parameter of the head wants a gradient: whatever an objective makes of
-    the log-probabilities, its gradient is a factor for each row. So the head runs twice in all, not three times as with
-    a checkpoint, and nothing of the vocabulary's size is kept.
+    the numbers, its gradient is a factor for each row. So the head runs twice in all, not three times as with a
+    checkpoint, and nothing of the vocabulary's size is kept.
     """
 
     @staticmethod
-    def forward(ctx: Any, states: torch.Tensor, targets: torch.Tensor, compute: LogProbs, size: int) -> torch.Tensor:
-        found = torch.empty(len(targets), dtype=torch.float32, device=states.device)
+    def forward(
+        ctx: Any, states: torch.Tensor, head: Head, function: OfTarget, size: int, *others: torch.Tensor
+    ) -> torch.Tensor:
+        found = torch.empty(len(states), dtype=torch.float32, device=states.device)
         wanted = ctx.needs_input_grad[0]
         gradients = torch.empty_like(states) if wanted else None
-        for start in range(0, len(targets), size):
+        ctx.num_others = len(others)
+        for start in range(0, len(states), size):
             chunk = slice(start, start + size)
             with torch.set_grad_enabled(wanted):
                 piece = states[chunk].detach().requires_grad_(wanted)
-                log_probs = compute(piece, targets[chunk])
+                numbers = _by_head(head, function, piece, *(other[chunk] for other in others))
                 if gradients is not None:
-                    (gradients[chunk],) = torch.autograd.grad(log_probs.sum(), piece)
-            found[chunk] = log_probs.detach()
+                    (gradients[chunk],) = torch.autograd.grad(numbers.sum(), piece)
+            found[chunk] = numbers.detach()
         ctx.save_for_backward(gradients)
         return found
 
@@ -96,9 +133,12 @@ class _FrozenHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream: torch.Tensor) -> Any:
         (gradients,) = ctx.saved_tensors
-        return gradients * upstream[:, None].to(gradients.dtype), None, None, None
+        return gradients * upstream[:, None].to(gradients.dtype), None, None, None, *[None] * ctx.num_others
 
 
-def _log_probs(states: torch.Tensor, targets: torch.Tensor, head: Head | None, smoothing: float) -> torch.Tensor:
-    logits = head(states) if head is not None else states
+def _by_head(head: Head, function: OfTarget, states: torch.Tensor, *others: torch.Tensor) -> torch.Tensor:
+    return function(head(states), *others)
+
+
+def _log_probs(logits: torch.Tensor, targets: torch.Tensor, smoothing: float = 0.0) -> torch.Tensor:
     return -functional.cross_entropy(logits.float(), targets, reduction="none", label_smoothing=smoothing)

@@ -118,6 +118,13 @@ def objective_of(run: RunFolder) -> Objective:
     return objective
 
 
+def tokenizer_of(run: RunFolder) -> Any:
+    """Return what a run encodes texts by."""
+    recipe = recipe_of(run)
+    method: Method = plugins.get("method", recipe.method.name)(recipe.method)
+    return vocabulary_of(recipe, run.path, local_folder(find_model(recipe.model)), method).tokenizer
+
+
 def check_unchanged(run: RunFolder, role: str, now: str) -> None:
     """Refuse to go on with other data or another model than the run was trained with.
 

@@ -172,8 +172,8 @@ def _with_loss(summary: Summary, comparisons: Mapping[str, Comparison]) -> dict[
         return dict(comparisons)
     unknown = float("nan")
     found: dict[str, Comparison] = {}
-    for name in ("loss", "accuracy", "mean absolute error"):
-        if name in summary.best:
+    for name in ("loss", "accuracy", "mean absolute error", "divergence"):
+        if name in summary.best and name in summary.evaluations[0]:
             base, tuned = number(summary.evaluations[0][name]), number(summary.best[name])
             found[name] = Comparison(
                 f"held-out {name}", base, tuned, tuned - base, unknown, unknown, higher_is_better=name == "accuracy"

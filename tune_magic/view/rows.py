@@ -27,6 +27,12 @@ def made_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
         weights = [f"{clean(name, _LONGEST_NAME)} {weight:.3g}" for name, weight in pairs]
         more = ", …" if len(weights) > _MOST_PARTS else ""
         rows.append(("a row counts, by class", ", ".join(weights[:_MOST_PARTS]) + more))
+    if "teacher" in facts:
+        rows.append(("teacher", _teacher(facts["teacher"])))
+    if "taught" in facts:
+        rows.append(("answered by the teacher", _answered(facts["taught"])))
+    if "retain" in facts:
+        rows.append(("kept near its start by", _retained(facts["retain"])))
     if "vocabulary" in facts:
         rows.append(("new words", _new_words(facts["vocabulary"])))
     for found in facts.get("augmented", []):
@@ -42,6 +48,28 @@ def made_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
         more = ", …" if found["count"] > _SHOWN else ""
         rows.append(("skipped", f"{_counted(found['count'], 'bad row')} of {_tail(name)} ({first}{more})"))
     return rows
+
+
+def _teacher(found: dict[str, Any]) -> str:
+    """Say who teaches, and what it costs to have it beside the student."""
+    name = _tail(found["name"]) if found["kind"] != "address" else clean(found["name"], _EXCERPT)
+    parameters = found.get("parameters")
+    if parameters is None:
+        return name
+    return f"{name} ({words.count(parameters)} parameters beside)" if parameters else f"{name} (the base itself)"
+
+
+def _answered(found: dict[str, Any]) -> str:
+    left_out = f", {found['left_out']} left out without an answer" if found["left_out"] else ""
+    return f"{_counted(found['rows'])}{left_out} ({'; '.join(map(_short, found['shown']))})"
+
+
+def _retained(found: dict[str, Any]) -> str:
+    """Name the penalties with their factors."""
+    named = {
+        "l2_sp": "L2-SP", "kl_base": "KL to the base", "ewc": f"EWC on {_tail(found.get('ewc_data', ''))}",
+    }  # fmt: skip
+    return ", ".join(f"{name} × {found[key]:g}" for key, name in named.items() if key in found)
 
 
 def _new_words(found: dict[str, Any]) -> str:
