@@ -24,13 +24,15 @@ if TYPE_CHECKING:
         load_run,
         runs,
     )
+    from tune_magic.decorators import augmenter, callback, data_format, exporter, method, metric, objective
     from tune_magic.errors import RecipeError, RunFailed, Stopped, TuneError
     from tune_magic.handles import Export, Report, Run
 
 __version__ = "0.1.0"
 __all__ = [
     "Export", "RecipeError", "Report", "Run", "RunFailed", "Stopped", "TuneError",
-    "chat", "compare", "doctor", "evaluate", "export", "finetune", "inspect", "last", "load_model", "load_run", "runs",
+    "augmenter", "callback", "chat", "compare", "data_format", "doctor", "evaluate", "export", "exporter", "finetune",
+    "inspect", "last", "load_model", "load_run", "method", "metric", "objective", "runs",
 ]  # fmt: skip
 
 _HOMES = {
@@ -49,6 +51,9 @@ _HOMES = {
             "runs",
         ),
         "tune_magic.api",
+    ),
+    **dict.fromkeys(
+        ("augmenter", "callback", "data_format", "exporter", "method", "metric", "objective"), "tune_magic.decorators"
     ),
     **dict.fromkeys(("Export", "Report", "Run"), "tune_magic.handles"),
     **dict.fromkeys(("RecipeError", "RunFailed", "Stopped", "TuneError"), "tune_magic.errors"),

@@ -80,7 +80,7 @@ class Chat:
     def __init__(self, run: Run, *, base: bool = True) -> None:
         run.best_checkpoint  # noqa: B018 - without one, say so before a worker is started
         self.run = run
-        self.classifies = run.summary().plan.get("objective", {}).get("name") == "classify"
+        self.classifies = "classes" in run.summary().plan.get("objective", {})
         self.has_base = base and not self.classifies
         self.job = launching.new_job(run, "chat", {"base": self.has_base, "owner": os.getpid()})
         self._turns: dict[int, Turn] = {}

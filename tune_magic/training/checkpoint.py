@@ -14,7 +14,7 @@ import hashlib
 import json
 import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,8 @@ class Progress:
         evaluations_without_gain: For early stopping.
         tokens: Tokens computed so far.
         microbatch_tokens: Most tokens computed at once, when memory did not suffice for what the plan says; else None.
+        callbacks: State of each callback by name.
+        ended_by: Name of the callback that ended the run at this step, None where none did.
     """
 
     step: int = 0
@@ -54,6 +56,8 @@ class Progress:
     evaluations_without_gain: int = 0
     tokens: int = 0
     microbatch_tokens: int | None = None
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    ended_by: str | None = None
 
 
 def name_of(step: int) -> str:

@@ -18,6 +18,7 @@ from tune_magic.errors import TuneError
 from tune_magic.storage.control import StopRequested
 from tune_magic.training import checkpoint, memory
 from tune_magic.training.budget import Budget
+from tune_magic.training.callbacks import Callbacks
 from tune_magic.training.checkpoint import Progress
 from tune_magic.training.optimizer import learning_rate, make_optimizer, set_learning_rate
 from tune_magic.training.prepare import Session
@@ -62,6 +63,7 @@ class Loop:
         self._base_evaluated = base_evaluated
         self._whole: set[int] = set()  # steps whose checkpoint this attempt wrote or checked
         self.sampler = Sampler(session)
+        self.callbacks = Callbacks(session)
         self._random_before_step = checkpoint.random_state()
         self._memory_due = 0.0
         self._held_out_tokens = session.engine.max_tokens
@@ -82,10 +84,16 @@ class Loop:
 
     def run(self) -> str:
         """Train to the end and return the last state: finished or stopped."""
+        self.callbacks.start(self.progress)
+        state = self._train()
+        self.callbacks.end(self.progress, state)
+        return state
+
+    def _train(self) -> str:
         session, plan = self.session, self.session.plan
         try:
             self._evaluate_if_due()
-            while self.progress.step < plan["total_steps"] and not self._out_of_patience():
+            while self.progress.step < plan["total_steps"] and not self._ends_early():
                 if self._out_of_time():
                     self._end_in_time()
                     break
@@ -161,20 +169,20 @@ class Loop:
         self.optimizer.zero_grad(set_to_none=True)
         self.progress.step = step
         self.progress.tokens += result.tokens
+        numbers = {
+            "loss": result.loss,
+            "learning_rate": rate,
+            "grad_norm": result.grad_norm,
+            "tokens": result.tokens,
+            "targets": result.targets,
+            "examples": len(rows),
+            "epoch": round(step / session.order.steps_per_epoch, 4),
+            "seconds": round(time.perf_counter() - started, 4),
+        }
+        session.log.append("step", step=step, **numbers)
+        self.callbacks.step(self.progress, numbers)
         if self._budget is not None:
             self._budget.note_step(time.perf_counter() - started, result.tokens)
-        session.log.append(
-            "step",
-            step=step,
-            loss=result.loss,
-            learning_rate=rate,
-            grad_norm=result.grad_norm,
-            tokens=result.tokens,
-            targets=result.targets,
-            examples=len(rows),
-            epoch=round(step / session.order.steps_per_epoch, 4),
-            seconds=round(time.perf_counter() - started, 4),
-        )
         self._note_memory()
 
     def accumulate(self, examples: list[Example]) -> StepResult:
@@ -246,6 +254,7 @@ class Loop:
         """Evaluate at the plan's steps: the base before the first of them, and before training where it must be."""
         session, progress = self.session, self.progress
         due = progress.step % session.plan["eval_steps"] == 0 or progress.step == session.plan["total_steps"]
+        due = due or progress.ended_by is not None
         if not due or progress.evaluated_step == progress.step or not session.dataset.held_out:
             return
         if progress.step == 0 and session.method.adds:
@@ -284,6 +293,7 @@ class Loop:
         progress.evaluations_without_gain = 0 if gained else progress.evaluations_without_gain + 1
         progress.evaluated_step = progress.step
         session.log.append("eval", step=progress.step, **scores, rows=len(session.dataset.held_out), best=better)
+        self.callbacks.evaluation(progress, scores)
         self._sample(progress.step)
         if better:
             self._save()
@@ -341,7 +351,10 @@ class Loop:
             self._budget.note_scoring(time.perf_counter() - started)
         return {**means, "targets": int(weight), "seconds": round(time.perf_counter() - started, 4)}
 
-    def _out_of_patience(self) -> bool:
+    def _ends_early(self) -> bool:
+        """Whether a callback has ended the run, or held-out loss got no better for long enough."""
+        if self.progress.ended_by is not None:
+            return True
         patience = self.session.recipe.eval.early_stopping_patience
         return patience is not None and self.progress.evaluations_without_gain >= patience
 
@@ -359,6 +372,7 @@ class Loop:
         try:
             if target.exists():  # left by an earlier attempt and found damaged
                 files.discard(target)
+            self.progress.callbacks = self.callbacks.state()
             checkpoint.save(self.checkpoints, session.model, self.optimizer, self.progress, checkpoint.random_state())
         except OSError as error:
             session.log.append(
