@@ -15,7 +15,7 @@ PACKAGE = ROOT / "tune_magic"
 LAYERS = [
     {"errors", "files", "commands", "secrets", "collector"}, {"plugins"}, {"storage"}, {"diagnosis", "cell_code"}, {"recipe"}, {"data"}, {"models"}, {"augmenters"}, {"methods"}, {"objectives"},
     {"training"}, {"evaluation"}, {"exporters"}, {"worker"}, {"executors"}, {"view"}, {"display", "handles"}, {"checkup", "comparing", "holding", "follow", "tables", "inspecting", "launching", "chatting", "decorators"},
-    {"api"}, {"magics", "widgets"}, {"cli"},
+    {"api"}, {"testing"}, {"magics", "widgets"}, {"cli"},
 ]  # fmt: skip
 CORE = set().union(*LAYERS[: LAYERS.index({"view"})])
 
