@@ -10,7 +10,7 @@ from tune_magic.data.formats.base import BadRow, Format
 from tune_magic.data.read import Row
 from tune_magic.testing.trial import Conformance
 
-_JUNK = (None, "", " ", 0, -1.5, True, [], {}, [None], [[]], {"x": 1}, "text", ["text"], float("nan"))
+_JUNK: tuple[Any, ...] = (None, "", " ", 0, -1.5, True, [], {}, [None], [[]], {"x": 1}, "text", ["text"], float("nan"))
 
 
 class FormatConformance(Conformance):

@@ -17,7 +17,7 @@ from tune_magic.training.prepare import Session, prepare
 from tune_magic.training.tuned import recipe_of
 
 _ROWS = 6
-_STEP = 1e-2  # of the loss, each way
+_STEP = 2e-3  # of the loss, each way
 
 
 class ObjectiveConformance(Conformance):

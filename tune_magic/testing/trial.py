@@ -120,7 +120,7 @@ class Conformance:
         keys = {
             "model": str(cls.model(encoder=encoder)), "data": {"train": str(data), "held_out": 0.25}, "batch_size": 4,
             "learning_rate": 2e-2, "max_steps": 10, "max_length": 128, "microbatch_tokens": 150,
-            "eval": {"steps": 5, "samples": 0}, **cls.recipe, **changes,
+            "eval": {"steps": 5, "samples": 0}, "dtype": "float32", **cls.recipe, **changes,
         }  # fmt: skip
         content = {"name": "trial", "recipe": build_recipe(keys).given(), "cwd": str(cls.folder)}
         return Run(run_folder.create(cls.folder / "runs", "finetune", content))
@@ -162,7 +162,8 @@ class Conformance:
 def tensors(run: Run) -> dict[str, torch.Tensor]:
     """Return what the last checkpoint of a run holds of parameters and optimizer."""
     last = run.checkpoints[max(run.checkpoints)]
-    return load_file(last / "trainable.safetensors") | load_file(last / "optimizer.safetensors")
+    found: dict[str, torch.Tensor] = load_file(last / "trainable.safetensors")
+    return found | dict(load_file(last / "optimizer.safetensors"))
 
 
 def assert_learns(run: Run) -> None:

@@ -282,7 +282,7 @@ class Rows:
         self.objective_name = options.name if options else self._default_objective(reading)
         objective: Objective = plugins.get("objective", self.objective_name)(options)
         if objective.learns:
-            normaliser = reading.normaliser(objective.formats)
+            normaliser = reading.normaliser(objective.known_formats())
 
             def contents() -> Iterator[Content]:
                 for rows in reading.parts():
