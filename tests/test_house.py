@@ -13,9 +13,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "tune_magic"
 # Lower layers first; a module imports its own layer and those before it.
 LAYERS = [
-    {"errors", "files", "commands", "secrets", "collector"}, {"plugins"}, {"storage"}, {"diagnosis"}, {"recipe"}, {"data"}, {"models"}, {"augmenters"}, {"methods"}, {"objectives"},
-    {"training"}, {"evaluation"}, {"exporters"}, {"worker"}, {"executors"}, {"view"}, {"display", "handles"}, {"checkup", "comparing", "holding", "follow", "tables", "inspecting", "explaining", "trying", "launching", "chatting", "stacking"},
-    {"api"}, {"magics", "widgets"}, {"cli"},
+    {"errors", "files", "commands", "secrets", "collector"}, {"plugins"}, {"storage"}, {"diagnosis", "cell_code"}, {"recipe"}, {"data"}, {"models"}, {"augmenters"}, {"methods"}, {"objectives"},
+    {"training"}, {"evaluation"}, {"exporters"}, {"worker"}, {"executors"}, {"view"}, {"display", "handles"}, {"checkup", "comparing", "holding", "follow", "tables", "inspecting", "explaining", "trying", "launching", "chatting", "stacking", "decorators"},
+    {"api"}, {"testing"}, {"magics", "widgets"}, {"cli"},
 ]  # fmt: skip
 CORE = set().union(*LAYERS[: LAYERS.index({"view"})])
 

@@ -29,14 +29,16 @@ if TYPE_CHECKING:
         stack,
         try_methods,
     )
+    from tune_magic.decorators import augmenter, callback, data_format, exporter, method, metric, objective
     from tune_magic.errors import RecipeError, RunFailed, Stopped, TuneError
     from tune_magic.handles import Export, Report, Run
 
 __version__ = "0.1.0"
 __all__ = [
     "Export", "RecipeError", "Report", "Run", "RunFailed", "Stopped", "TuneError",
-    "chat", "compare", "doctor", "evaluate", "explain", "export", "finetune", "inspect", "last", "list_methods",
-    "load_model", "load_run", "merge_adapters", "runs", "stack", "try_methods",
+    "augmenter", "callback", "chat", "compare", "data_format", "doctor", "evaluate", "explain", "export", "exporter",
+    "finetune", "inspect", "last", "list_methods", "load_model", "load_run", "merge_adapters", "method", "metric",
+    "objective", "runs", "stack", "try_methods",
 ]  # fmt: skip
 
 _HOMES = {
@@ -60,6 +62,9 @@ _HOMES = {
             "try_methods",
         ),
         "tune_magic.api",
+    ),
+    **dict.fromkeys(
+        ("augmenter", "callback", "data_format", "exporter", "method", "metric", "objective"), "tune_magic.decorators"
     ),
     **dict.fromkeys(("Export", "Report", "Run"), "tune_magic.handles"),
     **dict.fromkeys(("RecipeError", "RunFailed", "Stopped", "TuneError"), "tune_magic.errors"),

@@ -248,11 +248,12 @@ def evaluate(
     given = {}
     if data is not None and not isinstance(data, str | Path):
         given, data = tables.serialise({"data": data}), "$data"
+    wanted = _names(metrics)
     options = {
-        "data": None if data is None else _absolute(data), "metrics": _names(metrics),
+        "data": None if data is None else _absolute(data), "metrics": wanted,
         "max_new_tokens": max_new_tokens, "limit": limit,
     }  # fmt: skip
-    job = launching.new_job(run, "evaluate", options)
+    job = launching.new_job(run, "evaluate", options, [("metric", name) for name in wanted or ()])
     tables.write(job.path, given)
     local.start(job.path)
     live = display.Live(run)

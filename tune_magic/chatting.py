@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tune_magic import display, launching
+from tune_magic import cell_code, display, launching
 from tune_magic.comparing import names_of
 from tune_magic.data import preview
 from tune_magic.errors import DataError, TuneError
@@ -94,6 +94,8 @@ class Chat:
         have_one_base = len({alike.base_of(one) for one in self.speakers.values()}) == 1
         self.has_base = base and not self.classifies and have_one_base
         options: dict[str, Any] = {"base": self.has_base, "owner": os.getpid()}
+        for one in others:
+            cell_code.require(one)
         if others:
             options["runs"] = {side: str(one.path) for side, one in self.speakers.items()}
         self.job = launching.new_job(run, "chat", options)

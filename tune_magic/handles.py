@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tune_magic import display
+from tune_magic import cell_code, display
 from tune_magic.diagnosis import Diagnosis, diagnose
 from tune_magic.errors import RunFailed, Stopped, TuneError
 from tune_magic.evaluation.report import Scores, newest_report
@@ -52,6 +52,11 @@ class Run(RunFolder):
         return dict(self.info["recipe"])
 
     @property
+    def cell_code(self) -> dict[str, str]:
+        """The source of each plug-in it needs that a notebook cell defined, by kind and name: ``objective my_loss``."""
+        return {f"{code.kind} {code.name}": code.source for code in cell_code.needed(self)}
+
+    @property
     def metrics(self) -> dict[str, float]:
         """Plain floats: the held-out loss of base and best, and of the last `evaluate` everything it scored.
 
@@ -72,7 +77,10 @@ class Run(RunFolder):
 
     @property
     def history(self) -> pd.DataFrame:
-        """One row a step: step, epoch, loss, learning_rate, grad_norm, tokens, seconds, held_out_loss."""
+        """One row a step: step, epoch, loss, learning_rate, grad_norm, tokens, seconds, held_out_loss.
+
+        Numbers that callbacks logged follow as ``callback.number``.
+        """
         import pandas as pd
 
         summary = self.summary()
@@ -80,6 +88,9 @@ class Run(RunFolder):
         frame = pd.DataFrame(rows, columns=list(HISTORY)).astype({"step": int, "tokens": int})
         losses = {step: number(event["loss"]) for step, event in summary.evaluations.items()}
         frame["held_out_loss"] = frame["step"].map(losses).astype(float)
+        for name in dict.fromkeys(name for notes in summary.notes.values() for name in notes):
+            found = {step: number(notes[name]) for step, notes in summary.notes.items() if name in notes}
+            frame[name] = frame["step"].map(found).astype(float)
         return frame
 
     @property
@@ -170,6 +181,7 @@ class Run(RunFolder):
             return self
         if self.status not in RESUMABLE:
             raise TuneError(f"{self.name or self.id} is {self.status}; there is nothing to resume.", run=self)
+        cell_code.require(self)
         self.expect_attempt(self.summary().attempt + 1)
         self.limit(budget)
         if now:

@@ -6,11 +6,11 @@ import contextlib
 import itertools
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tune_magic import files, plugins, tables
+from tune_magic import cell_code, files, plugins, tables
 from tune_magic.data.hub import is_hub
 from tune_magic.data.locate import data_path, fingerprints, identity, parse, references
 from tune_magic.data.read import SUFFIXES
@@ -154,7 +154,7 @@ def begin_export(
         "to": to, "quantize": quantize, "rows": rows, "tolerance": tolerance,
         "output": str(Path(output).absolute()) if output else None,
     }  # fmt: skip
-    job = new_job(run, "export", options)
+    job = new_job(run, "export", options, [("exporter", to)])
     local.start(job.path)
     return job
 
@@ -219,9 +219,21 @@ def _identity_of_merge(about: Mapping[str, Any], name: str) -> str:
     return fingerprint.of_text(files.to_json([name, about["combination"], sources]))
 
 
-def new_job(run: Run, kind: str, options: dict[str, Any]) -> Run:
-    """Make the folder of a job over a run; relative paths in the recipe mean what they meant when it was trained."""
-    content = {"name": run.name or run.id, "options": options, "cwd": run.info.get("cwd")}
+def new_job(run: Run, kind: str, options: dict[str, Any], plugged: Iterable[tuple[str, str]] = ()) -> Run:
+    """Make the folder of a job over a run; relative paths in the recipe mean what they meant when it was trained.
+
+    Args:
+        run: The run.
+        kind: Of the job.
+        options: Of the job.
+        plugged: Kind and name of the plug-ins it uses beside the run's.
+
+    Raises:
+        TuneError: The run needs a plug-in of a cell that is not here.
+    """
+    cell_code.require(run)
+    codes = cell_code.kept(cell_code.of_names(plugged))
+    content = {"name": run.name or run.id, "options": options, "cwd": run.info.get("cwd"), **codes}
     return Run(folder.create(run.path / _JOB_FOLDERS[kind], kind, content))
 
 
@@ -229,7 +241,7 @@ def _content(recipe: Recipe, options: LaunchOptions, *, link: Mapping[str, Any] 
     """Return what ``run.json`` says of a run."""
     return {
         **about, "recipe": recipe.given(), "link": dict(link or {}), "launch": options.model_dump(),
-        "seed": recipe.seed, "cwd": str(Path.cwd()),
+        "seed": recipe.seed, "cwd": str(Path.cwd()), **cell_code.kept(cell_code.of_recipe(recipe)),
     }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The one registry: methods, objectives, formats of rows, exporters, metrics.
+"""The one registry: methods, objectives, formats of rows, augmenters, exporters, metrics, callbacks.
 
 A plug-in is a class. Packages announce theirs in the entry-point group ``tune_magic.plugins`` as ``KIND.NAME``, ours
 included; a decorator registers one in the running process. Nothing is imported before it is named.
@@ -12,12 +12,13 @@ import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from types import CodeType
 from typing import Any, TypeVar
 
 from tune_magic.errors import TuneError
 
 GROUP = "tune_magic.plugins"
-KINDS = ("method", "objective", "format", "augmenter", "exporter", "metric")
+KINDS = ("method", "objective", "format", "augmenter", "exporter", "metric", "callback")
 _local: dict[tuple[str, str], type] = {}
 Plugin = TypeVar("Plugin", bound=type)
 
@@ -33,7 +34,7 @@ class Listing:
 
 
 def register(kind: str, name: str) -> Callable[[Plugin], Plugin]:
-    """Register the decorated class as plug-in `name` of `kind`.
+    """Register the decorated class as plug-in `name` of `kind`; a cell that is run again replaces its own.
 
     Raises:
         TuneError: The kind is unknown, or the name is taken; both owners are named.
@@ -45,10 +46,32 @@ def register(kind: str, name: str) -> Callable[[Plugin], Plugin]:
         taken = _installed().get((kind, name))
         if taken is not None:
             raise TuneError(f"The {kind} `{name}` exists twice: {taken.value} and {plugin.__qualname__}.")
+        mine = _local.get((kind, name))
+        if mine is not None and mine.__module__ != plugin.__module__:
+            owners = " and ".join(f"{owner.__module__}:{owner.__qualname__}" for owner in (mine, plugin))
+            raise TuneError(f"The {kind} `{name}` exists twice: {owners}.")
         _local[kind, name] = plugin
         return plugin
 
     return decorate
+
+
+def local(kind: str, name: str) -> type | None:
+    """Return the class that was registered in this process, in a cell say; None where there is none."""
+    return _local.get((kind, name))
+
+
+@contextlib.contextmanager
+def borrowed(kind: str, name: str, plugin: type) -> Iterator[None]:
+    """While inside, `name` is this class, whatever is installed: for workers and tests."""
+    before = _local.get((kind, name))
+    _local[kind, name] = plugin
+    try:
+        yield
+    finally:
+        del _local[kind, name]
+        if before is not None:
+            _local[kind, name] = before
 
 
 def get(kind: str, name: str) -> Any:
@@ -98,16 +121,32 @@ def listing() -> list[Listing]:
 
 
 def blame(error: BaseException) -> str | None:
-    """Return which installed plug-in of somebody else an error came through, in words; None when none did."""
-    modules = set()
+    """Return which plug-in of somebody else, or of a cell, an error came through, in words; None when none did."""
+    modules, codes = set(), set()
     trace = error.__traceback__
     while trace is not None:
         modules.add(trace.tb_frame.f_globals.get("__name__"))
+        codes.add(trace.tb_frame.f_code)
         trace = trace.tb_next
+    for (kind, name), plugin in _local.items():
+        if codes & set(_codes(plugin)):
+            return (
+                f"the {kind} `{name}` of {'a notebook cell' if plugin.__module__ == '__main__' else plugin.__module__}"
+            )
     for (kind, name), point in _installed().items():
         if point.module in modules and not point.module.startswith("tune_magic."):
             return f"the {kind} `{name}` of {_origin(point)}"
     return None
+
+
+def _codes(plugin: type) -> Iterator[CodeType]:
+    """Yield the code of what a class defines itself, or inherits from others than us."""
+    for kind in plugin.__mro__:
+        if kind is not object and not kind.__module__.startswith("tune_magic."):
+            for value in vars(kind).values():
+                function = getattr(value, "fget", None) or getattr(value, "__func__", value)
+                if isinstance(code := getattr(function, "__code__", None), CodeType):
+                    yield code
 
 
 @functools.cache

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tune_magic import collector, files, plugins, secrets
+from tune_magic import cell_code, collector, files, plugins, secrets
 from tune_magic.errors import LockedError, TuneError
 from tune_magic.storage import places, queue
 from tune_magic.storage.control import Control, StopRequested
@@ -94,14 +94,16 @@ def work(path: Path, *, is_worker: bool = False) -> int:
         control = Control(run.path, log.attempt, is_worker=is_worker)
         with control.signals():
             log.append("state", state="starting", pid=os.getpid())
-            outcome = _outcome(run, log, control)
+            outcome = _outcome(run, log, control, is_worker=is_worker)
             log.append("state", **outcome)
     return 1 if outcome["state"] == "failed" else 0
 
 
-def _outcome(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
+def _outcome(run: RunFolder, log: EventLog, control: Control, *, is_worker: bool) -> dict[str, Any]:
     """Run the job; whatever it raises becomes the fields of the last state event."""
     try:
+        if is_worker and cell_code.needed(run):
+            cell_code.receive(run, _rest_of_input())
         with queue.turn(run, log, control) if run.kind == "finetune" else contextlib.nullcontext():
             return _job(run.kind)(run, log, control)
     except StopRequested:
@@ -234,11 +236,14 @@ def _import_libraries() -> bool:
 
 
 def _next_job(deadline: float) -> dict[str, Any] | None:
-    """Return the job on standard input; None at its end, or when none has come by `deadline`."""
+    """Return the job on standard input; None at its end, or when none has come by `deadline`.
+
+    Nothing beyond its line is read: what follows is code of cells, for whoever does the job.
+    """
     line = b""
     while not line.endswith(b"\n"):
         remaining_s = max(0.0, deadline - time.monotonic())
-        piece = os.read(0, 1 << 16) if select.select([0], [], [], remaining_s)[0] else b""
+        piece = os.read(0, 1) if select.select([0], [], [], remaining_s)[0] else b""
         if not piece:
             return None
         line += piece
@@ -246,13 +251,23 @@ def _next_job(deadline: float) -> dict[str, Any] | None:
 
 
 def _become_worker(folder: Path, cwd: str) -> None:
-    """Take the working folder and the streams that a worker of this job is started with."""
+    """Take the working folder and the output that a worker of this job is started with."""
     os.chdir(cwd)
-    log, nothing = files.open_append(folder / "worker.log"), os.open(os.devnull, os.O_RDONLY)
-    for source, targets in ((nothing, (0,)), (log, (1, 2))):
-        for target in targets:
-            os.dup2(source, target)
-        os.close(source)
+    log = files.open_append(folder / "worker.log")
+    for target in (1, 2):
+        os.dup2(log, target)
+    os.close(log)
+
+
+def _rest_of_input() -> bytes:
+    """Return what standard input still holds, and leave it empty."""
+    pieces = []
+    while piece := os.read(0, 1 << 20):
+        pieces.append(piece)
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return b"".join(pieces)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from tune_magic import cell_code
 from tune_magic.data import hub
 from tune_magic.data.read import Row, RowFaults, kind_of, read_rows
 from tune_magic.errors import DataError
@@ -148,7 +149,7 @@ def identity(recipe: Recipe, prints: dict[str, str]) -> str:
 
 
 def fingerprints(recipe: Recipe, model: Path, locate: Callable[[str], Path]) -> dict[str, str]:
-    """Return the SHA-256 of each file the result depends on, by role.
+    """Return the SHA-256 of each file the result depends on, by role, and of each plug-in that a cell defines.
 
     Args:
         recipe: Names the files.
@@ -156,4 +157,4 @@ def fingerprints(recipe: Recipe, model: Path, locate: Callable[[str], Path]) -> 
         locate: From a reference to its file.
     """
     found = {role: fingerprint.of_file(locate(reference)) for role, reference in references(recipe).items()}
-    return found | {"model": fingerprint.of_model(model)}
+    return found | {"model": fingerprint.of_model(model)} | cell_code.prints(recipe)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from tune_magic import files, worker
+from tune_magic import cell_code, files, worker
 from tune_magic.executors import standby
 from tune_magic.storage import queue
 from tune_magic.storage.folder import RunFolder
@@ -20,23 +20,33 @@ _started: dict[Path, subprocess.Popen[bytes]] = {}
 def start(folder: Path, executor: str = "worker") -> None:
     """Start the job in `folder`: by the standby where one fits, else in a fresh interpreter.
 
-    Either leads a session of its own: interrupts and shutdowns of the kernel never reach it.
+    Either leads a session of its own: interrupts and shutdowns of the kernel never reach it. Plug-ins of cells are sent
+    through its standard input.
+
+    Raises:
+        TuneError: The job needs a plug-in of a cell that is not here, or that cannot be sent.
     """
     if executor == "inline":
+        cell_code.require(RunFolder(folder))
         try:
             worker.work(folder)
         finally:
             _let_go()
         return
+    code = cell_code.parcel(RunFolder(folder))
     reap()
     folder = folder.resolve()
     cwd = _working_folder(folder)
     queue.announce(folder)
     log = files.open_append(folder / "worker.log")
     try:
-        _started[folder] = standby.adopt(folder, cwd) or worker.spawn(
-            str(folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=cwd
-        )
+        process = standby.adopt(folder, cwd, code)
+        if process is None:
+            stdin = subprocess.PIPE if code else subprocess.DEVNULL
+            process = worker.spawn(str(folder), stdin=stdin, stdout=log, stderr=log, cwd=cwd)
+            if process.stdin is not None:
+                standby.send(process.stdin, code)
+        _started[folder] = process
     finally:
         os.close(log)
 

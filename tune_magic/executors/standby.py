@@ -18,7 +18,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import psutil
 
@@ -56,8 +56,8 @@ class Standby:
         expires = self.started + worker.idle_limit_s() - _MARGIN_S
         return self.process.poll() is None and time.monotonic() < expires and self.key == _key()
 
-    def hand_over(self, folder: Path, cwd: str) -> None:
-        """Give it a job.
+    def hand_over(self, folder: Path, cwd: str, code: bytes) -> None:
+        """Give it a job, and plug-ins of cells that the job needs.
 
         Raises:
             OSError: It has just died.
@@ -65,7 +65,9 @@ class Standby:
         assert self.process.stdin is not None
         line = files.to_json({"folder": str(folder), "cwd": cwd}) + "\n"
         files.write_all(self.process.stdin.fileno(), line.encode())
-        self._hang_up()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        send(self.process.stdin, code)
 
     def end(self) -> None:
         """Kill it: it has nothing to save, and during its imports it would not hear the pipe's end."""
@@ -77,6 +79,19 @@ class Standby:
         for pipe in (self.process.stdin, self.process.stdout):
             assert pipe is not None
             pipe.close()
+
+
+def send(pipe: IO[bytes], content: bytes) -> None:
+    """Write to a worker's standard input and close it, in the background: a pipe holds little until somebody reads."""
+
+    def write() -> None:
+        with contextlib.suppress(OSError), pipe:  # a worker that has died says so itself
+            files.write_all(pipe.fileno(), content)
+
+    if content:
+        threading.Thread(target=write, name="tune_magic-code").start()
+    else:
+        pipe.close()
 
 
 _current: Standby | None = None
@@ -103,12 +118,13 @@ def warm_up_again() -> None:
         warm_up()
 
 
-def adopt(folder: Path, cwd: str) -> subprocess.Popen[bytes] | None:
+def adopt(folder: Path, cwd: str, code: bytes = b"") -> subprocess.Popen[bytes] | None:
     """Hand a job to the standby.
 
     Args:
         folder: The job folder, absolute.
         cwd: The working folder of the job. It is no part of what must match, since the standby goes there now.
+        code: Plug-ins of cells, see `cell_code.parcel`.
 
     Returns:
         The process, which is the job's worker from now on; None when there is none that fits.
@@ -119,7 +135,7 @@ def adopt(folder: Path, cwd: str) -> subprocess.Popen[bytes] | None:
             _end_current()
             return None
         try:
-            _current.hand_over(folder, cwd)
+            _current.hand_over(folder, cwd, code)
         except OSError:
             _end_current()
             return None

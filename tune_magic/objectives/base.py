@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from tune_magic import plugins
 from tune_magic.data.content import Content
 from tune_magic.data.example import Example
 from tune_magic.data.render import Part, Renderer
@@ -78,6 +79,19 @@ class Objective(abc.ABC):
 
     def __init__(self, options: ObjectiveOptions | None = None) -> None:
         self.options: Any = options or self.Options.model_validate({})
+
+    def known_formats(self) -> tuple[str, ...]:
+        """Return the formats it learns from: its own, and those of others that name it, or what it is based on."""
+        others = [
+            (name, kind) for name, kind in plugins.working("format") if not kind.__module__.startswith("tune_magic.")
+        ]
+        mine = (
+            name
+            for name, kind in others
+            if kind.objective in plugins.names("objective")
+            and isinstance(self, plugins.get("objective", kind.objective))
+        )
+        return tuple(dict.fromkeys((*self.formats, *mine)))
 
     def learn(self, contents: Iterable[Content], source: str) -> None:  # noqa: B027 - most have nothing to learn
         """Look at the training rows once, before any example is made, at class names say.

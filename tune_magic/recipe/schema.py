@@ -140,6 +140,12 @@ class AugmentOptions(Part):
     share: float = Field(0.5, gt=0, le=10, description="Rows made for each training row.")
 
 
+class CallbackOptions(Part):
+    """Base of a callback's options; each callback plug-in adds its own keys."""
+
+    name: str = Field(description="What looks on while a model is trained.")
+
+
 class MixedSource(SourceOptions):
     """One more source to train on."""
 
@@ -223,7 +229,7 @@ class DataOptions(SourceOptions):
         if isinstance(value, Mapping) and "kind" not in value:
             value = [{"kind": name, "share": share} for name, share in value.items()]
         items = value if isinstance(value, list) else [value]
-        return [_augmenter({"kind": item} if isinstance(item, str) else item) for item in items]
+        return [_plugged("augmenter", "kind", {"kind": item} if isinstance(item, str) else item) for item in items]
 
     @field_validator("clean", mode="before")
     @classmethod
@@ -238,24 +244,29 @@ class DataOptions(SourceOptions):
         return value
 
 
-def _augmenter(item: Any) -> AugmentOptions:
-    """Return the options of an augmenter, checked by its own keys.
+def _plugged(kind: str, key: str, item: Any) -> Part:
+    """Return the options of a plug-in, checked by its own keys.
+
+    Args:
+        kind: Of the plug-in: augmenter, callback.
+        key: Under which `item` names it.
+        item: A mapping.
 
     Raises:
         ValueError: Naming what is wrong.
     """
-    if isinstance(item, AugmentOptions):
+    if isinstance(item, Part):
         return item
-    known = plugins.names("augmenter")
-    if not isinstance(item, Mapping) or item.get("kind") not in known:
-        name = item.get("kind") if isinstance(item, Mapping) else item
-        raise ValueError(f"there is no augmenter {name!r}. There are: {', '.join(known)}.")
-    options: type[AugmentOptions] = plugins.get("augmenter", item["kind"]).Options
+    known = plugins.names(kind)
+    if not isinstance(item, Mapping) or item.get(key) not in known:
+        name = item.get(key) if isinstance(item, Mapping) else item
+        raise ValueError(f"there is no {kind} {name!r}. There are: {', '.join(known) or 'none'}.")
+    options: type[Part] = plugins.get(kind, item[key]).Options
     try:
         return options.model_validate(item)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, (item["kind"], *first["loc"])))
+        where = ".".join(map(str, (item[key], *first["loc"])))
         raise ValueError(f"{where}: {first['msg']}, got {first['input']!r}.") from None
 
 
@@ -433,8 +444,26 @@ class Recipe(Part):
     eval: EvalOptions = Field(
         default_factory=lambda: EvalOptions.model_validate({}), description="Held-out evaluation."
     )
+    callbacks: list[SerializeAsAny[CallbackOptions]] = Field(
+        default_factory=list,
+        description="What looks on at each step and evaluation, logs numbers of its own, and may end the run: a name, names, "
+        "or `{name: {options}}`.",
+    )
     save_steps: int | None = Field(None, ge=1, description="Steps between checkpoints; default: at each evaluation.")
     save_total_limit: int = Field(2, ge=2, description="Newest checkpoints kept, beside the best.")
+
+    @field_validator("callbacks", mode="before")
+    @classmethod
+    def _callbacks(cls, value: Any) -> Any:
+        """Read `watch`, `{watch: {every: 10}}`, and lists of names and mappings, each by its plug-in's keys."""
+        if isinstance(value, Mapping) and "name" not in value:
+            value = [{**(options or {}), "name": name} for name, options in value.items()]
+        items = value if isinstance(value, list) else [value]
+        found = [_plugged("callback", "name", {"name": item} if isinstance(item, str) else item) for item in items]
+        names = [getattr(options, "name", "") for options in found]
+        if len(set(names)) < len(names):
+            raise ValueError(f"has one of them twice: {', '.join(names)}.")
+        return found
 
     def normalised(self) -> dict[str, Any]:
         """Return every key with its value, defaults included: the part of the identity that the recipe decides."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from tune_magic.storage.events import Event
 from tune_magic.storage.state import TABLE
@@ -26,6 +27,7 @@ class Summary:
         steps: Training steps by number.
         evaluations: Held-out evaluations by step; step 0 is the base model.
         budget: What this attempt's time allows: ``steps`` it will reach, ``until`` it ends at the latest.
+        notes: What callbacks logged, by step: numbers under ``callback.number``.
         progress: The latest event with ``done`` and ``total``, for jobs that count something else than steps.
     """
 
@@ -40,6 +42,7 @@ class Summary:
     evaluations: dict[int, Event] = field(default_factory=dict)
     samples: dict[int, Event] = field(default_factory=dict)
     checkpoints: dict[int, Event] = field(default_factory=dict)
+    notes: dict[int, dict[str, Any]] = field(default_factory=dict)
     memory: Event = field(default_factory=dict)
     progress: Event = field(default_factory=dict)
     budget: Event = field(default_factory=dict)
@@ -63,10 +66,11 @@ class Summary:
                 self.samples[event["step"]] = event
             case "checkpoint":
                 self.checkpoints[event["step"]] = event
-            case "memory":
-                self.memory = event
-            case "budget":
-                self.budget = event
+            case "note":
+                numbers = {f"{event['by']}.{name}": value for name, value in event["numbers"].items()}
+                self.notes.setdefault(event["step"], {}).update(numbers)
+            case "memory" | "budget" as name:
+                setattr(self, name, event)
             case "progress":
                 self.progress = event
             case "warning" | "checkpoint_rejected":
@@ -86,7 +90,8 @@ class Summary:
         if self.state == "starting":
             self.started, self.progress, self.budget = event["t"], {}, {}
         if "from_step" in event:
-            for series in (self.steps, self.evaluations, self.samples, self.checkpoints):
+            series: dict[int, Any]
+            for series in (self.steps, self.evaluations, self.samples, self.checkpoints, self.notes):
                 for step in [step for step in series if step > event["from_step"]]:
                     del series[step]
 

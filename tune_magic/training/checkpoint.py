@@ -49,6 +49,8 @@ class Progress:
         tokens: Tokens computed so far.
         microbatch_tokens: Most tokens computed at once, when memory did not suffice for what the plan says; else None.
         plateau: For `reduce_lr_on_plateau`, the fields of `optimizer.Plateau`; empty before the first evaluation.
+        callbacks: State of each callback by name.
+        ended_by: Name of the callback that ended the run at this step, None where none did.
     """
 
     step: int = 0
@@ -59,6 +61,8 @@ class Progress:
     tokens: int = 0
     microbatch_tokens: int | None = None
     plateau: dict[str, Any] = field(default_factory=dict)
+    callbacks: dict[str, Any] = field(default_factory=dict)
+    ended_by: str | None = None
 
 
 def name_of(step: int) -> str:

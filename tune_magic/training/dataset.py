@@ -337,7 +337,7 @@ class Rows:
 
     def _contents(self, reading: Reading, objective: Objective) -> Iterator[Content]:
         """Yield the rows of a source in normal form."""
-        normaliser = reading.normaliser(objective.formats)
+        normaliser = reading.normaliser(objective.known_formats())
         for rows in reading.parts():
             self._look()
             yield from (content for content in normaliser.contents(rows) if content is not None)

@@ -40,6 +40,8 @@ def finetune(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     state = loop.run()
     progress = loop.progress
     reason = {"reason": "budget"} if loop.ended_by_budget else {}
+    if state == "finished" and progress.ended_by is not None:
+        reason = {"reason": "callback", "by": progress.ended_by}
     return {
         **reason,
         "state": state,

@@ -21,6 +21,7 @@ from tune_magic.storage.control import StopRequested
 from tune_magic.training import checkpoint, memory, together
 from tune_magic.training.average import Average
 from tune_magic.training.budget import Budget
+from tune_magic.training.callbacks import Callbacks
 from tune_magic.training.checkpoint import Progress
 from tune_magic.training.optimizer import Plateau, learning_rate, make_optimizer, num_states, set_learning_rate
 from tune_magic.training.prepare import Session
@@ -68,6 +69,7 @@ class Loop:
         self._base_evaluated = base_evaluated
         self._whole: set[int] = set()  # steps whose checkpoint this attempt wrote or checked
         self.sampler = Sampler(session)
+        self.callbacks = Callbacks(session)
         self._random_before_step = checkpoint.random_state()
         self._memory_due = 0.0
         self._held_out_tokens = session.engine.max_tokens
@@ -88,10 +90,16 @@ class Loop:
 
     def run(self) -> str:
         """Train to the end and return the last state: finished or stopped."""
+        self.callbacks.start(self.progress)
+        state = self._train()
+        self.callbacks.end(self.progress, state)
+        return state
+
+    def _train(self) -> str:
         session, plan = self.session, self.session.plan
         try:
             self._evaluate_if_due()
-            while self.progress.step < plan["total_steps"] and not self._out_of_patience():
+            while self.progress.step < plan["total_steps"] and not self._ends_early():
                 if self._out_of_time():
                     self._end_in_time()
                     break
@@ -173,21 +181,21 @@ class Loop:
             self.average.update(step)
         self.progress.step = step
         self.progress.tokens += result.tokens
+        numbers = {
+            "loss": result.loss,
+            "learning_rate": rate,
+            "grad_norm": result.grad_norm,
+            "tokens": result.tokens,
+            "targets": result.targets,
+            "examples": len(rows),
+            "epoch": round(step / session.order.steps_per_epoch, 4),
+            "seconds": round(time.perf_counter() - started, 4),
+            **result.penalties,
+        }
+        session.log.append("step", step=step, **numbers)
+        self.callbacks.step(self.progress, numbers)
         if self._budget is not None:
             self._budget.note_step(time.perf_counter() - started, result.tokens)
-        session.log.append(
-            "step",
-            step=step,
-            loss=result.loss,
-            learning_rate=rate,
-            grad_norm=result.grad_norm,
-            tokens=result.tokens,
-            targets=result.targets,
-            examples=len(rows),
-            epoch=round(step / session.order.steps_per_epoch, 4),
-            seconds=round(time.perf_counter() - started, 4),
-            **result.penalties,
-        )
         self._note_memory()
 
     def accumulate(self, examples: list[Example]) -> StepResult:
@@ -275,7 +283,8 @@ class Loop:
     def _evaluate_if_due(self) -> None:
         """Evaluate at the plan's steps: the base before the first of them, and before training where it must be."""
         session, progress = self.session, self.progress
-        if not self._is_due or progress.evaluated_step == progress.step or not session.dataset.held_out:
+        due = self._is_due or progress.ended_by is not None
+        if not due or progress.evaluated_step == progress.step or not session.dataset.held_out:
             return
         if progress.step == 0 and session.method.adds:
             return  # the base stays in the model: its turn comes with the first evaluation, and training starts now
@@ -330,6 +339,7 @@ class Loop:
             progress.plateau = vars(plateau)
         progress.evaluated_step = progress.step
         session.log.append("eval", step=progress.step, **scores, rows=len(session.dataset.held_out), best=better)
+        self.callbacks.evaluation(progress, scores)
         self._sample(progress.step)
         return better
 
@@ -400,7 +410,10 @@ class Loop:
             session.control.check()
             yield session.engine.states(microbatch)
 
-    def _out_of_patience(self) -> bool:
+    def _ends_early(self) -> bool:
+        """Whether a callback has ended the run, or held-out loss got no better for long enough."""
+        if self.progress.ended_by is not None:
+            return True
         patience = self.session.recipe.eval.early_stopping_patience
         return patience is not None and self.progress.evaluations_without_gain >= patience
 
@@ -419,6 +432,7 @@ class Loop:
             if target.exists():  # left by an earlier attempt and found damaged
                 files.discard(target)
             state = checkpoint.random_state()
+            self.progress.callbacks = self.callbacks.state()
             checkpoint.save(self.checkpoints, session.model, self.optimizer, self.progress, state, average=self.average)
         except OSError as error:
             session.log.append(

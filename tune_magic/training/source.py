@@ -151,7 +151,7 @@ class Encoder:
     def contents(self, reference: str, objective: Objective, wanted: set[int]) -> dict[int, Content]:
         """Return some rows of the training file in normal form, mended, by their numbers."""
         reading, place = Reading(reference, self._folder, self._data, self._data), 0
-        normaliser, mending = reading.normaliser(objective.formats), cleaning.Mending(self._data.clean)
+        normaliser, mending = reading.normaliser(objective.known_formats()), cleaning.Mending(self._data.clean)
         found: dict[int, Content] = {}
         for rows in reading.parts():
             chosen = [number for number in range(len(rows)) if place + number in wanted]
@@ -172,7 +172,7 @@ class Encoder:
     def _encoded(
         self, reading: Reading, objective: Objective, key: str | None, group_by: str | None, watch: Watch | None
     ) -> Source:
-        faults, normaliser = reading.faults, reading.normaliser(objective.formats, group_by)
+        faults, normaliser = reading.faults, reading.normaliser(objective.known_formats(), group_by)
         mending, groups = cleaning.Mending(self._data.clean), _Groups(normaliser, group_by)
         head: list[Content | None] = []
         # one part is tokenised, which needs no interpreter, while the next is read

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from tune_magic import plugins
+from tune_magic import cell_code, plugins
 from tune_magic.data.example import Example
 from tune_magic.data.read import RowFaults
 from tune_magic.data.render import Part
@@ -107,14 +107,19 @@ class Tuned:
 
 
 def recipe_of(run: RunFolder) -> Recipe:
-    """Return the recipe of a run."""
+    """Return the recipe of a run.
+
+    Raises:
+        TuneError: It needs a plug-in of a cell that is not here.
+    """
+    cell_code.require(run)
     return build_recipe(run.info["recipe"])
 
 
 def objective_of(run: RunFolder) -> Objective:
     """Return the objective of a run, with what it learned of the training rows."""
-    facts = {"name": "sft", **run.summary().plan.get("objective", {})}
-    objective: Objective = plugins.get("objective", facts.pop("name"))(recipe_of(run).objective, **facts)
+    recipe, facts = recipe_of(run), {"name": "sft", **run.summary().plan.get("objective", {})}
+    objective: Objective = plugins.get("objective", facts.pop("name"))(recipe.objective, **facts)
     return objective
 
 

@@ -93,10 +93,16 @@ def _banner(banner: str | None) -> Html | None:
 
 
 def _remarks(run: RunFolder) -> list[str]:
-    """The run's note, what changed since the run before, and whether its cell says something else by now."""
+    """The run's note, what changed since the run before, whether its cell has, and what it needs of other cells."""
     stale = "the cell has changed since this run" if has_changed(run.link) else None
     note = clean(run.meta["note"], 300) if run.meta.get("note") else None
-    return [line for line in (note, since(run), stale) if line]
+    return [line for line in (note, since(run), stale, _cell_code(run)) if line]
+
+
+def _cell_code(run: RunFolder) -> str | None:
+    """Say which plug-ins of notebook cells it was made with."""
+    codes = [f"{code['kind']} `{clean(code['name'], 40)}`" for code in run.info.get("cell_code", [])]
+    return f"from a notebook cell: {', '.join(codes)}; `run.cell_code` has the source" if codes else None
 
 
 def scores_table(comparisons: Mapping[str, Comparison], base: str = "base") -> Html | None:
@@ -120,11 +126,12 @@ def scores_table(comparisons: Mapping[str, Comparison], base: str = "base") -> H
 def outcome(run: RunFolder, state: State, summary: Summary) -> str:
     """Say in a few words how the run ended."""
     total, best = summary.plan.get("total_steps"), summary.best
+    ended = f", ended by `{clean(summary.outcome['by'], 40)}`" if summary.outcome.get("by") else ""
     match state:
         case "finished" if best and best["step"] != summary.step:
-            return f"finished · {summary.step} steps, the best kept (step {best['step']})"
+            return f"finished · {summary.step} steps{ended}, the best kept (step {best['step']})"
         case "finished":
-            return "merged" if run.kind == "merge" else f"finished · {summary.step} steps"
+            return "merged" if run.kind == "merge" else f"finished · {summary.step} steps{ended}"
         case "stopped" | "lost" | "failed" if summary.steps:
             kept = max(summary.checkpoints, default=None)
             by = "its time was up" if summary.outcome.get("reason") == "budget" else state

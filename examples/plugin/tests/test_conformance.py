@@ -1,0 +1,26 @@
+"""The four plug-ins keep the contracts of their kinds."""
+
+from tune_magic_example.callback import Smoothed
+from tune_magic_example.method import OutputScale
+from tune_magic_example.metric import WordOverlap
+from tune_magic_example.objective import Unsure
+
+from tune_magic.testing import CallbackConformance, MethodConformance, MetricConformance, ObjectiveConformance
+
+
+class TestOutputScale(MethodConformance):
+    plugin = OutputScale
+
+
+class TestUnsure(ObjectiveConformance):
+    plugin = Unsure
+    options = {"gamma": 2.0}
+
+
+class TestWordOverlap(MetricConformance):
+    plugin = WordOverlap
+
+
+class TestSmoothed(CallbackConformance):
+    plugin = Smoothed
+    options = {"decay": 0.5}

@@ -1,0 +1,1 @@
+"""Plug-ins for tune_magic: a package to copy."""
