@@ -18,6 +18,7 @@ import torch
 from tune_magic.data.example import Example
 from tune_magic.errors import TuneError
 from tune_magic.models.layers import layers_of
+from tune_magic.models.quantise import workspace_bytes
 from tune_magic.recipe.schema import Recipe
 from tune_magic.training import checkpoint, memory
 from tune_magic.training.engine import Engine
@@ -62,6 +63,7 @@ class Planner:
         self.level = memory.level(engine.device) + engine.unseen_bytes
         self.free = max(0, memory.free(engine.device) - engine.unseen_bytes)
         self._known_tokens: dict[int, tuple[int, int]] = {}  # by microbatch size, see `_tokens`
+        self._workspace = workspace_bytes(engine.inner, engine.dtype)
         self._correction = 1.0  # measured growth over forecast growth
 
     def options(self, *, checkpointing: bool | None = None) -> list[Option]:
@@ -185,7 +187,7 @@ class Planner:
         if checkpointing:
             per_token = layers * engine.inner.config.get_text_config().hidden_size * engine.dtype.itemsize + one_layer
         trained = self._trained_bytes()
-        growth = trained + tokens * (per_token + one_layer)  # its gradients come and go layer by layer
+        growth = self._workspace + trained + tokens * (per_token + one_layer)  # its gradients come and go layer by layer
         return int(self.level + self._correction * growth + STATES[self.recipe.optim] * trained)
 
     def _trained_bytes(self) -> int:
