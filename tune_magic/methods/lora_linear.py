@@ -14,66 +14,60 @@ from peft.tuners import lora
 from torch.autograd.function import once_differentiable
 
 
-class _Fused(lora.LoraLayer):
-    """A LoRA layer of PEFT's, with a forward pass of our own wherever it would compute the same."""
+def _fused(layer: type[Any]) -> type[Any]:
+    """Return a kind of PEFT's LoRA layer with a forward pass of our own wherever it would compute the same."""
 
-    def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """Map (..., inputs) to (..., outputs)."""
-        if args or kwargs or not self._is_plain(x):
-            result: torch.Tensor = super().forward(x, *args, **kwargs)
-            return result
-        (name,) = self.active_adapters
-        down, up = self.lora_A[name].weight, self.lora_B[name].weight
-        base = self.base_layer
-        weight = base if getattr(base, "rounded", False) else base.weight
-        fused: torch.Tensor = _LoraLinear.apply(x, weight, base.bias, down, up, self.scaling[name])  # type: ignore[no-untyped-call]
-        return fused
+    class Fused(layer):  # one base alone: a layer of PEFT's becomes one of these
+        def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            """Map (..., inputs) to (..., outputs)."""
+            if args or kwargs or not _is_plain(self, x):
+                result: torch.Tensor = super().forward(x, *args, **kwargs)
+                return result
+            (name,) = self.active_adapters
+            down, up = self.lora_A[name].weight, self.lora_B[name].weight
+            base = self.base_layer
+            matrix = base if _is_rounded(base) else base.weight
+            fused: torch.Tensor = _LoraLinear.apply(x, matrix, base.bias, down, up, self.scaling[name])  # type: ignore[no-untyped-call]
+            return fused
 
-    def _is_plain(self, x: torch.Tensor) -> bool:
-        """Whether exactly one adapter without dropout is on, and nothing is computed in another precision."""
-        names = self.active_adapters
-        if self.disable_adapters or self.merged or len(names) != 1 or names[0] not in self.lora_A:
-            return False
-        name, base = names[0], self.base_layer
-        dropout = self.lora_dropout[name]
-        draws = self.training and not isinstance(dropout, torch.nn.Identity)
-        weights = [self.lora_A[name].weight, self.lora_B[name].weight]
-        if not getattr(base, "rounded", False):  # one that is unpacked has any precision
-            weights.append(base.weight)
-        return (
-            not draws
-            and name not in self.lora_variant
-            and not torch.is_autocast_enabled(x.device.type)
-            and all(weight.dtype == x.dtype for weight in weights)
-            and not base.weight.requires_grad
-        )
+    return Fused
 
 
-class FusedLoraLinear(_Fused, lora.Linear):
-    """The same over a plain linear layer."""
+def _is_plain(layer: Any, x: torch.Tensor) -> bool:
+    """Whether exactly one adapter without dropout is on, and nothing is computed in another precision."""
+    names = layer.active_adapters
+    if layer.disable_adapters or layer.merged or len(names) != 1 or names[0] not in layer.lora_A:
+        return False
+    name, base = names[0], layer.base_layer
+    dropout = layer.lora_dropout[name]
+    draws = layer.training and not isinstance(dropout, torch.nn.Identity)
+    weights = [layer.lora_A[name].weight, layer.lora_B[name].weight]
+    if not _is_rounded(base):  # one that is unpacked has any precision
+        weights.append(base.weight)
+    return (
+        not draws
+        and name not in layer.lora_variant
+        and not torch.is_autocast_enabled(x.device.type)
+        and all(weight.dtype == x.dtype for weight in weights)
+        and not base.weight.requires_grad
+    )
 
 
-class FusedLora4bit(_Fused, lora.Linear4bit):
-    """The same over a linear layer in 4 bits."""
+def _is_rounded(layer: Any) -> bool:
+    return bool(getattr(layer, "rounded", False))
 
 
-class FusedLora8bit(_Fused, lora.Linear8bitLt):
-    """The same over a linear layer in 8 bits."""
-
-
-_FUSED = {lora.Linear: FusedLoraLinear, lora.Linear4bit: FusedLora4bit, lora.Linear8bitLt: FusedLora8bit}
+FusedLoraLinear, FusedLora4bit, FusedLora8bit = map(_fused, (lora.Linear, lora.Linear4bit, lora.Linear8bitLt))
+_FUSED = {kind.__base__: kind for kind in (FusedLoraLinear, FusedLora4bit, FusedLora8bit)}
 
 
 def fuse(model: torch.nn.Module) -> int:
     """Make every LoRA layer over a plain linear one, or over one of our rounded ones, a fused one; returns how many."""
-    found = [m for m in model.modules() if type(m) in _FUSED and _is_known(m.base_layer)]
+    found = [module for module in model.modules() if type(module) in _FUSED]
+    found = [m for m in found if type(m.base_layer) is torch.nn.Linear or _is_rounded(m.base_layer)]
     for module in found:
         module.__class__ = _FUSED[type(module)]  # the same state, so that PEFT saves and merges it as it does its own
     return len(found)
-
-
-def _is_known(layer: Any) -> bool:
-    return type(layer) is torch.nn.Linear or getattr(layer, "rounded", False)
 
 
 class _LoraLinear(torch.autograd.Function):

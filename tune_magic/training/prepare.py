@@ -21,7 +21,7 @@ from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
 from tune_magic.models.find import ModelSource, find_model
 from tune_magic.models.load import local_folder
-from tune_magic.models.quantise import footprint, num_parameters, quantise, stored_dtype
+from tune_magic.models.quantise import dequantise, footprint, num_parameters, quantise, stored_dtype
 from tune_magic.objectives.base import Objective
 from tune_magic.recipe.build import build_recipe
 from tune_magic.recipe.schema import Recipe
@@ -86,12 +86,23 @@ def longest_example(recipe: Recipe, model_folder: Path, method: Method, vocabula
 
 def build_model(
     recipe: Recipe, model_folder: Path, objective: Objective, method: Method, dtype: torch.dtype, *,
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary, unpacked: bool = False,
 ) -> Any:  # fmt: skip
-    """Load the base and let the method make it trainable; new parameters follow from the recipe's seed alone."""
+    """Load the base and let the method make it trainable; new parameters follow from the recipe's seed alone.
+
+    Args:
+        recipe: What is trained.
+        model_folder: Of the base model.
+        objective: Knows the form of the model.
+        method: Applied to it.
+        dtype: Precision of what is not quantised.
+        vocabulary: Its tokens.
+        unpacked: Put the matrices of a quantised base back into plain layers, rounded as they are.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
         base = load_base(recipe, model_folder, objective, dtype, keep_originals=method.makes_up_for_rounding)
+        base = dequantise(base) if unpacked else base
         vocabulary.extend(base)
         method.new_tokens = vocabulary.ids
         base.name_or_path = recipe.model  # what an adapter calls its base: the user's name, not a path of ours

@@ -44,6 +44,7 @@ def plan_facts(plan: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, 
         ("longest row", f"{plan['longest_row_tokens']} tokens"),
         *made_of(plan),
         ("precision", f"{plan['dtype']} on {plan['device']}"),
+        *_quantised(plan),
     ]
     if result:
         rows += [
@@ -54,3 +55,16 @@ def plan_facts(plan: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, 
         if result.get("base_loss") is not None:
             rows.append(("held-out loss of the base", words.value(number(result["base_loss"]))))
     return rows
+
+
+def _quantised(plan: dict[str, Any]) -> list[tuple[str, str]]:
+    """Say what a quantised base takes, and what to expect of it on a CPU; nothing where none is."""
+    facts = plan.get("quantization")
+    if facts is None:
+        return []
+    scales = ", scales in 8 bits" if facts["double_quant"] else ""
+    taken = f"{words.size(facts['bytes'])} of weights, {words.size(facts['float32_bytes'])} in float32"
+    return [
+        ("frozen base", f"{facts['kind']}{scales}: {taken}"),
+        *([("on a CPU", ON_CPU)] if plan["device"] == "cpu" else []),
+    ]
