@@ -12,6 +12,8 @@ from tune_magic.view.html import BLUE, Bundle, box, bundle, grey, heading, rule,
 from tune_magic.view.lens import lens, lens_lines
 from tune_magic.view.rows import made_of
 
+ON_CPU = "a step as long as in float32, the process hardly smaller with a small model"  # benchmarks/quantised.py
+
 
 def plan_card(run: RunFolder) -> Bundle:
     """Return the card of a dry run."""
