@@ -14,7 +14,7 @@ import argparse
 import statistics
 import time
 
-from sft import BATCH, MODEL, RANK, RATE, rows, stepper
+from sft import BATCH, MODEL, RANK, rows, stepper
 from turns import answer, asked, take_turns
 
 SIDES = ("none", "nf4", "fp4", "int8")

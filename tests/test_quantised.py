@@ -17,7 +17,13 @@ from tune_magic.recipe import build_recipe
 from tune_magic.recipe.build import load_recipe
 from tune_magic.recipe.schema import QuantizationOptions
 from tune_magic.training.lion import Lion
-from tune_magic.training.optimizer import load_state_tensors, make_optimizer, set_learning_rate, state_sizes, state_tensors
+from tune_magic.training.optimizer import (
+    load_state_tensors,
+    make_optimizer,
+    set_learning_rate,
+    state_sizes,
+    state_tensors,
+)
 from tune_magic.training.tuned import load_tuned
 from tune_magic.view.export import usage
 from tune_magic.view.plan import plan_facts
@@ -77,7 +83,11 @@ def logits(model, ids=IDS):
 def test_the_weights_and_the_logits_are_those_of_transformers_and_bitsandbytes(name, wide):
     import bitsandbytes.functional as bnb
 
-    ours, theirs, plain = quantised(wide, **KINDS[name]), by_transformers(wide, **KINDS[name]), load_causal_lm(wide, torch.float32)
+    ours, theirs, plain = (
+        quantised(wide, **KINDS[name]),
+        by_transformers(wide, **KINDS[name]),
+        load_causal_lm(wide, torch.float32),
+    )
     layers = dict(rounded_layers(ours))
     assert set(layers) == {path for path, m in theirs.named_modules() if "bitsandbytes" in type(m).__module__}
     for path, layer in layers.items():

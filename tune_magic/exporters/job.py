@@ -46,7 +46,9 @@ def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     new_tokens = None if tuned.objective.scores_rows else _longest(tuned, examples)
     trained = parity.measure(TorchReader(tuned.model, tuned), examples, new_tokens, advance) if examples else None
     on_quantized, quantization = trained, tuned.recipe.quantization
-    if tuned.is_quantized:  # what is written is the tuning on weights that are not packed: that is compared with the files
+    if (
+        tuned.is_quantized
+    ):  # what is written is the tuning on weights that are not packed: that is compared with the files
         tuned.model = None
         gc.collect()
         tuned = tuned.unquantised()

@@ -5,6 +5,8 @@ One step of the paper's alternation, as in PEFT: the base stays as it was rounde
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from peft.tuners.lora import LoraLayer
 
@@ -17,11 +19,12 @@ def start(model: torch.nn.Module) -> int:
     layer's scaling is divided out, which PEFT leaves to whoever chooses `lora_alpha`.
     """
     count = 0
-    for layer in model.modules():
-        original = getattr(layer.base_layer, "original", None) if isinstance(layer, LoraLayer) else None
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, LoraLayer)]
+    for layer in layers:
+        base, (name,) = layer.base_layer, layer.active_adapters
+        original = getattr(base, "original", None)
         if original is None:
             continue
-        base, (name,) = layer.base_layer, layer.active_adapters
         down, up = layer.lora_A[name].weight, layer.lora_B[name].weight
         lost = original.to(base.weight.device, torch.float32) - base.dense(torch.float32)
         u, s, v = torch.linalg.svd(lost, full_matrices=False)

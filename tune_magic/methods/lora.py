@@ -31,11 +31,13 @@ class LoraOptions(MethodOptions):
         False,
         description="Train the length of each column of the weights apart from its direction (DoRA, Liu et al. 2024).",
     )
-    init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora", "loftq"] = Field(
-        "default",
-        description="Start of the matrices: an update of nothing, or the principal part of the weights themselves (`pissa`, "
-        "Meng et al. 2024; `pissa_niter_16` approximates it; `olora`), which then learns first; or of what 4-bit "
-        "quantisation took from them (`loftq`, Li et al. 2023).",
+    init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora", "loftq"] = (
+        Field(
+            "default",
+            description="Start of the matrices: an update of nothing, or the principal part of the weights themselves (`pissa`, "
+            "Meng et al. 2024; `pissa_niter_16` approximates it; `olora`), which then learns first; or of what 4-bit "
+            "quantisation took from them (`loftq`, Li et al. 2023).",
+        )
     )
     loraplus_lr_ratio: float | None = Field(
         None,

@@ -102,7 +102,9 @@ def footprint(model: nn.Module) -> dict[str, int]:
 
 def workspace_bytes(model: nn.Module, dtype: torch.dtype) -> int:
     """Return what the largest matrix takes while a product is computed by it; 0 where nothing is quantised."""
-    return max((layer.in_features * layer.out_features for _, layer in rounded_layers(model)), default=0) * dtype.itemsize
+    return (
+        max((layer.in_features * layer.out_features for _, layer in rounded_layers(model)), default=0) * dtype.itemsize
+    )
 
 
 def _linear_layers(model: Any) -> list[tuple[str, Any]]:

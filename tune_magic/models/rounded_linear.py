@@ -30,7 +30,8 @@ class Linear4bit(bitsandbytes.nn.Linear4bit):  # PEFT knows them by this name
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the rounded matrix, (outputs, inputs)."""
-        return bnb.dequantize_4bit(self.weight.data, self.weight.quant_state).to(dtype)
+        matrix: torch.Tensor = bnb.dequantize_4bit(self.weight.data, self.weight.quant_state)
+        return matrix.to(dtype)
 
     def scale_bytes(self) -> int:
         """Return what the scales take."""
@@ -56,7 +57,8 @@ class Linear8bitLt(bitsandbytes.nn.Linear8bitLt):
 
     def dense(self, dtype: torch.dtype) -> torch.Tensor:
         """Return the rounded matrix, (outputs, inputs)."""
-        return self.weight.data.to(dtype).mul_(self.weight.SCB.unsqueeze(1).mul(1 / 127))
+        matrix: torch.Tensor = self.weight.data.to(dtype)
+        return matrix.mul_(self.weight.SCB.unsqueeze(1).mul(1 / 127))
 
     def scale_bytes(self) -> int:
         """Return what the scales take."""

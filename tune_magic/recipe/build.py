@@ -377,7 +377,9 @@ def _unquantizable(options: MethodOptions, recipe: Recipe) -> list[Fault]:
     why = plugins.get("method", options.name)(options).why_not_on(recipe.quantization)
     if why is None:
         return []
-    advice = "Take `method: lora`, or leave `quantization` out." if recipe.quantization.is_on else _EXAMPLES["quantization"]
+    advice = (
+        "Take `method: lora`, or leave `quantization` out." if recipe.quantization.is_on else _EXAMPLES["quantization"]
+    )
     return [Fault("quantization", f"does not go with `method: {options.name}`: {why}.", advice)]
 
 

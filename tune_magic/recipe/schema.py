@@ -385,7 +385,9 @@ class Recipe(Part):
         "of gradients (a tenth of AdamW's learning rate; its paper takes 0.99 for `adam_beta2`). `_8bit`: states of a "
         "quarter the size; `paged`: GPU states that may move to the machine's memory (on a CPU, as without).",
     )
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment, SGD's and Lion's momentum.")
+    adam_beta1: float = Field(
+        0.9, ge=0, lt=1, description="AdamW's decay of the first moment, SGD's and Lion's momentum."
+    )
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's denominator floor.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are scaled down to this norm; 0 turns it off.")

@@ -188,7 +188,9 @@ class Planner:
         if checkpointing:
             per_token = layers * engine.inner.config.get_text_config().hidden_size * engine.dtype.itemsize + one_layer
         trained = self._trained_bytes()
-        growth = self._workspace + trained + tokens * (per_token + one_layer)  # its gradients come and go layer by layer
+        growth = (
+            self._workspace + trained + tokens * (per_token + one_layer)
+        )  # its gradients come and go layer by layer
         return int(self.level + self._correction * growth + self._state_bytes)
 
     def _trained_bytes(self) -> int:
