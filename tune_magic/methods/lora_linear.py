@@ -18,9 +18,11 @@ def _fused(layer: type[Any]) -> type[Any]:
     """Return a kind of PEFT's LoRA layer with a forward pass of our own wherever it would compute the same."""
 
     class Fused(layer):  # one base alone: a layer of PEFT's becomes one of these
+        _is_plain = _computes_plainly
+
         def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             """Map (..., inputs) to (..., outputs)."""
-            if args or kwargs or not _is_plain(self, x):
+            if args or kwargs or not self._is_plain(x):
                 result: torch.Tensor = super().forward(x, *args, **kwargs)
                 return result
             (name,) = self.active_adapters
@@ -33,7 +35,7 @@ def _fused(layer: type[Any]) -> type[Any]:
     return Fused
 
 
-def _is_plain(layer: Any, x: torch.Tensor) -> bool:
+def _computes_plainly(layer: Any, x: torch.Tensor) -> bool:
     """Whether exactly one adapter without dropout is on, and nothing is computed in another precision."""
     names = layer.active_adapters
     if layer.disable_adapters or layer.merged or len(names) != 1 or names[0] not in layer.lora_A:
