@@ -9,12 +9,13 @@ import first_step
 import load_ext
 import many_runs
 import peak_memory
+import quantised
 import sft
 import tokenise
 import view
 import where_time_goes
 
-ALL = (load_ext, many_runs, first_step, sft, where_time_goes, classify, peak_memory, tokenise, view)
+ALL = (load_ext, many_runs, first_step, sft, where_time_goes, classify, peak_memory, quantised, tokenise, view)
 
 if __name__ == "__main__":
     for benchmark in ALL:

@@ -29,7 +29,7 @@ from tune_magic.storage.control import Control, StopRequested
 from tune_magic.training import checkpoint, noise, packing, target_states
 from tune_magic.training.average import Average
 from tune_magic.training.loop import Loop
-from tune_magic.training.optimizer import Plateau, learning_rate, num_states
+from tune_magic.training.optimizer import Plateau, held_bytes, learning_rate
 from tune_magic.training.rate_search import rates_of, smooth
 from tune_magic.training.rows import RowStates
 from tune_magic.training.tuned import load_tuned
@@ -320,9 +320,11 @@ def test_the_held_out_loss_is_that_of_the_model_that_is_loaded(train):
 
 
 def test_memory_for_the_average_is_planned(recipe):
+    model = torch.nn.Linear(8, 4)
+    size = sum(parameter.nbytes for parameter in model.parameters())
     for optim, states in (("adamw", 2), ("sgd", 1), ("adafactor", 0)):
-        assert num_states(build_recipe(recipe | {"optim": optim})) == states
-        assert num_states(build_recipe(recipe | {"optim": optim, "ema_decay": 0.99})) == states + 1
+        assert held_bytes(build_recipe(recipe | {"optim": optim}), model) == states * size
+        assert held_bytes(build_recipe(recipe | {"optim": optim, "ema_decay": 0.99}), model) == (states + 1) * size
 
 
 def test_a_checkpoint_without_an_average_is_refused_by_a_run_that_keeps_one(tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import logging
 import os
 import select
 import signal
@@ -162,6 +163,8 @@ def quiet_libraries() -> None:
         "TQDM_DISABLE": "1",
     }.items():
         os.environ.setdefault(name, value)
+    # bitsandbytes, which PEFT imports, says on some processors that a faster kernel could be fetched; we never call it
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def idle_limit_s() -> float:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-
 from tune_magic.errors import TuneError
 from tune_magic.exporters.base import Exporter
 from tune_magic.exporters.parity import Reader, TorchReader
@@ -33,7 +31,7 @@ class AdapterExporter(Exporter):
         """Put the adapter on a base that was loaded anew."""
         from peft import PeftModel
 
-        base = tuned.objective.load(tuned.base, torch.float32)
+        base = tuned.adapter_base()
         if tuned.vocabulary.is_extended:  # as the card says it to whoever loads it
             size = tuned.vocabulary.num_embeddings(base)
             base.resize_token_embeddings(size, mean_resizing=False)

@@ -42,9 +42,17 @@ def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     limits = _limits(exporter, options)
     tuned = load_tuned(run)
     examples, split = _rows(tuned, options.get("rows"))
-    advance = _advancing(log, control, 2 * len(examples) + 1)
+    advance = _advancing(log, control, (3 if tuned.is_quantized else 2) * len(examples) + 1)
     new_tokens = None if tuned.objective.scores_rows else _longest(tuned, examples)
     trained = parity.measure(TorchReader(tuned.model, tuned), examples, new_tokens, advance) if examples else None
+    on_quantized, quantization = trained, tuned.recipe.quantization
+    if (
+        tuned.is_quantized
+    ):  # what is written is the tuning on weights that are not packed: that is compared with the files
+        tuned.model = None
+        gc.collect()
+        tuned = tuned.unquantised()
+        trained = parity.measure(TorchReader(tuned.model, tuned), examples, new_tokens, advance) if examples else None
     vocab_size = tuned.method.inner(tuned.model).get_input_embeddings().weight.shape[0]
     with files.new_folder(target) as folder:
         exporter.write(folder, tuned, options.get("quantize"))
@@ -60,7 +68,12 @@ def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
         "size_bytes": sum(sizes.values()), "task": tuned.objective.task, "new_tokens": len(tuned.vocabulary.ids),
         "vocab_size": vocab_size,
     }  # fmt: skip
-    if trained is None:
+    if quantization.is_on:
+        receipt["quantization"] = {
+            "kind": quantization.kind, "double_quant": quantization.quantizes_scales,
+            "makes_up_for_rounding": tuned.method.makes_up_for_rounding,
+        }  # fmt: skip
+    if trained is None or on_quantized is None:
         receipt["parity"] = {"ok": None, "complaints": [split]}
     else:
         exported = parity.measure(exporter.open(target, tuned), examples, new_tokens, advance)
@@ -75,6 +88,8 @@ def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
             "ok": not wrong,
             "complaints": wrong,
         }
+        if quantization.is_on:
+            receipt["parity"]["on_quantized"] = parity.compare(on_quantized, trained, examples, _right(tuned, examples))
     files.write_json(job.path / "receipt.json", receipt)
     if receipt["parity"]["ok"] is False:
         raise TuneError(

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from tune_magic.recipe.schema import MethodOptions
+from tune_magic.recipe.schema import MethodOptions, QuantizationOptions
 from tune_magic.recipe.variant import Variant
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ class Method(abc.ABC):
         merges: The trained parameters can be folded into the base model's own.
         recomputes: Activations may be computed again in the backward pass instead of being kept.
         adds: The base model is still in there untouched, and `without` shows it.
+        makes_up_for_rounding: What is trained starts as what quantisation lost, so it belongs on the rounded matrices;
+            the layers of a quantised base keep theirs as `original` until `apply` has read them.
         trains_new_tokens: Embeddings of tokens that the model was given (`new_tokens`) are trained.
         new_tokens: Their numbers, set before `apply`.
         summary: What is trained, in one sentence, for `%tune explain`.
@@ -43,6 +45,7 @@ class Method(abc.ABC):
     merges: ClassVar[bool] = True
     recomputes: ClassVar[bool] = True
     adds: bool = False
+    makes_up_for_rounding: bool = False
     trains_new_tokens: ClassVar[bool] = False
     new_tokens = range(0)
     summary: ClassVar[str] = ""
@@ -63,6 +66,12 @@ class Method(abc.ABC):
     def learning_rate_factor(self, name: str) -> float:
         """Return what the learning rate of a parameter is multiplied by."""
         return 1.0
+
+    def why_not_on(self, base: QuantizationOptions) -> str | None:
+        """Return why the method cannot be trained on a base that is kept so, as the end of a sentence; None where it can."""
+        if base.is_on and not self.adds:
+            return "it changes the base itself, and rounded weights cannot take small steps"
+        return None
 
     @abc.abstractmethod
     def apply(self, model: PreTrainedModel, task: str) -> torch.nn.Module:

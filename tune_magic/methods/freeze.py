@@ -9,7 +9,7 @@ from pydantic import Field
 from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
 from tune_magic.models.layers import after, before, heads_of, layers_of
-from tune_magic.recipe.schema import MethodOptions
+from tune_magic.recipe.schema import MethodOptions, QuantizationOptions
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -41,6 +41,10 @@ class Freeze(Method):
         "A language model has no head of its own and needs `trainable_layers` of 1 or more."
     )
     learning_rate = 1e-3
+
+    def why_not_on(self, base: QuantizationOptions) -> str | None:
+        """A head can be trained on any base, rounded layers cannot."""
+        return super().why_not_on(base) if self.options.trainable_layers else None
 
     def apply(self, model: PreTrainedModel, task: str) -> PreTrainedModel:
         """Freeze the trunk."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field
 
 from tune_magic.methods.by_peft import PeftMethod
-from tune_magic.recipe.schema import MethodOptions
+from tune_magic.recipe.schema import MethodOptions, QuantizationOptions
 from tune_magic.recipe.variant import Variant
 
 if TYPE_CHECKING:
@@ -33,10 +33,13 @@ class LoraOptions(MethodOptions):
         False,
         description="Train the length of each column of the weights apart from its direction (DoRA, Liu et al. 2024).",
     )
-    init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora"] = Field(
-        "default",
-        description="Start of the matrices: an update of nothing, or the principal part of the weights themselves (`pissa`, "
-        "Meng et al. 2024; `pissa_niter_16` approximates it; `olora`), which then learns first.",
+    init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora", "loftq"] = (
+        Field(
+            "default",
+            description="Start of the matrices: an update of nothing, or the principal part of the weights themselves (`pissa`, "
+            "Meng et al. 2024; `pissa_niter_16` approximates it; `olora`), which then learns first; or of what 4-bit "
+            "quantisation took from them (`loftq`, Li et al. 2023).",
+        )
     )
     loraplus_lr_ratio: float | None = Field(
         None,
@@ -105,13 +108,24 @@ class Lora(PeftMethod):
     def __init__(self, options: MethodOptions) -> None:
         super().__init__(options)
         self.adds = self.options.init_lora_weights not in _INTO_BASE
+        self.makes_up_for_rounding = self.options.init_lora_weights == "loftq"
+
+    def why_not_on(self, base: QuantizationOptions) -> str | None:
+        """Starts that write into the base need float weights, and `loftq` 4-bit ones."""
+        start = self.options.init_lora_weights
+        if self.makes_up_for_rounding and not base.is_4bit:
+            return "`init_lora_weights: loftq` makes up for what 4 bits lose, so it needs `quantization: nf4` or `fp4`"
+        if base.is_on and not self.adds:
+            return f"`init_lora_weights: {start}` takes its start out of the base's weights, which are rounded"
+        return None
 
     def config(self, model: PreTrainedModel, task: str) -> LoraConfig:
         """PEFT's configuration."""
         from peft import LoraConfig
 
         options = self.options
-        start: Any = True if options.init_lora_weights == "default" else options.init_lora_weights
+        own = ("default", "loftq")  # the second is ours: PEFT's needs a GPU
+        start: Any = True if options.init_lora_weights in own else options.init_lora_weights
         return LoraConfig(
             r=options.r,
             lora_alpha=options.lora_alpha,
@@ -136,7 +150,11 @@ class Lora(PeftMethod):
 
     def apply(self, model: PreTrainedModel, task: str) -> Any:
         """Wrap the model by PEFT, and compute its layers by functions of our own where they are plain."""
+        from tune_magic.methods import loftq
+
         wrapped = super().apply(model, task)
+        if self.makes_up_for_rounding:
+            loftq.start(wrapped)
         _fuse(wrapped)
         return wrapped
 

@@ -39,6 +39,8 @@ ALIASES = {
     "early_stopping_patience": "eval.early_stopping_patience",
     "precision": "dtype",
     "torch_dtype": "dtype",
+    "bnb_4bit_quant_type": "quantization.kind",
+    "bnb_4bit_use_double_quant": "quantization.double_quant",
 }
 METHOD_ALIASES = {"rank": "r", "alpha": "lora_alpha", "dropout": "lora_dropout", "type": "name"}
 BATCH_KEYS = ("per_device_train_batch_size", "gradient_accumulation_steps")
@@ -46,6 +48,7 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 SCHEDULES = {  # Transformers' names for what is a key here: `warmup_steps`, `lr_scheduler_kwargs.min_lr_rate`
     "constant_with_warmup": "constant", "cosine_with_min_lr": "cosine", "cosine_warmup_with_min_lr": "cosine",
 }  # fmt: skip
+LOADS = {"load_in_4bit": "nf4", "load_in_8bit": "int8"}
 _SHORT = {
     "data": "train",
     "method": "name",
@@ -53,6 +56,7 @@ _SHORT = {
     "retain": "",
     "vocabulary": "corpus",
     "objective": "name",
+    "quantization": "kind",
 }  # what a word in a part's place means
 _UNION_MEMBERS = frozenset({"str", "float", "ColumnTemplate", "list[str]", "dict[str,float]", "literal['balanced']"})
 _WANTED = {
@@ -61,6 +65,7 @@ _WANTED = {
     "data.template": "a text with `{column}` places or {system:, prompt:, completion:}",
     "vocabulary": "a corpus or a mapping with `corpus` or `tokens`",
     "retain": "a mapping such as {kl_base: 0.1}",
+    "quantization": "nf4, fp4, int8, none or a mapping with `kind`",
     "method.target_modules": "all-linear, a name or a list of names",
     "objective.class_weights": "balanced or a weight for each class",
 }
@@ -78,6 +83,7 @@ _EXAMPLES = {
     "method.lora_alpha": "Try `lora_alpha: 16`.",
     "vocabulary": "Try `vocabulary: corpus.txt`.",
     "data.held_out": "Try `held_out: 10%`.",
+    "quantization": "Try `quantization: nf4`.",
 }
 
 
@@ -138,6 +144,8 @@ def build_recipe(
         recipe = Recipe.model_validate({**content, "method": method or MethodOptions(name="none")})
     except ValidationError as error:
         faults += _faults(error, Recipe)
+    else:
+        faults += [] if method is None else _unquantizable(method, recipe)
     if faults:
         raise RecipeError([_placed(fault, body.lines) for fault in faults])
     return recipe
@@ -257,7 +265,10 @@ class _Canonical:
         batch = {key: value for key, value in raw.items() if key in BATCH_KEYS}
         for key, value in raw.items():
             if key in DTYPES:
-                self._take_dtype(key, value)
+                self._take_flag(key, value, "dtype", DTYPES[key])
+            elif key in LOADS:
+                is_named = key == "load_in_4bit" and "bnb_4bit_quant_type" in raw  # which says the kind by itself
+                self._take_flag(key, value, "quantization.kind", None if is_named else LOADS[key])
             elif key not in batch:
                 self._put(ALIASES.get(key, key), value, key)
         if batch:
@@ -302,12 +313,14 @@ class _Canonical:
                 return None
         return float(value) if isinstance(value, int) and not isinstance(value, bool) else value
 
-    def _take_dtype(self, key: str, value: Any) -> None:
+    def _take_flag(self, written: str, value: Any, key: str, meaning: str | None) -> None:
+        """Read a flag that stands for the value of a key; None where another key says which."""
         if not isinstance(value, bool):
             problem = f"must be true or false, got {value!r}."
-            self.faults.append(Fault(key, problem, f"Or `dtype: {DTYPES[key]}`.", self.lines.get(key)))
-        elif value:
-            self._put("dtype", DTYPES[key], key)
+            advice = f"Or `{key.partition('.')[0]}: {meaning or LOADS[written]}`."
+            self.faults.append(Fault(written, problem, advice, self.lines.get(written)))
+        elif value and meaning is not None:
+            self._put(key, meaning, written)
 
     def _take_batch(self, batch: Mapping[str, Any]) -> None:
         """`per_device_train_batch_size` times `gradient_accumulation_steps` is the one number that matters."""
@@ -365,6 +378,17 @@ def _plugged(kind: str, default: Mapping[str, Any], content: dict[str, Any], fau
     except ValidationError as error:
         faults += _faults(error, schema, prefix=kind)
     return None
+
+
+def _unquantizable(options: MethodOptions, recipe: Recipe) -> list[Fault]:
+    """Return the fault of a method that cannot be trained on a base kept as the recipe says."""
+    why = plugins.get("method", options.name)(options).why_not_on(recipe.quantization)
+    if why is None:
+        return []
+    advice = (
+        "Take `method: lora`, or leave `quantization` out." if recipe.quantization.is_on else _EXAMPLES["quantization"]
+    )
+    return [Fault("quantization", f"does not go with `method: {options.name}`: {why}.", advice)]
 
 
 def _faults(error: ValidationError, owner: type[BaseModel], prefix: str = "") -> list[Fault]:

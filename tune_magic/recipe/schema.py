@@ -27,7 +27,8 @@ Scheduler = Literal[
     "linear", "cosine", "constant", "cosine_with_restarts", "polynomial", "inverse_sqrt", "warmup_stable_decay",
     "reduce_lr_on_plateau",
 ]  # fmt: skip
-Optimizer = Literal["adamw", "sgd", "adafactor"]
+Optimizer = Literal["adamw", "sgd", "adafactor", "lion", "adamw_8bit", "lion_8bit", "paged_adamw_8bit"]
+Quantization = Literal["none", "nf4", "fp4", "int8"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Sampling = Literal["random", "group_by_length", "group_by_prefix"]
 OnBadRows = Literal["error", "skip"]
@@ -350,6 +351,40 @@ class RetainOptions(Part):
         return self
 
 
+class QuantizationOptions(Part):
+    """How the frozen matrices of the model's layers are kept."""
+
+    kind: Quantization = Field(
+        "none",
+        description="`nf4` or `fp4`, 4 bits in blocks of 64 (QLoRA, Dettmers et al. 2023), or `int8`, 8 bits with one scale "
+        "a row; embeddings, norms and heads stay as they are. `load_in_4bit: true` is nf4, `load_in_8bit: true` int8.",
+    )
+    double_quant: bool | None = Field(
+        None, description="Keep the scales of the blocks in 8 bits too. Default: true for nf4 and fp4."
+    )
+
+    @model_validator(mode="after")
+    def _of_blocks(self) -> QuantizationOptions:
+        if self.double_quant is not None and not self.is_4bit:
+            raise ValueError(f"`double_quant` is for nf4 and fp4, which have scales of blocks; `kind` is {self.kind}.")
+        return self
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is quantised."""
+        return self.kind != "none"
+
+    @property
+    def is_4bit(self) -> bool:
+        """Whether a weight has 4 bits."""
+        return self.kind in ("nf4", "fp4")
+
+    @property
+    def quantizes_scales(self) -> bool:
+        """Whether the scales of blocks are quantised too."""
+        return self.is_4bit and self.double_quant is not False
+
+
 class EvalOptions(Part):
     """Evaluation on held-out rows while training."""
 
@@ -379,6 +414,10 @@ class Recipe(Part):
         default_factory=lambda: RetainOptions.model_validate({}),
         description="What keeps the model near where it started: `{kl_base: 0.1}`.",
     )
+    quantization: QuantizationOptions = Field(
+        default_factory=lambda: QuantizationOptions.model_validate({}),
+        description="Keep the frozen base in fewer bits: a kind, or a mapping.",
+    )
     learning_rate: float = Field(2e-4, gt=0, le=10, description="Peak learning rate.")
     num_train_epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")
     max_steps: int | None = Field(None, ge=1, description="Optimizer steps, instead of epochs.")
@@ -400,9 +439,13 @@ class Recipe(Part):
     optim: Optimizer = Field(
         "adamw",
         description="What steps along the gradients: AdamW; SGD with momentum, half its state; Adafactor, next to none, "
-        "whose steps are in proportion to the parameters (with `full`, not beside LoRA's zeros).",
+        "whose steps are in proportion to the parameters (with `full`, not beside LoRA's zeros); Lion, the sign of a mean "
+        "of gradients (a tenth of AdamW's learning rate; its paper takes 0.99 for `adam_beta2`). `_8bit`: states of a "
+        "quarter the size; `paged`: GPU states that may move to the machine's memory (on a CPU, as without).",
     )
-    adam_beta1: float = Field(0.9, ge=0, lt=1, description="AdamW's decay of the first moment, SGD's momentum.")
+    adam_beta1: float = Field(
+        0.9, ge=0, lt=1, description="AdamW's decay of the first moment, SGD's and Lion's momentum."
+    )
     adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment.")
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's denominator floor.")
     label_smoothing_factor: float = Field(
@@ -472,7 +515,7 @@ class Recipe(Part):
     def short(self) -> dict[str, Any]:
         """Return the keys the user gave in the form people write: a path for data, a name for a method."""
         content = self.given()
-        for part, only in (("data", "train"), ("method", "name"), ("objective", "name")):
+        for part, only in (("data", "train"), ("method", "name"), ("objective", "name"), ("quantization", "kind")):
             if set(content.get(part) or {}) == {only}:
                 content[part] = content[part][only]
         return content

@@ -13,7 +13,9 @@ from typing import Any
 from tune_magic import files
 from tune_magic.storage import places
 
-PACKAGES = ("tune-magic", "torch", "transformers", "peft", "accelerate", "numpy", "tokenizers", "safetensors")
+PACKAGES = (
+    "tune-magic", "torch", "transformers", "peft", "accelerate", "bitsandbytes", "numpy", "tokenizers", "safetensors",
+)  # fmt: skip
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.gguf")
 
 

@@ -63,6 +63,7 @@ def _path(engine: Engine, recipe: Recipe, objective: Objective, model_print: str
     facts = {
         "model": model_print,
         "method": recipe.normalised()["method"],
+        "quantization": recipe.normalised()["quantization"],
         "objective": [type(objective).__name__, objective.options.model_dump(mode="json"), objective.facts()],
         "computed": [str(engine.dtype), recipe.share_prefixes, torch.get_num_threads()],
         "versions": fingerprint.versions(),

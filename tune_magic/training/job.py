@@ -15,7 +15,7 @@ from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
 from tune_magic.training import memory
 from tune_magic.training.loop import Loop
-from tune_magic.training.optimizer import num_states
+from tune_magic.training.optimizer import state_sizes
 from tune_magic.training.prepare import Session, prepare
 from tune_magic.training.trunk import Trunk
 
@@ -124,7 +124,6 @@ def _dry_steps(loop: Loop, steps: list[int]) -> tuple[float, int, list[torch.Ten
     """
     session = loop.session
     device, train, order = session.engine.device, session.dataset.train, session.order
-    states_each = num_states(session.recipe) - (loop.average is not None)  # which is held already
     seconds, peaks, states = 0.0, [], []
     for number, step in enumerate(steps, start=1):
         examples = [train[row] for row in order.rows(step)]
@@ -134,8 +133,8 @@ def _dry_steps(loop: Loop, steps: list[int]) -> tuple[float, int, list[torch.Ten
         seconds = time.perf_counter() - started
         peaks.append(memory.peak(device))
         if number == len(steps) - 1:  # as an optimizer does at its first step, beside the gradients
-            trained = [parameter for parameter in session.model.parameters() if parameter.requires_grad]
-            states = [torch.zeros_like(parameter) for parameter in trained for _ in range(states_each)]
+            sizes = state_sizes(session.recipe, session.model)
+            states = [torch.zeros(size, dtype=torch.uint8, device=device) for size in sizes]
         session.model.zero_grad(set_to_none=True)
     *bare, with_states = peaks
     # what one bare step took more than another were holes; states may fill them, or come to lie between

@@ -23,7 +23,7 @@ from tune_magic.training.average import Average
 from tune_magic.training.budget import Budget
 from tune_magic.training.callbacks import Callbacks
 from tune_magic.training.checkpoint import Progress
-from tune_magic.training.optimizer import Plateau, learning_rate, make_optimizer, num_states, set_learning_rate
+from tune_magic.training.optimizer import Plateau, held_bytes, learning_rate, make_optimizer, set_learning_rate
 from tune_magic.training.prepare import Session
 from tune_magic.training.samples import Sampler
 
@@ -132,7 +132,7 @@ class Loop:
         if seconds is None:
             return None
         trained = sum(p.numel() * p.element_size() for p in self.session.model.parameters() if p.requires_grad)
-        kept = (1 + num_states(self.session.recipe)) * trained
+        kept = trained + held_bytes(self.session.recipe, self.session.model)
         return Budget(seconds, int(self.session.dataset.held_out.lengths.sum()), kept)
 
     def _out_of_time(self) -> bool:

@@ -10,23 +10,24 @@ import torch
 
 from tune_magic.methods.base import Method
 from tune_magic.recipe.schema import Recipe
+from tune_magic.training.lion import Lion
 
 _FACTOR = "factor"  # of the learning rate, in a parameter group
-STATES = {"adamw": 2, "sgd": 1, "adafactor": 0}  # beside each parameter, as large as it
 _PLATEAU_THRESHOLD = 1e-4  # share by which a loss must be lower to be better, as in torch
-
-
-def num_states(recipe: Recipe) -> int:
-    """Return how many numbers are held beside each trained parameter: the optimizer's states, and an average."""
-    return STATES[recipe.optim] + (recipe.ema_decay is not None)
+_STATES = {
+    "adamw": 2, "sgd": 1, "adafactor": 0, "lion": 1, "adamw_8bit": 2, "paged_adamw_8bit": 2, "lion_8bit": 1,
+}  # fmt: skip
+_LEAST_8BIT = 4096  # bitsandbytes keeps the states of smaller parameters in float32
+_BLOCK = 256  # numbers of an 8-bit state that share a scale
+_CONSTANT = ("qmap1", "qmap2")  # what 8 bits stand for; the same for all
 
 
 def make_optimizer(model: torch.nn.Module, recipe: Recipe, method: Method) -> torch.optim.Optimizer:
     """Return the recipe's optimizer over the trainable parameters.
 
-    That is AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), SGD with momentum, or Adafactor (Shazeer and Stern 2018,
-    arXiv:1804.04235). Biases and norms are not decayed. Parameters whose learning rates the method tells apart are groups
-    of their own.
+    That is AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), SGD with momentum, Adafactor (Shazeer and Stern 2018,
+    arXiv:1804.04235), Lion, or AdamW or Lion with 8-bit states (Dettmers et al. 2022, arXiv:2110.02861). Biases and
+    norms are not decayed. Parameters whose learning rates the method tells apart are groups of their own.
     """
     groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -37,14 +38,51 @@ def make_optimizer(model: torch.nn.Module, recipe: Recipe, method: Method) -> to
         {"params": groups[key], "weight_decay": 0.0 if key[0] else recipe.weight_decay, _FACTOR: key[1]}
         for key in sorted(groups)
     ]
+    rate, betas = recipe.learning_rate, (recipe.adam_beta1, recipe.adam_beta2)
     match recipe.optim:
         case "sgd":
-            return torch.optim.SGD(ordered, lr=recipe.learning_rate, momentum=recipe.adam_beta1, fused=True)
+            return torch.optim.SGD(ordered, lr=rate, momentum=recipe.adam_beta1, fused=True)
         case "adafactor":
-            return torch.optim.Adafactor(ordered, lr=recipe.learning_rate)
+            return torch.optim.Adafactor(ordered, lr=rate)
+        case "lion":
+            return Lion(ordered, lr=rate, betas=betas)
+        case "lion_8bit" | "adamw_8bit" | "paged_adamw_8bit":
+            return _by_bitsandbytes(ordered, recipe)
         case _:
-            betas = (recipe.adam_beta1, recipe.adam_beta2)
-            return torch.optim.AdamW(ordered, lr=recipe.learning_rate, betas=betas, eps=recipe.adam_epsilon, fused=True)
+            return torch.optim.AdamW(ordered, lr=rate, betas=betas, eps=recipe.adam_epsilon, fused=True)
+
+
+def _by_bitsandbytes(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    """Return an optimizer with 8-bit states; on a CPU there is nothing to page to, so those stay where they are."""
+    from bitsandbytes import optim
+
+    rate, betas = recipe.learning_rate, (recipe.adam_beta1, recipe.adam_beta2)
+    found: torch.optim.Optimizer
+    if recipe.optim == "lion_8bit":
+        found = optim.Lion8bit(groups, lr=rate, betas=betas)
+    else:
+        is_paged = recipe.optim.startswith("paged") and all(p.is_cuda for group in groups for p in group["params"])
+        found = optim.AdamW8bit(groups, lr=rate, betas=betas, eps=recipe.adam_epsilon, is_paged=is_paged)
+    return found
+
+
+def state_sizes(recipe: Recipe, model: torch.nn.Module) -> list[int]:
+    """Return the bytes of each tensor that the recipe's optimizer will hold beside a model's trainable parameters."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return [_state_size(parameter, recipe.optim) for parameter in trained for _ in range(_STATES[recipe.optim])]
+
+
+def held_bytes(recipe: Recipe, model: torch.nn.Module) -> int:
+    """Return the bytes held beside a model's trainable parameters: the optimizer's states, and an average."""
+    averages = (p.nbytes for p in model.parameters() if p.requires_grad and recipe.ema_decay is not None)
+    return sum(state_sizes(recipe, model)) + sum(averages)
+
+
+def _state_size(parameter: torch.nn.Parameter, name: str) -> int:
+    count = parameter.numel()
+    if not name.endswith("_8bit"):
+        return parameter.nbytes
+    return 4 * count if count < _LEAST_8BIT else count + 4 * math.ceil(count / _BLOCK)
 
 
 def learning_rate(step: int, total_steps: int, recipe: Recipe, reductions: int = 0) -> float:
@@ -119,15 +157,31 @@ def state_tensors(optimizer: torch.optim.Optimizer, names: dict[int, str]) -> di
         f"{key}/{names[id(parameter)]}": torch.as_tensor(value)
         for parameter, state in optimizer.state.items()
         for key, value in state.items()
-        if value is not None
+        if value is not None and key not in _CONSTANT
     }
 
 
 def load_state_tensors(optimizer: torch.optim.Optimizer, model: Any, tensors: dict[str, torch.Tensor]) -> None:
     """Put back what `state_tensors` returned, to the bit."""
     parameters = dict(model.named_parameters())
+    if hasattr(optimizer, "init_state"):
+        _prepare_states(optimizer, {parameters[name.partition("/")[2]] for name in tensors})
     for name, tensor in tensors.items():
         key, _, parameter_name = name.partition("/")
         parameter = parameters[parameter_name]
-        place = "cpu" if key == "step" and parameter.device.type == "cpu" else parameter.device
-        optimizer.state[parameter][key] = tensor.to(place)
+        state = optimizer.state[parameter]
+        if isinstance(state.get(key), torch.Tensor):
+            state[key].copy_(tensor)  # where it lies: paged memory stays paged
+        elif isinstance(state.get(key), int):
+            state[key] = int(tensor)
+        else:
+            place = "cpu" if key == "step" and parameter.device.type == "cpu" else parameter.device
+            state[key] = tensor.to(place)
+
+
+def _prepare_states(optimizer: Any, parameters: set[torch.nn.Parameter]) -> None:
+    """Let bitsandbytes make the states of parameters, as it does at their first step."""
+    for group_number, group in enumerate(optimizer.param_groups):
+        for number, parameter in enumerate(group["params"]):
+            if parameter in parameters:
+                optimizer.init_state(group, parameter, group_number, number)

@@ -18,10 +18,11 @@ import torch
 from tune_magic.data.example import Example
 from tune_magic.errors import TuneError
 from tune_magic.models.layers import layers_of
+from tune_magic.models.quantise import workspace_bytes
 from tune_magic.recipe.schema import Recipe
 from tune_magic.training import checkpoint, memory
 from tune_magic.training.engine import Engine
-from tune_magic.training.optimizer import num_states
+from tune_magic.training.optimizer import held_bytes
 
 _MARGIN = 0.9  # of what is free
 _TIGHT = 0.6  # a forecast above this share of what is free is worth two dry steps
@@ -62,6 +63,8 @@ class Planner:
         self.level = memory.level(engine.device) + engine.unseen_bytes
         self.free = max(0, memory.free(engine.device) - engine.unseen_bytes)
         self._known_tokens: dict[int, tuple[int, int]] = {}  # by microbatch size, see `_tokens`
+        self._workspace = workspace_bytes(engine.inner, engine.dtype)
+        self._state_bytes = held_bytes(recipe, engine.model)
         self._correction = 1.0  # measured growth over forecast growth
 
     def options(self, *, checkpointing: bool | None = None) -> list[Option]:
@@ -137,7 +140,7 @@ class Planner:
             engine.model.zero_grad(set_to_none=True)
             checkpoint.set_random_state(random)
         forecast = self._peak(engine.lay_out(heaviest).input_ids.size, option.gradient_checkpointing)
-        forecast -= self.level + num_states(self.recipe) * self._trained_bytes()
+        forecast -= self.level + self._state_bytes
         measured = (peak_bytes - self.level) / max(1, forecast)
         self._correction *= max(_LEAST_CORRECTION, measured)
         memory.give_back()
@@ -185,8 +188,10 @@ class Planner:
         if checkpointing:
             per_token = layers * engine.inner.config.get_text_config().hidden_size * engine.dtype.itemsize + one_layer
         trained = self._trained_bytes()
-        growth = trained + tokens * (per_token + one_layer)  # its gradients come and go layer by layer
-        return int(self.level + self._correction * growth + num_states(self.recipe) * trained)
+        growth = (
+            self._workspace + trained + tokens * (per_token + one_layer)
+        )  # its gradients come and go layer by layer
+        return int(self.level + self._correction * growth + self._state_bytes)
 
     def _trained_bytes(self) -> int:
         return sum(p.numel() * p.element_size() for p in self.engine.model.parameters() if p.requires_grad)

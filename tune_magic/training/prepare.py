@@ -21,6 +21,7 @@ from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
 from tune_magic.models.find import ModelSource, find_model
 from tune_magic.models.load import local_folder
+from tune_magic.models.quantise import dequantise, footprint, num_parameters, quantise, stored_dtype
 from tune_magic.models.teacher import Teacher, find_teacher, teacher_prints
 from tune_magic.objectives.base import Objective
 from tune_magic.recipe.build import build_recipe
@@ -89,16 +90,45 @@ def longest_example(recipe: Recipe, model_folder: Path, method: Method, vocabula
 
 def build_model(
     recipe: Recipe, model_folder: Path, objective: Objective, method: Method, dtype: torch.dtype, *,
-    vocabulary: Vocabulary,
+    vocabulary: Vocabulary, unpacked: bool = False,
 ) -> Any:  # fmt: skip
-    """Load the base and let the method make it trainable; new parameters follow from the recipe's seed alone."""
+    """Load the base and let the method make it trainable; new parameters follow from the recipe's seed alone.
+
+    Args:
+        recipe: What is trained.
+        model_folder: Of the base model.
+        objective: Knows the form of the model.
+        method: Applied to it.
+        dtype: Precision of what is not quantised.
+        vocabulary: Its tokens.
+        unpacked: Put the matrices of a quantised base back into plain layers, rounded as they are.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        base = objective.load(model_folder, dtype)
+        base = load_base(recipe, model_folder, objective, dtype, keep_originals=method.makes_up_for_rounding)
+        base = dequantise(base) if unpacked else base
         vocabulary.extend(base)
         method.new_tokens = vocabulary.ids
         base.name_or_path = recipe.model  # what an adapter calls its base: the user's name, not a path of ours
         return method.apply(base, objective.task)
+
+
+def load_base(
+    recipe: Recipe, model_folder: Path, objective: Objective, dtype: torch.dtype, *, keep_originals: bool = False
+) -> Any:
+    """Load the model in the form that is trained, quantised where the recipe says so; then it is on its device.
+
+    Args:
+        recipe: Says how.
+        model_folder: Of the base model.
+        objective: Knows the form.
+        dtype: Precision of what is not quantised.
+        keep_originals: Leave quantised layers their matrices before rounding, as `original`.
+    """
+    if not recipe.quantization.is_on:
+        return objective.load(model_folder, dtype)
+    model = objective.load(model_folder, stored_dtype(model_folder))
+    return quantise(model, recipe.quantization, dtype, device(), keep_originals=keep_originals)
 
 
 def make_engine(recipe: Recipe, model: Any, method: Method, objective: Objective, dtype: torch.dtype) -> Engine:
@@ -329,13 +359,16 @@ def _heaviest_steps(session: Session) -> list[list[Example]]:
 
 def _facts_of_inputs(session: Session, source: ModelSource, model_folder: Path) -> dict[str, Any]:
     """What goes in: recipe, versions, model."""
-    recipe, parameters = session.recipe, list(session.model.parameters())
+    recipe, model = session.recipe, session.model
+    kept = recipe.quantization
+    quantized = {"kind": kept.kind, "double_quant": kept.quantizes_scales, **footprint(model)} if kept.is_on else None
     return {
         "recipe": recipe.normalised(),
         "versions": fingerprint.versions(),
         "model": {"name": source.name, "origin": source.origin, "note": source.note, "folder": str(model_folder)},
-        "parameters": sum(p.numel() for p in parameters),
-        "trainable_parameters": sum(p.numel() for p in parameters if p.requires_grad),
+        "parameters": num_parameters(model),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        **({"quantization": quantized} if quantized else {}),
     }
 
 

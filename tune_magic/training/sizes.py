@@ -22,7 +22,7 @@ from tune_magic.recipe.schema import Recipe
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
-from tune_magic.training.optimizer import STATES
+from tune_magic.training.optimizer import held_bytes
 from tune_magic.training.prepare import resolve_dtype
 
 _HEADS = {
@@ -89,8 +89,8 @@ def size(recipe: Recipe, config: Any) -> dict[str, Any]:
         "weight_bytes": _bytes([*parameters, *model.buffers()]),
         "gradient_bytes": trained_bytes,
         "optim": recipe.optim,
-        "optimizer_bytes": STATES[recipe.optim] * trained_bytes,
-        "checkpoint_bytes": (1 + STATES[recipe.optim]) * trained_bytes,
+        "optimizer_bytes": held_bytes(recipe, model),
+        "checkpoint_bytes": trained_bytes + held_bytes(recipe, model),
     }
 
 

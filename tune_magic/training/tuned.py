@@ -22,14 +22,14 @@ from tune_magic.models.generate import generate
 from tune_magic.models.load import local_folder
 from tune_magic.objectives.base import Objective
 from tune_magic.recipe.build import build_recipe
-from tune_magic.recipe.schema import Recipe
+from tune_magic.recipe.schema import QuantizationOptions, Recipe
 from tune_magic.storage import fingerprint
 from tune_magic.storage.folder import RunFolder
 from tune_magic.training import checkpoint
 from tune_magic.training.dataset import Rows
 from tune_magic.training.engine import Engine
 from tune_magic.training.outputs import outputs_of
-from tune_magic.training.prepare import build_model, device, longest_example, make_engine
+from tune_magic.training.prepare import build_model, device, load_base, longest_example, make_engine
 from tune_magic.training.vocabulary import Vocabulary, vocabulary_of
 
 if TYPE_CHECKING:
@@ -93,6 +93,31 @@ class Tuned:
         own = self.vocabulary.unextended()
         model = build_model(self.recipe, self.base, self.objective, self.method, torch.float32, vocabulary=own)
         return replace(self, model=model.to(device()).eval(), vocabulary=own)
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its base is quantised."""
+        return self.recipe.quantization.is_on
+
+    def unquantised(self) -> Tuned:
+        """Load the checkpoint once more, over a base of full precision, into which it can be merged.
+
+        What a method trained to make up for rounding is put on the rounded matrices, unpacked.
+        """
+        if not self.is_quantized:
+            return self
+        plain = self.recipe.model_copy(update={"quantization": QuantizationOptions.model_validate({})})
+        where = (self.base, self.objective, self.method, torch.float32)
+        unpacked = self.method.makes_up_for_rounding
+        model = build_model(self.recipe if unpacked else plain, *where, vocabulary=self.vocabulary, unpacked=unpacked)
+        checkpoint.restore(self.run.best_checkpoint, model)
+        return replace(self, recipe=plain, model=model.to(device()).eval())
+
+    def adapter_base(self) -> Any:
+        """Load the base that an exported adapter is put on: in full precision, unless the adapter belongs on a rounded one."""
+        if not self.method.makes_up_for_rounding:
+            return self.objective.load(self.base, torch.float32)
+        return load_base(recipe_of(self.run), self.base, self.objective, torch.float32)
 
     @contextlib.contextmanager
     def without_tuning(self) -> Iterator[Tuned]:

@@ -47,6 +47,10 @@ _USES = {
         "print(tokenizer.decode(generator.get_sequence(0)))"
     ),
 }
+_ROUNDED_BASE = (  # what was trained makes up for what these weights lost
+    "# base_model: loaded with quantization_config=BitsAndBytesConfig(load_in_4bit=True,\n"
+    "#     bnb_4bit_quant_type={kind!r}, bnb_4bit_use_double_quant={double_quant})\n"
+)
 _TOKENS = {
     True: 'tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]',
     False: 'tokenizer(text)["input_ids"]',
@@ -60,6 +64,8 @@ def export_card(receipt: dict[str, Any], name: str) -> Bundle:
     colour, verdict = _VERDICTS[parity["ok"]]
     if parity["ok"] and receipt.get("quantize"):
         verdict = f"close to the trained model, within the limits of {receipt['quantize']}"
+    elif parity["ok"] and "quantization" in receipt:
+        verdict = f"{_merged_into(receipt['quantization'])}, within tolerance"
     kind = f"{receipt['to']} {receipt['quantize']}" if receipt.get("quantize") else receipt["to"]
     size = words.size(receipt["size_bytes"])
     title = f"exported as {kind} · {size} · checkpoint of step {receipt['step']}"
@@ -81,6 +87,13 @@ def export_card(receipt: dict[str, Any], name: str) -> Bundle:
     return bundle(box(*(part for part in body if part)), [*lines, f"  {path}"])
 
 
+def _merged_into(quantization: dict[str, Any]) -> str:
+    """Say what the files are, of a run whose base was quantised."""
+    if quantization["makes_up_for_rounding"]:
+        return f"the trained model, its {quantization['kind']} weights unpacked"
+    return f"the tuning on the base in full precision; it was trained on {quantization['kind']} weights"
+
+
 def receipt_facts(parity: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (name, value) of what a comparison found."""
     if "rows" not in parity:
@@ -98,6 +111,12 @@ def receipt_facts(parity: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(
             ("right answers", f"trained {parity['trained_right']}, exported {parity['exported_right']} of {count}")
         )
+    if "on_quantized" in parity:
+        apart = parity["on_quantized"]
+        difference, largest = number(apart["logit_difference"]), number(apart["largest_logit"])
+        share = difference / largest if largest else 0.0
+        same = f"{apart['same_answers']} of {count} answers the same, largest logit difference {difference:.2g} ({share:.1%})"
+        found.append(("than on quantised weights", same))
     speed = trained / exported if exported else float("inf")
     each = f"{1000 * trained:.1f} ms → {1000 * exported:.1f} ms"
     return [*found, ("latency", f"{each} a {parity.get('unit', 'row')}, {speed:.1f} times as fast")]
@@ -111,6 +130,9 @@ def usage(receipt: dict[str, Any], path: str) -> str:
     tokens = _TOKENS["chat_template.jinja" in files]
     if receipt["to"] == "adapter" and receipt.get("new_tokens"):
         template = f"base_model.resize_token_embeddings({receipt['vocab_size']}, mean_resizing=False)  # room for new words\n{template}"
+    quantization = receipt.get("quantization")
+    if receipt["to"] == "adapter" and quantization and quantization["makes_up_for_rounding"]:
+        template = _ROUNDED_BASE.format(**quantization) + template
     return template.format(path=path, model=_CLASS.get(task, "AutoModel"), tokens=tokens)
 
 
