@@ -203,6 +203,10 @@ SCHEDULES = [
     "warmup_stable_decay",
     "reduce_lr_on_plateau",
 ]
+OBJECTIVES = [
+    "classify", "classify_audio", "classify_image", "distill", "distill_classes", "domain_adversarial", "embed", "extractive_qa", "lm", "multi_label",
+    "multi_task", "regression", "seq2seq", "sft", "tag",
+]  # fmt: skip
 METHODS = [
     "bottleneck",
     "freeze",
@@ -298,7 +302,7 @@ FLAGS = [
         (CELL + "dtype: ", "", ["auto", "float32", "bfloat16"]),
         (CELL + "share_prefixes: t", "t", ["true"]),
         (CELL + "method: ", "", METHODS),
-        (CELL + "objective: ", "", ["classify", "distill", "distill_classes", "sft"]),
+        (CELL + "objective: ", "", OBJECTIVES),
         (CELL + "model: ", "", installed()),
         (CELL + "max_steps: ", "", []),
         (CELL + "no_such_key: ", "", []),

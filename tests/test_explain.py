@@ -235,7 +235,7 @@ def test_time_is_that_of_an_own_run_or_none(tiny, train, tmp_path):
     from tune_magic.storage import places
 
     assert "measured" not in tune_magic.explain("lora", model=str(tiny)).card()["text/plain"]
-    run = train(max_steps=3, method={"name": "lora", "r": 4, "use_dora": True})
+    run = train(max_steps=3, method={"name": "lora", "r": 4, "use_dora": True}, eval={"steps": 3, "samples": 0})
     places.remember_root(tmp_path / "tune_runs")
     seconds = sorted(event["seconds"] for event in run.summary().steps.values())[1]
     for name in ("lora", "dora"):
@@ -244,9 +244,8 @@ def test_time_is_that_of_an_own_run_or_none(tiny, train, tmp_path):
         assert "in your run tiny_run (method: {name: lora, r: 4, use_dora: true})" in found.card()["text/plain"].replace("`", "")  # fmt: skip
     for name in ("rslora", "ia3"):
         assert tune_magic.explain(name, model=str(tiny)).measured == {}
-    other = train(max_steps=2, method={"name": "lora", "r": 4})
+    train(max_steps=1, method={"name": "lora", "r": 4}, eval={"steps": 1, "samples": 0})
     assert tune_magic.explain("lora", model=str(tiny), r=4).measured["method"] == "method: {name: lora, r: 4}"
-    assert other.summary().steps
 
 
 def test_a_method_that_does_not_fit_says_why_and_the_rest_is_said(tiny, tmp_path):
@@ -291,11 +290,10 @@ def test_the_list_has_every_method_with_its_numbers(tiny):
 
 # --- trying ----------------------------------------------------------------------------------------------------------
 
-TRIAL = {"max_steps": 20, "batch_size": 8, "max_length": 128, "eval": {"steps": 10, "samples": 0}, "dtype": "float32"}
+TRIAL = {"max_steps": 6, "batch_size": 8, "max_length": 128, "eval": {"steps": 3, "samples": 0}, "dtype": "float32"}
 
 
 def test_methods_are_tried_at_rates_of_their_own_and_kept(tiny, data_file):
-    given = {"learning_rate": 3e-3} | TRIAL
     tried = tune_magic.try_methods(["dora", "ia3", "freeze", "prefix"], model=str(tiny), data=str(data_file), **TRIAL)
     frame = tried.frame()
     assert list(frame.index) == ["dora", "ia3", "freeze", "prefix"]
@@ -313,7 +311,7 @@ def test_methods_are_tried_at_rates_of_their_own_and_kept(tiny, data_file):
             assert (
                 frame.loc[name, "held_out_loss"] == run.metrics["held_out_loss"] < frame.loc[name, "base_held_out_loss"]
             )
-            assert frame.loc[name, "steps"] == 20
+            assert frame.loc[name, "steps"] == 6
             assert 0 < frame.loc[name, "step_seconds"] < frame.loc[name, "seconds"]
             assert frame.loc[name, "peak_bytes"] > 1e7
     card = tried.card()
@@ -324,21 +322,20 @@ def test_methods_are_tried_at_rates_of_their_own_and_kept(tiny, data_file):
     assert str(tiny) not in card["text/plain"]
     again = tune_magic.try_methods(["ia3"], model=str(tiny), data=str(data_file), **TRIAL)
     assert [run.id for run in again.runs] == [tried.runs[1].id]  # the same recipe is the same run
-    shared = tune_magic.try_methods(["ia3"], model=str(tiny), data=str(data_file), **given)
-    assert shared.runs[0].recipe["learning_rate"] == 3e-3
 
 
 def test_classifiers_are_tried_by_accuracy_from_a_table(tmp_path):
     import pandas as pd
 
     encoder = make_encoder(tmp_path / "bert", num_key_value_heads=4)
-    keys = TRIAL | {"max_steps": 40, "eval": {"steps": 20}}
+    keys = TRIAL | {"max_steps": 24, "eval": {"steps": 12}}
     lora = {"name": "lora", "r": 4}
     tried = tune_magic.try_methods(
         [lora, "full", "freeze"], model=str(encoder), data=pd.DataFrame(labelled()), learning_rate=1e-2, **keys
     )
     frame = tried.frame()
     assert list(frame.index) == ["lora r=4", "full", "freeze"]
+    assert set(frame["learning_rate"]) == {1e-2}  # one for all, as it was given
     assert (frame["state"] == "finished").all()
     assert frame.loc["lora r=4", "accuracy"] > frame.loc["lora r=4", "base_accuracy"]
     assert frame.loc["full", "accuracy"] == tried.runs[1].summary().best["accuracy"]
@@ -368,11 +365,10 @@ def test_an_interrupt_ends_the_trial_and_tabulates_what_is_there(tiny, data_file
 
 def test_a_budget_is_each_ones_own_and_its_end_is_no_fault(tiny, data_file):
     keys = TRIAL | {"max_steps": 100_000, "eval": {"steps": 100_000, "samples": 0}}
-    tried = tune_magic.try_methods(["ia3"], model=str(tiny), data=str(data_file), budget="3s", **keys)
+    tried = tune_magic.try_methods(["ia3"], model=str(tiny), data=str(data_file), budget="4s", **keys)
     row = tried.rows[0]
     assert (row["state"], row["problem"]) == ("its time was up", None)
     assert 0 < row["steps"] < 100_000
-    assert row["held_out_loss"] > 0
     again = tune_magic.try_methods(["ia3"], model=str(tiny), data=str(data_file), budget="1s", **keys)
     assert again.runs[0].id != tried.runs[0].id  # going on with the first would be more time than it was given
 

@@ -8,18 +8,23 @@ from conftest import encode, normalise
 from tune_magic import plugins
 from tune_magic.data.content import (
     Labelled,
+    Located,
+    Measured,
     Media,
     MultiLabelled,
     Preference,
     PromptCompletion,
     Rated,
     Related,
+    Sited,
     Tagged,
+    Tasked,
     Text,
     Turns,
     texts,
     with_texts,
 )  # fmt: skip
+from tune_magic.data.formats.base import BadRow
 from tune_magic.data.locate import Slice, parse, read
 from tune_magic.data.normalise import recognise
 from tune_magic.data.read import Row, read_rows
@@ -38,18 +43,67 @@ ROWS = [
     # format, a row, what it becomes
     ("messages", {"messages": [USER, ANSWER]}, Turns([USER, ANSWER])),
     ("messages", {"messages": json.dumps([USER, ANSWER])}, Turns([USER, ANSWER])),
-    ("messages", {"messages": [{"role": "developer", "content": "s"}, USER, ANSWER]}, Turns([{"role": "system", "content": "s"}, USER, ANSWER])),
-    ("messages", {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, ANSWER]}, Turns([USER, ANSWER])),
-    ("messages", {"messages": [USER, ANSWER], "tools": [TOOL], "system": "s"}, Turns([{"role": "system", "content": "s"}, USER, ANSWER], tools=[TOOL])),
-    ("messages", {"messages": [USER, {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f", "arguments": '{"x": 1}'}}]}]},
-     Turns([USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}])),
-    ("conversations", {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, Turns([USER, ANSWER])),
-    ("conversations", {"system": "s", "conversation": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}, Turns([{"role": "system", "content": "s"}, USER, ANSWER])),
-    ("preference", {"prompt": "q", "chosen": "a", "rejected": "b"}, Preference(PromptCompletion("q", "a"), PromptCompletion("q", "b"))),
-    ("preference", {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
-     Preference(PromptCompletion("\n\nHuman: q\n\nAssistant:", " a"), PromptCompletion("\n\nHuman: q\n\nAssistant:", " b"))),
-    ("preference", {"prompt": "q", "chosen": [USER, ANSWER], "rejected": [USER, WORSE]}, Preference(Turns([USER, ANSWER], 1), Turns([USER, WORSE], 1))),
-    ("preference", {"prompt": "q", "chosen": [ANSWER], "rejected": [WORSE]}, Preference(Turns([USER, ANSWER], 1), Turns([USER, WORSE], 1))),
+    (
+        "messages",
+        {"messages": [{"role": "developer", "content": "s"}, USER, ANSWER]},
+        Turns([{"role": "system", "content": "s"}, USER, ANSWER]),
+    ),
+    (
+        "messages",
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]}, ANSWER]},
+        Turns([USER, ANSWER]),
+    ),
+    (
+        "messages",
+        {"messages": [USER, ANSWER], "tools": [TOOL], "system": "s"},
+        Turns([{"role": "system", "content": "s"}, USER, ANSWER], tools=[TOOL]),
+    ),
+    (
+        "messages",
+        {
+            "messages": [
+                USER,
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [{"function": {"name": "f", "arguments": '{"x": 1}'}}],
+                },
+            ]
+        },
+        Turns([USER, {"role": "assistant", "content": "", "tool_calls": [CALL]}]),
+    ),
+    (
+        "conversations",
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        Turns([USER, ANSWER]),
+    ),
+    (
+        "conversations",
+        {"system": "s", "conversation": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        Turns([{"role": "system", "content": "s"}, USER, ANSWER]),
+    ),
+    (
+        "preference",
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        Preference(PromptCompletion("q", "a"), PromptCompletion("q", "b")),
+    ),
+    (
+        "preference",
+        {"chosen": "\n\nHuman: q\n\nAssistant: a", "rejected": "\n\nHuman: q\n\nAssistant: b"},
+        Preference(
+            PromptCompletion("\n\nHuman: q\n\nAssistant:", " a"), PromptCompletion("\n\nHuman: q\n\nAssistant:", " b")
+        ),
+    ),
+    (
+        "preference",
+        {"prompt": "q", "chosen": [USER, ANSWER], "rejected": [USER, WORSE]},
+        Preference(Turns([USER, ANSWER], 1), Turns([USER, WORSE], 1)),
+    ),
+    (
+        "preference",
+        {"prompt": "q", "chosen": [ANSWER], "rejected": [WORSE]},
+        Preference(Turns([USER, ANSWER], 1), Turns([USER, WORSE], 1)),
+    ),
     ("rated", {"prompt": "q", "completion": "a", "label": True}, Rated(PromptCompletion("q", "a"), True)),
     ("rated", {"prompt": "q", "completion": "a", "label": "false"}, Rated(PromptCompletion("q", "a"), False)),
     ("pairs", {"anchor": "a", "positive": "b"}, Related("a", "b")),
@@ -63,15 +117,35 @@ ROWS = [
     ("translation", {"translation": {"de": "eins", "en": "one"}}, PromptCompletion("eins", "one")),
     ("source_target", {"source": "a", "target": "b"}, PromptCompletion("a", "b")),
     ("source_target", {"document": "long", "summary": "short"}, PromptCompletion("long", "short")),
-    ("instruction", {"instruction": "i", "context": "c", "response": "r", "category": "x"}, PromptCompletion("i\n\nc", "r")),
+    (
+        "instruction",
+        {"instruction": "i", "context": "c", "response": "r", "category": "x"},
+        PromptCompletion("i\n\nc", "r"),
+    ),
     ("question_answer", {"question": "q", "answer": "a"}, PromptCompletion("q", "a")),
-    ("question_answer", {"question": "q", "context": "c", "answers": {"text": ["a", "b"], "answer_start": [0, 1]}}, PromptCompletion("c\n\nq", "a")),
+    (
+        "question_answer",
+        {"question": "q", "context": "c", "answers": {"text": ["a", "b"], "answer_start": [0, 1]}},
+        PromptCompletion("c\n\nq", "a"),
+    ),
     ("prompt_completion", {"query": "q", "response": "a"}, PromptCompletion("q", "a")),
     ("prompt_completion", {"input": "q", "output": "a"}, PromptCompletion("q", "a")),
     ("text_label", {"sentence": "t", "sentiment": "good"}, Labelled("t", "good")),
     ("text_label", {"text": "t", "labels": 2}, Labelled("t", "2")),
     ("text_labels", {"text": "t", "labels": ["a", "b"]}, MultiLabelled("t", ["a", "b"])),
+    ("text_score", {"text": "t", "score": 0.5}, Measured("t", 0.5)),
+    ("text_score", {"review": "t", "label": 3.5}, Measured("t", 3.5)),
+    ("text_domain", {"text": "t", "domain": "shop"}, Sited("t", "shop")),
     ("text", {"content": "t"}, Text("t")),
+]
+TOLD = [
+    ("extractive", {"question": "q", "context": "so it is red", "answers": {"text": ["red"], "answer_start": [9]}}, Located("q", "so it is red", ["red"], 9)),
+    ("extractive", {"question": "q", "context": "so it is red", "answer": "red"}, Located("q", "so it is red", ["red"], 9)),
+    ("extractive", {"question": "q", "context": "c", "answers": {"text": [], "answer_start": []}}, Located("q", "c", [])),
+    ("text_task", {"text": "t", "task": "mood", "label": "good"}, Tasked("t", "mood", "good")),
+    ("text_task", {"text": "t", "task": "stars", "label": 2.5}, Tasked("t", "stars", 2.5)),
+    ("text_domain", {"text": "t", "domain": "shop", "label": "good"}, Sited("t", "shop", "good")),
+    ("text_score", {"text": "t", "label": 3}, Measured("t", 3.0)),
 ]  # fmt: skip
 
 
@@ -102,7 +176,19 @@ def test_of_each_format_the_answers_are_trained(tokenizer, name, row, content):
 
 
 def test_every_format_has_a_row_here():
-    assert {name for name, *_ in ROWS} | {"oasst"} == set(plugins.names("format"))
+    assert {name for name, *_ in [*ROWS, *TOLD]} | {"oasst"} == set(plugins.names("format"))
+
+
+@pytest.mark.parametrize(("name", "row", "content"), TOLD)
+def test_a_format_is_taken_where_its_objective_is_named(name, row, content):
+    found = recognise([Row(row, "line 1")], OPTIONS, [name])
+    assert found is not None and found.format.content(row) == content
+
+
+def test_an_answer_that_does_not_stand_in_the_text_is_a_fault():
+    row = {"question": "q", "context": "so it is red", "answers": {"text": ["blue"], "answer_start": [9]}}
+    with pytest.raises(BadRow, match="does not stand in the text"):
+        recognise([Row(row, "line 1")], OPTIONS, ["extractive"]).format.content(row)
 
 
 @pytest.mark.parametrize(("row", "says"), [
@@ -171,8 +257,7 @@ def test_chats_of_a_tree_are_never_split(train, write):
 
 @pytest.mark.parametrize(("row", "says"), [
     ({"prompt": "q", "chosen": "a", "rejected": "b"}, r"recognised as `preference` \(columns chosen, rejected, prompt\).*`dpo`, which is not installed.*completion: chosen"),
-    ({"anchor": "a", "positive": "b"}, "recognised as `pairs`.*`embed`"),
-    ({"tokens": ["a"], "tags": ["O"]}, "recognised as `tokens_tags`.*`tag`"),
+    ({"image": "a.png", "label": "cat"}, "recognised as `image_label`.*`classify_image`"),
 ])  # fmt: skip
 def test_rows_that_nothing_learns_from_say_what_would(train, write, row, says):
     path = write("rows.jsonl", (json.dumps(row) + "\n") * 40)

@@ -14,7 +14,7 @@ import torch
 from pydantic_core import PydanticUndefined
 from safetensors.torch import load_file
 
-from tune_magic import plugins
+from tune_magic import files, plugins
 from tune_magic.handles import Run
 from tune_magic.recipe.build import build_recipe
 from tune_magic.storage import folder as run_folder
@@ -116,7 +116,7 @@ class Conformance:
     def make(cls, rows: list[dict[str, Any]], *, encoder: bool = False, **changes: Any) -> Run:
         """Make a run of a few steps, and start nothing."""
         data = cls.folder / f"rows-{len(rows)}.jsonl"
-        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        files.write_text(data, "".join(json.dumps(row) + "\n" for row in rows))
         keys = {
             "model": str(cls.model(encoder=encoder)), "data": {"train": str(data), "held_out": 0.25}, "batch_size": 4,
             "learning_rate": 2e-2, "max_steps": 10, "max_length": 128, "microbatch_tokens": 150,

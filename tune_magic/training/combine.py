@@ -6,10 +6,10 @@ their inner product over all layers, <s B A, s' B' A'> = s s' sum((B' B') * (A A
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ def combine(model: Any, name: str, sources: Sequence[str], combination: Combinat
     """
     config = model.peft_config[sources[0]]
     # PEFT copies the first adapter's configuration: with rsLoRA's scale, or a start out of the base, it would be another
-    model.peft_config[sources[0]] = dataclasses.replace(config, use_rslora=False, init_lora_weights=True)
+    model.peft_config[sources[0]] = replace(config, use_rslora=False, init_lora_weights=True)
     options: dict[str, Any] = {"density": combination.share_kept} if combination.prunes else {}
     if combination.approximates:
         options |= {"svd_rank": combination.rank, "svd_full_matrices": False}
