@@ -57,6 +57,58 @@ def make_seq2seq(folder, family="t5"):
     return folder
 
 
+def make_vision(folder):
+    """Save a two-layer image model with its processor."""
+    from transformers import AutoConfig, AutoModel, ViTImageProcessor
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "vit", hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=64, image_size=16, patch_size=4,
+        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0, initializer_range=0.2,
+    )  # fmt: skip
+    AutoModel.from_config(config).save_pretrained(folder)
+    ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    return folder
+
+
+def make_hearing(folder):
+    """Save a small audio model with its processor."""
+    from transformers import AutoConfig, AutoModel, Wav2Vec2FeatureExtractor
+
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(
+        "wav2vec2", hidden_size=32, num_hidden_layers=3, num_attention_heads=4, intermediate_size=64, conv_dim=(16, 32), conv_kernel=(10, 8),
+        conv_stride=(5, 8), num_feat_extract_layers=2, num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4, classifier_proj_size=16,
+        hidden_dropout=0.0, attention_dropout=0.0, activation_dropout=0.0, feat_proj_dropout=0.0, layerdrop=0.0, mask_time_prob=0.0,
+        final_dropout=0.0, apply_spec_augment=False,
+    )  # fmt: skip
+    AutoModel.from_config(config).save_pretrained(folder)
+    Wav2Vec2FeatureExtractor(sampling_rate=2000).save_pretrained(folder)
+    return folder
+
+
+SHADES = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 220)}
+
+
+def picture(path, number):
+    """Write an image of one colour with some noise."""
+    from PIL import Image
+
+    noise = np.random.default_rng(number).integers(-20, 20, (20, 20, 3))
+    pixels = np.clip(np.array(SHADES[COLOURS[number % 3]]) + noise, 0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(path)
+
+
+def tone(path, number):
+    """Write a recording of one of three tones, at another rate than the model's."""
+    import soundfile
+
+    rate = 4000
+    times = np.arange(int(rate * (0.2 + 0.01 * (number % 4)))) / rate
+    noise = 0.02 * np.random.default_rng(number).standard_normal(len(times))
+    soundfile.write(path, 0.5 * np.sin(2 * np.pi * (80, 240, 640)[number % 3] * times) + noise, rate)
+
+
 def colours(number):
     return [name for bit, name in enumerate(COLOURS) if number >> bit & 1]
 
@@ -76,6 +128,8 @@ ROWS = {
     } | ({} if i % 2 and i % 3 else {"label": COLOURS[i % 3]}),
     "multi_task": lambda i: {"text": "a " * (i % 5 + 1) + "end", "task": "length", "label": i % 5 + 0.5}
     if i % 2 else {"text": f"{COLOURS[i % 3]} thing", "task": "colour", "label": COLOURS[i % 3]},
+    "classify_image": lambda i: {"image": "", "label": COLOURS[i % 3]},
+    "classify_audio": lambda i: {"audio": "", "label": COLOURS[i % 3]},
     "embed": lambda i: {"anchor": f"{COLOURS[i % 3]} {i}", "positive": f"it is {COLOURS[i % 3]} {i}"},
 }  # fmt: skip
 RATES = {"lm": 1e-2, "seq2seq": 1e-2, "extractive_qa": 5e-3}
@@ -94,10 +148,22 @@ def menu(tmp_path):
 
     def made(name, row=None, **changes):
         path = tmp_path / f"{name}.jsonl"
-        path.write_text("".join(json.dumps((row or ROWS[name])(i)) + "\n" for i in range(COUNT)))
+        made = [(row or ROWS[name])(i) for i in range(COUNT)]
+        for number, values in enumerate(made):
+            for column, write, suffix in (("image", picture, "png"), ("audio", tone, "wav")):
+                if column in values:
+                    values[column] = str(tmp_path / f"{number}.{suffix}")
+                    write(values[column], number)
+        path.write_text("".join(json.dumps(values) + "\n" for values in made))
         folder = tmp_path / f"model-{name}"
         if not folder.exists():
-            make = {"lm": make_model, "seq2seq": make_seq2seq}.get(name, make_encoder)
+            makers = {
+                "lm": make_model,
+                "seq2seq": make_seq2seq,
+                "classify_image": make_vision,
+                "classify_audio": make_hearing,
+            }
+            make = makers.get(name, make_encoder)
             make(folder)
         return {
             "model": str(folder), "data": {"train": str(path), "held_out": 0.25}, "objective": {"name": name},
@@ -351,7 +417,10 @@ def test_domains_are_scored_apart_and_unlabelled_rows_are_not_scored(train, menu
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in ("lm", "seq2seq")])
 def test_predictions_are_what_was_learned(name, train, menu):
     tuned = trained(name, train, menu, max_steps=10)
-    inputs = {"extractive_qa": [("which?", "it is red now")]}.get(name, ["red thing"])
+    held_out = tuned.rows().held_out()[0]
+    inputs = {
+        "extractive_qa": [("which?", "it is red now")], "classify_image": [held_out.question], "classify_audio": [held_out.question],
+    }.get(name, ["red thing"])  # fmt: skip
     found = tuned.run.predict(inputs)
     assert len(found) == 1
     with pytest.raises(Exception, match="writes no texts"):

@@ -13,6 +13,7 @@ from tune_magic.methods.base import Method
 from tune_magic.models.layers import heads_of
 from tune_magic.models.load import quiet
 
+_UNKNOWN_TO_PEFT = ("IMAGE_CLS", "AUDIO_CLS")
 _KEEPS_ITS_HEAD = ("TOKEN_CLS", "QUESTION_ANS")  # PEFT trains a new head whole, and takes it for a linear layer as well
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class PeftMethod(Method):
         from peft import get_peft_model
 
         with self._told():
-            return get_peft_model(model, _with_heads(self.config(model, task), model, task))
+            return get_peft_model(model, self._config(model, task))
 
     def add(self, model: Any, name: str, task: str) -> None:
         """Put one more adapter of this kind, under a name of its own, on a model that `apply` wrapped.
@@ -48,7 +49,14 @@ class PeftMethod(Method):
         """
         with self._told():
             inner = model.get_base_model()
-            model.add_adapter(name, _with_heads(self.config(inner, task), inner, task))
+            model.add_adapter(name, self._config(inner, task))
+
+    def _config(self, model: PreTrainedModel, task: str) -> PeftConfig:
+        """Return PEFT's configuration, with the heads that are trained whole."""
+        if task in _UNKNOWN_TO_PEFT and not self.packs:
+            raise ValueError("it puts learned tokens before texts, and the model reads none")
+        known: Any = None if task in _UNKNOWN_TO_PEFT else task
+        return _with_heads(self.config(model, known), model, task)
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
@@ -79,6 +87,9 @@ class PeftMethod(Method):
 def _with_heads(config: PeftConfig, model: PreTrainedModel, task: str) -> PeftConfig:
     """Let the heads that an objective gave the model be trained whole, and only so."""
     added = list(getattr(model, "added_heads", ()))
+    if task in _UNKNOWN_TO_PEFT:
+        heads = {id(head) for head in heads_of(model, task) if any(True for _ in head.parameters())}
+        added += [name for name, module in model.named_modules() if id(module) in heads]
     if added:
         config.modules_to_save = [*(config.modules_to_save or ()), *added]
     if getattr(config, "target_modules", None) == "all-linear":

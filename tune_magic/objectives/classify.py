@@ -91,7 +91,7 @@ class Classify(Objective):
     learns = True
     formats: ClassVar[tuple[str, ...]] = ("text_label", "pair_label")
     task: ClassVar[str] = "SEQ_CLS"
-    engine = "rows"
+    engine: ClassVar[Literal["tokens", "rows", "outputs"]] = "rows"
     gives: ClassVar[Literal["texts", "classes", "outputs"]] = "classes"
     smooths = True
     new_head = True

@@ -15,6 +15,7 @@ from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
 from tune_magic.models import embeddings
 from tune_magic.models.load import load_tokenizer
+from tune_magic.models.processor import Processor, reads_texts
 from tune_magic.recipe.schema import Recipe
 
 _LOOK_EVERY = 4096  # rows of a corpus
@@ -92,6 +93,9 @@ def vocabulary_of(
     Raises:
         DataError: The corpus cannot be read, or has no word to add. TuneError: The method cannot train new tokens.
     """
+    if not reads_texts(model_folder):
+        processor = Processor(model_folder)
+        return Vocabulary(processor, processor)
     base, options = load_tokenizer(model_folder), recipe.vocabulary
     if not options.extends:
         return Vocabulary(base, base)
