@@ -178,8 +178,7 @@ def menu(tmp_path):
 @pytest.mark.parametrize("name", ROWS)
 def test_each_objective_learns_resumes_evaluates_and_predicts(name, method, train, make_run, menu, monkeypatch, inline):
     rate = RATES.get(name, 5e-3) * (1 if method == "full" else 4)
-    if (name, method) == ("lm", "lora"):
-        rate = 0.1
+    rate = {("lm", "lora"): 0.1, ("classify_audio", "lora"): 5e-3}.get((name, method), rate)
     changes = menu(name, method={"name": method}, learning_rate=rate)
     whole = train(**changes)
     whole.raise_for_state()
