@@ -13,7 +13,8 @@ from tune_magic.view.lens import lens, lens_lines
 from tune_magic.view.rows import made_of
 
 ON_CPU = (  # benchmarks/quantised.py, of a model of 135 million parameters
-    "steps a tenth longer than in float32, answers at half the speed, and with a small model the process is no smaller"
+    "steps a tenth to a fifth longer than in float32, answers at less than half the speed, "
+    "and with a small model the process is no smaller"
 )
 
 
