@@ -163,6 +163,7 @@ def test_everything_a_recipe_names_may_come_from_cells(cell, recipe):
     assert run.export("adapter", rows=2).ok
     with tune_magic.chat(run) as chat:
         assert chat.ask("item 1 is red", max_new_tokens=2)
+    Run(chat.job.path).wait(60)
     assert_no_pickle(run.path)
 
 

@@ -91,4 +91,5 @@ def _logits(model: Any) -> torch.Tensor:
     """Return the logits of some tokens, on the CPU."""
     ids = torch.arange(5, 45)[None].to(next(model.parameters()).device)
     with torch.no_grad():
-        return torch.Tensor(model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits.cpu())
+        logits = model.eval()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    return torch.Tensor(logits[:, -ids.shape[1] :].cpu())  # without those of virtual tokens
