@@ -92,6 +92,14 @@ def own_home(tmp_path_factory, monkeypatch):
     return home
 
 
+@pytest.fixture(autouse=True)
+def one_precision(monkeypatch):
+    """Runs of a test's own process are computed in float32 on every processor, unless they ask for another precision."""
+    import torch
+
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+
+
 @pytest.fixture
 def recipe(tiny, data_file):
     """Keywords of a recipe that trains in a second."""

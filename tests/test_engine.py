@@ -71,6 +71,20 @@ def test_packed_rows_are_exact_for_every_family_on_the_list(family, tmp_path):
         assert error < 1e-5, name
 
 
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2"])
+@pytest.mark.parametrize("method", [Full(FullOptions()), Lora(LoraOptions(r=4))])
+def test_rows_are_packed_in_half_precision_too(family, method, tmp_path):
+    """Weights of `full` stay float32 under autocast, so queries and values reach attention in two precisions."""
+    engine = engine_of(load(make_model(tmp_path / family, family)).eval(), method, dtype=torch.bfloat16)
+    engine.model.eval()
+    engine.self_check(CASES["shared prefix"], SFT().loss_sum)
+    assert engine.packed, engine.reason
+    loss, gradient = loss_and_gradient(engine, engine._fast, CASES["shared prefix"])
+    reference = loss_and_gradient(engine, engine._plainly, CASES["shared prefix"])
+    torch.testing.assert_close(loss, reference[0], rtol=2e-2, atol=2e-2)
+    assert (gradient - reference[1]).norm() < 5e-2 * reference[1].norm()
+
+
 def test_sharing_saves_tokens_and_changes_nothing(tiny):
     examples = CASES["shared prefix"]
     shared, apart = packing.pack(examples, share=True), packing.pack(examples, share=False)
