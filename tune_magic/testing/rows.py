@@ -35,6 +35,19 @@ _MAKERS: dict[str, Callable[[str, str, str], Row]] = {
         "score": len(colour) / 5,
     },
     "text_labels": lambda item, colour, other: {"text": f"{colour} {item}", "labels": sorted({colour, "thing"})},
+    "text_score": lambda item, colour, _: {"text": f"{'a ' * len(colour)}end", "score": len(colour) / 2 + 0.25},
+    "text_domain": lambda item, colour, other: {
+        "text": f"{colour} {item}",
+        "domain": "b" if len(item) % 2 else "a",
+        "label": colour,
+    },
+    "text_task": lambda item, colour, _: {"text": f"{colour} {item}", "task": "colour", "label": colour},
+    "extractive": lambda item, colour, _: {
+        "question": f"{item}?",
+        "context": f"it is {colour} now",
+        "answers": [colour],
+    },
+    "pairs": lambda item, colour, _: {"anchor": f"{colour} {item}", "positive": f"it is {colour} {item}"},
     "tokens_tags": lambda item, colour, other: {"tokens": [colour, *item.split()], "tags": ["B-COLOUR", "O", "O"]},
 }
 
