@@ -33,9 +33,7 @@ def rows() -> dict[str, list[dict[str, str]]]:
     questions = {f"Capital of {country}?": f" {city}" for country, city in CAPITALS.items()}
     return {
         "capitals": [{"prompt": question, "completion": answer} for question, answer in questions.items()],
-        "sums": [
-            {"prompt": f"{a} plus {b}?", "completion": f" {a + b}"} for a in range(1, 7) for b in range(1, 5)
-        ],
+        "sums": [{"prompt": f"{a} plus {b}?", "completion": f" {a + b}"} for a in range(1, 7) for b in range(1, 5)],
         "questions": [{"prompt": question, "completion": " ?"} for question in questions],
     }
 
