@@ -45,7 +45,8 @@ def bytes_tokenizer() -> PreTrainedTokenizerFast:
     raw = Tokenizer(models.BPE(vocab=vocab, merges=[]))
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    pad, start, end = special
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token=pad, bos_token=start, eos_token=end)
 
 
 def write(folder: Path) -> None:

@@ -84,7 +84,7 @@ def answered(asking: Asking, contents: Mapping[int, Content], source: str) -> li
     else:
         answers = _here(asking, chats, options.max_new_tokens, count)
     pairs = zip(numbers, answers, strict=True)
-    return [Answered(number, _with(contents[number], answer.strip())) for number, answer in pairs]
+    return [Answered(number, _with(contents[number], answer.rstrip())) for number, answer in pairs]
 
 
 def _chat(content: Content, source: str, number: int) -> list[Message]:
@@ -102,8 +102,8 @@ def _chat(content: Content, source: str, number: int) -> list[Message]:
 
 
 def _with(content: Content, answer: str) -> Content | None:
-    """Return a row with another answer, which alone is trained; None where it is empty."""
-    if not answer:
+    """Return a row with another answer, which alone is trained; None where it is empty. A space it begins with is its own."""
+    if not answer.strip():
         return None
     if isinstance(content, PromptCompletion):
         return replace(content, completion=answer)
