@@ -12,7 +12,15 @@ from tune_magic.errors import RecipeError, RunFailed
 from tune_magic.executors import local
 from tune_magic.methods.lora import Lora, LoraOptions
 from tune_magic.models.load import load_causal_lm
-from tune_magic.models.quantise import dequantise, footprint, num_parameters, quantise, rounded_layers, workspace_bytes
+from tune_magic.models.quantise import (
+    dequantise,
+    footprint,
+    num_parameters,
+    packed_saving,
+    quantise,
+    rounded_layers,
+    workspace_bytes,
+)
 from tune_magic.recipe import build_recipe
 from tune_magic.recipe.build import load_recipe
 from tune_magic.recipe.schema import QuantizationOptions
@@ -533,3 +541,16 @@ def test_a_run_learns_by_it_and_resumes_to_the_bit(name, train, make_run, monkey
 
         saved = load_file(whole.checkpoints[max(whole.checkpoints)] / "optimizer.safetensors")
         assert any(tensor.dtype == torch.uint8 for tensor in saved.values())
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
+@pytest.mark.parametrize("double_quant", [None, False])
+def test_what_packing_saves_is_told_without_packing(kind, double_quant, tmp_path):
+    if kind == "int8" and double_quant is not None:
+        pytest.skip("int8 has no scales of blocks")
+    options = QuantizationOptions(kind=kind, double_quant=double_quant)
+    folder = make_model(tmp_path / "m", hidden_size=64, intermediate_size=128)
+    plain = load_causal_lm(folder, torch.float32)
+    before, saved = sum(p.nbytes for p in plain.parameters()), packed_saving(plain, options)
+    packed = quantise(load_causal_lm(folder, torch.float32), options, torch.float32, torch.device("cpu"))
+    assert before - saved == footprint(packed.requires_grad_(False))["bytes"]

@@ -96,6 +96,14 @@ class Lora(PeftMethod):
             source="Hayou et al. 2024, arXiv:2402.12354.",
             when="Wide models, where B at A's rate learns too slowly; the rest costs as LoRA does.",
         ),
+        "loftq": Variant(
+            options={"init_lora_weights": "loftq"},
+            recipe={"quantization": "nf4"},
+            summary="LoRA beside weights in 4 bits that starts as what rounding them lost.",
+            formula="(α / r) B A = the r largest parts of W − W_nf4 by singular values, at the start",
+            source="Li et al. 2023, arXiv:2310.08659.",
+            when="As `qlora`, where the rounded model is noticeably worse than the model.",
+        ),
         "qlora": Variant(
             recipe={"quantization": "nf4"},
             summary="LoRA beside weights that are kept in 4 bits and unpacked as they are used.",

@@ -17,6 +17,7 @@ from tune_magic.methods.base import Method
 from tune_magic.models.find import ModelSource, find_model
 from tune_magic.models.layers import heads_of
 from tune_magic.models.load import quiet
+from tune_magic.models.quantise import packed_saving
 from tune_magic.recipe.build import build_recipe
 from tune_magic.recipe.schema import Recipe
 from tune_magic.storage.control import Control
@@ -32,6 +33,8 @@ _HEADS = {
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "FEATURE_EXTRACTION": "AutoModel",
+    "IMAGE_CLS": "AutoModelForImageClassification",
+    "AUDIO_CLS": "AutoModelForAudioClassification",
 }
 
 
@@ -74,7 +77,9 @@ def size(recipe: Recipe, config: Any) -> dict[str, Any]:
     dtype = resolve_dtype(recipe.dtype)
     precision = dtype if method.adds else torch.float32  # as a run loads it
     with torch.random.fork_rng(), torch.device("meta"):
-        model = method.apply(_empty(config, task, precision), task)
+        base = _empty(config, task, precision)
+        saved = packed_saving(base, recipe.quantization) if recipe.quantization.is_on else 0
+        model = method.apply(base, task)
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     heads = {id(p) for head in heads_of(method.inner(model), task) for p in head.parameters()}
@@ -86,7 +91,7 @@ def size(recipe: Recipe, config: Any) -> dict[str, Any]:
         "trained": sum(p.numel() for p in trained),
         "head": sum(p.numel() for p in trained if id(p) in heads),
         "dtype": str(precision).removeprefix("torch."),
-        "weight_bytes": _bytes([*parameters, *model.buffers()]),
+        "weight_bytes": _bytes([*parameters, *model.buffers()]) - saved,
         "gradient_bytes": trained_bytes,
         "optim": recipe.optim,
         "optimizer_bytes": held_bytes(recipe, model),
