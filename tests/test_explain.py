@@ -402,3 +402,27 @@ def test_rows_given_as_a_list_can_be_tried(tiny):
     tried = tune_magic.try_methods(["ia3"], model=str(tiny), data=rows(24), **TRIAL | {"max_steps": 1})
     assert tried.title == "tiny on your rows"
     assert tried.rows[0]["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "options", [{"kind": "nf4"}, {"kind": "nf4", "double_quant": False}, {"kind": "fp4"}, {"kind": "int8"}]
+)
+def test_a_quantised_base_is_told_as_it_is_kept(options, tmp_path):
+    from tune_magic.models.load import load_causal_lm
+    from tune_magic.models.quantise import packed, quantise, rounded_layers
+    from tune_magic.recipe.schema import QuantizationOptions
+
+    folder, kept = make_model(tmp_path / "m", hidden_size=64, intermediate_size=1280), QuantizationOptions(**options)
+    before, told = packed(load_causal_lm(folder, torch.float32), kept)
+    model = quantise(load_causal_lm(folder, torch.float32), kept, torch.float32, torch.device("cpu"))
+    layers = [layer for _, layer in rounded_layers(model)]
+    assert told == sum(layer.weight.nbytes + layer.scale_bytes() for layer in layers)
+    assert before == 4 * sum(layer.in_features * layer.out_features for layer in layers)
+
+
+def test_qlora_is_lora_on_a_base_in_4_bits(tiny):
+    lora, qlora = (tune_magic.explain(name, model=str(tiny), dtype="float32") for name in ("lora", "qlora"))
+    assert qlora.numbers["trained"] == lora.numbers["trained"]
+    assert qlora.numbers["weight_bytes"] < lora.numbers["weight_bytes"]
+    assert qlora.numbers["dtype"] == "nf4"
+    assert build_recipe({"model": "m", "data": "rows.jsonl", **_read(qlora.topic.line)}).quantization.kind == "nf4"
