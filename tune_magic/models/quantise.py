@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+_BLOCK, _SCALES = 64, 256  # numbers that share a scale; scales that share one of their own
 _ROUNDED = "rounded"  # mark of our layers, so that looking for them does not import bitsandbytes
 
 
@@ -98,6 +99,22 @@ def footprint(model: nn.Module) -> dict[str, int]:
     held = sum(p.numel() * p.element_size() for p in model.parameters() if not p.requires_grad)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return {"bytes": held + scales, "float32_bytes": 4 * (num_parameters(model) - trained)}
+
+
+def packed(model: Any, options: QuantizationOptions) -> tuple[int, int]:
+    """Return the bytes of what `quantise` would quantise, as it is and as it would be with its scales; computes nothing."""
+    before = after = 0
+    for _, module in _linear_layers(model):
+        matrix = _matrix(module)
+        count, blocks = matrix.numel(), -(-matrix.numel() // _BLOCK)
+        before += matrix.nbytes
+        if not options.is_4bit:
+            after += count + 4 * matrix.shape[0]
+        elif options.quantizes_scales:  # a byte each, a float for 256 of them, and their mean
+            after += -(-count // 2) + blocks + 4 * -(-blocks // _SCALES) + 4
+        else:
+            after += -(-count // 2) + 4 * blocks
+    return before, after
 
 
 def workspace_bytes(model: nn.Module, dtype: torch.dtype) -> int:
