@@ -31,10 +31,23 @@ EXPLAINED = [(kind, name) for kind in ("method", "objective") for name in plugin
 VARIANTS = [
     (kind, owner, name)
     for kind, owner in EXPLAINED
-    for name, variant in plugins.get(kind, owner).variants.items()
+    for name, variant in vars(plugins.get(kind, owner)).get("variants", {}).items()
     if set(variant.recipe) <= set(Recipe.model_fields)
 ]
-OTHERS = ["cosine", "warmup_stable_decay", "adafactor", "messages", "noise", "onnx", "macro_f1", "learning_rate", "r"]
+OTHERS = [
+    "lion",
+    "reduce_lr_on_plateau",
+    "nf4",
+    "cosine",
+    "warmup_stable_decay",
+    "adafactor",
+    "messages",
+    "noise",
+    "onnx",
+    "macro_f1",
+    "learning_rate",
+    "r",
+]
 
 
 @pytest.fixture(autouse=True)
@@ -250,7 +263,7 @@ def test_time_is_that_of_an_own_run_or_none(tiny, train, tmp_path):
 
 def test_a_method_that_does_not_fit_says_why_and_the_rest_is_said(tiny, tmp_path):
     text = tune_magic.explain("freeze", model=str(tiny)).card()["text/plain"]
-    assert "not with this model: A language model has no head of its own to train." in text
+    assert "no numbers: A language model has no head of its own to train." in text
     assert "method: freeze" in text
     bert = make_encoder(tmp_path / "bert")
     found = tune_magic.explain("sft", model=str(bert)).card()["text/plain"]
@@ -402,3 +415,58 @@ def test_rows_given_as_a_list_can_be_tried(tiny):
     tried = tune_magic.try_methods(["ia3"], model=str(tiny), data=rows(24), **TRIAL | {"max_steps": 1})
     assert tried.title == "tiny on your rows"
     assert tried.rows[0]["state"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "options", [{"kind": "nf4"}, {"kind": "nf4", "double_quant": False}, {"kind": "fp4"}, {"kind": "int8"}]
+)
+def test_a_quantised_base_is_told_as_it_is_kept(options, tmp_path):
+    from tune_magic.models.load import load_causal_lm
+    from tune_magic.models.quantise import packed, quantise, rounded_layers
+    from tune_magic.recipe.schema import QuantizationOptions
+
+    folder, kept = make_model(tmp_path / "m", hidden_size=64, intermediate_size=1280), QuantizationOptions(**options)
+    before, told = packed(load_causal_lm(folder, torch.float32), kept)
+    model = quantise(load_causal_lm(folder, torch.float32), kept, torch.float32, torch.device("cpu"))
+    layers = [layer for _, layer in rounded_layers(model)]
+    assert told == sum(layer.weight.nbytes + layer.scale_bytes() for layer in layers)
+    assert before == 4 * sum(layer.in_features * layer.out_features for layer in layers)
+
+
+def test_qlora_is_lora_on_a_base_in_4_bits(tiny):
+    lora, qlora = (tune_magic.explain(name, model=str(tiny), dtype="float32") for name in ("lora", "qlora"))
+    assert qlora.numbers["trained"] == lora.numbers["trained"]
+    assert qlora.numbers["weight_bytes"] < lora.numbers["weight_bytes"]
+    assert qlora.numbers["dtype"] == "nf4"
+    assert build_recipe({"model": "m", "data": "rows.jsonl", **_read(qlora.topic.line)}).quantization.kind == "nf4"
+
+
+@pytest.mark.parametrize("name", plugins.names("objective"))
+def test_every_objective_counts_or_says_why_not(name, tmp_path):
+    model = make_encoder(tmp_path / "bert", num_key_value_heads=4)
+    found = tune_magic.explain(name, model=str(model))
+    assert found.numbers.get("problem") or 0 < found.numbers["trained"] < found.numbers["parameters"]
+    text = found.card()["text/plain"]
+    assert "trained parameters:" in text or "no numbers:" in text
+    if name in ("tag", "regression", "extractive_qa"):
+        assert found.numbers["head"] == 2 * 33
+    if name == "distill":
+        assert "`teacher` is needed" in text
+
+
+def test_a_callback_is_told_by_what_it_says_of_itself():
+    from tune_magic.training.callbacks import Callback
+
+    class Bell(Callback):
+        """Rings at the end of a run."""
+
+    topic = topics.of_plugin("callback", "bell", Bell)
+    assert (topic.summary, topic.line) == ("Rings at the end of a run.", "callbacks: [bell]")
+
+
+def test_a_key_that_only_some_methods_have_is_told_in_the_list(tiny):
+    frame = tune_magic.list_methods(model=str(tiny), **{"method.r": 2}).frame()
+    assert frame.loc["lora", "trained"] == 16_384 / 8
+    assert "method.r" in frame.loc["ia3", "problem"]
+    with pytest.raises(RecipeError, match="batch_size"):
+        tune_magic.list_methods(model=str(tiny), batch_size=0)

@@ -16,7 +16,6 @@ from tune_magic.models.quantise import (
     dequantise,
     footprint,
     num_parameters,
-    packed_saving,
     quantise,
     rounded_layers,
     workspace_bytes,
@@ -541,16 +540,3 @@ def test_a_run_learns_by_it_and_resumes_to_the_bit(name, train, make_run, monkey
 
         saved = load_file(whole.checkpoints[max(whole.checkpoints)] / "optimizer.safetensors")
         assert any(tensor.dtype == torch.uint8 for tensor in saved.values())
-
-
-@pytest.mark.parametrize("kind", ["nf4", "fp4", "int8"])
-@pytest.mark.parametrize("double_quant", [None, False])
-def test_what_packing_saves_is_told_without_packing(kind, double_quant, tmp_path):
-    if kind == "int8" and double_quant is not None:
-        pytest.skip("int8 has no scales of blocks")
-    options = QuantizationOptions(kind=kind, double_quant=double_quant)
-    folder = make_model(tmp_path / "m", hidden_size=64, intermediate_size=128)
-    plain = load_causal_lm(folder, torch.float32)
-    before, saved = sum(p.nbytes for p in plain.parameters()), packed_saving(plain, options)
-    packed = quantise(load_causal_lm(folder, torch.float32), options, torch.float32, torch.device("cpu"))
-    assert before - saved == footprint(packed.requires_grad_(False))["bytes"]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tune_magic import display, launching
 from tune_magic.comparing import normalised, peak_bytes
-from tune_magic.errors import RunFailed, TuneError
+from tune_magic.errors import RecipeError, RunFailed, TuneError
 from tune_magic.follow import follow_job
 from tune_magic.handles import Run
 from tune_magic.recipe import topics
@@ -133,6 +133,11 @@ def explain(name: str, model: str | None, keys: Mapping[str, Any]) -> Explanatio
     if topic.kind not in ("method", "objective") or model is None:
         return Explanation(topic)
     own = {key.name for key in topic.keys}
+    given_keys = {key.rpartition(".")[2] for key in keys}
+    missing = [key.name for key in topic.keys if key.default == topics.NEEDED and key.name not in given_keys]
+    if missing:
+        advice = f"`{missing[0]}` is needed: `%tune explain {name} {missing[0]}=...` counts with it"
+        return Explanation(topic, model, {"problem": advice})
     recipe = build_recipe(
         {"model": model, "data": _ROWS, **topic.recipe},
         {f"{topic.kind}.{key}" if key in own else key: value for key, value in keys.items()},
@@ -150,8 +155,21 @@ def list_methods(model: str | None, keys: Mapping[str, Any]) -> MethodList:
     found = topics.methods()
     if model is None:
         return MethodList([(topic, {}) for topic in found], None)
-    recipes = [build_recipe({"model": model, "data": _ROWS, **topic.recipe}, keys) for topic in found]
-    return MethodList(list(zip(found, count(recipes, "methods"), strict=True)), model)
+    built = [_built(model, topic, keys) for topic in found]
+    recipes = [entry for entry in built if isinstance(entry, Recipe)]
+    if not recipes:
+        raise next(entry for entry in built if isinstance(entry, RecipeError))
+    counted = iter(count(recipes, "methods"))
+    numbers = [next(counted) if isinstance(entry, Recipe) else {"problem": str(entry)} for entry in built]
+    return MethodList(list(zip(found, numbers, strict=True)), model)
+
+
+def _built(model: str, topic: Topic, keys: Mapping[str, Any]) -> Recipe | RecipeError:
+    """Return the recipe of a method, or why it has none: a key it lacks, or one it must be given."""
+    try:
+        return build_recipe({"model": model, "data": _ROWS, **topic.recipe}, keys)
+    except RecipeError as error:
+        return error
 
 
 def count(recipes: Sequence[Recipe], name: str) -> list[dict[str, Any]]:

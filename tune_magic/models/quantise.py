@@ -7,7 +7,6 @@ depend on what is computed beside it, and training and evaluation see the same m
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_BLOCK, _BLOCK_OF_SCALES, _SCALE = 64, 256, 4  # weights of a scale, scales of a scale, bytes of one in float32
+_BLOCK, _SCALES = 64, 256  # numbers that share a scale; scales that share one of their own
 _ROUNDED = "rounded"  # mark of our layers, so that looking for them does not import bitsandbytes
 
 
@@ -102,20 +101,20 @@ def footprint(model: nn.Module) -> dict[str, int]:
     return {"bytes": held + scales, "float32_bytes": 4 * (num_parameters(model) - trained)}
 
 
-def packed_saving(model: nn.Module, options: QuantizationOptions) -> int:
-    """Return how many bytes fewer a model's weights would take once `quantise` had packed them; it is not changed."""
-    saved = 0
+def packed(model: Any, options: QuantizationOptions) -> tuple[int, int]:
+    """Return the bytes of what `quantise` would quantise, as it is and as it would be with its scales; computes nothing."""
+    before = after = 0
     for _, module in _linear_layers(model):
         matrix = _matrix(module)
-        count, outputs = matrix.numel(), len(matrix)
+        count, blocks = matrix.numel(), -(-matrix.numel() // _BLOCK)
+        before += matrix.nbytes
         if not options.is_4bit:
-            packed = count + _SCALE * outputs
+            after += count + 4 * matrix.shape[0]
+        elif options.quantizes_scales:  # a byte each, a float for 256 of them, and their mean
+            after += -(-count // 2) + blocks + 4 * -(-blocks // _SCALES) + 4
         else:
-            scales = math.ceil(count / _BLOCK)
-            nested = scales + _SCALE * (math.ceil(scales / _BLOCK_OF_SCALES) + 1)  # and their mean
-            packed = math.ceil(count / 2) + (nested if options.quantizes_scales else _SCALE * scales)
-        saved += matrix.nbytes - packed
-    return saved
+            after += -(-count // 2) + 4 * blocks
+    return before, after
 
 
 def workspace_bytes(model: nn.Module, dtype: torch.dtype) -> int:

@@ -22,8 +22,10 @@ from tune_magic.recipe.values import VALUES
 from tune_magic.recipe.variant import Variant
 
 Maker = Callable[[], "Topic"]
+NEEDED = "needed"  # in the place of a default
 _TRAINED = ("method", "objective")  # kinds whose plug-ins explain themselves, with variants
 _LINES = {
+    "callback": "callbacks: [{}]",
     "augmenter": "data: {{train: rows.jsonl, augment: {{{}: 0.5}}}}",
     "exporter": "%export --to {}",
     "format": "data: {{train: rows.jsonl, format: {}}}",
@@ -128,7 +130,7 @@ def find_method(name: str) -> Topic:
 def of_plugin(kind: str, name: str, plugin: Any) -> Topic:
     """Return a plug-in's topic; what it does not say of itself is taken from its docstring."""
     if kind not in _TRAINED:
-        options = _options(plugin.Options, ("kind",)) if kind == "augmenter" else ()
+        options = _options(plugin.Options, ("kind", "name")) if kind in ("augmenter", "callback") else ()
         return Topic(kind, name, _first_sentence(plugin), when=_traits(kind, plugin), line=_LINES[kind].format(name), keys=options)  # fmt: skip
     recipe = {kind: {"name": name}}
     return Topic(
@@ -159,8 +161,9 @@ def _variants() -> Iterator[tuple[str, Maker]]:
 
 
 def _there(plugin: Any) -> list[tuple[str, Variant]]:
-    """Return the variants of a plug-in whose keys a recipe has."""
-    return [item for item in plugin.variants.items() if set(item[1].recipe) <= set(Recipe.model_fields)]
+    """Return a plug-in's own variants whose keys a recipe has; what it inherits is explained by another name."""
+    own: Mapping[str, Variant] = vars(plugin).get("variants", {})
+    return [item for item in own.items() if set(item[1].recipe) <= set(Recipe.model_fields)]
 
 
 def _variant(kind: str, owner: str, plugin: Any, name: str, variant: Variant) -> Topic:
@@ -245,7 +248,9 @@ def _help(owner: type[BaseModel], name: str) -> str:
 
 
 def _default(owner: type[BaseModel], name: str) -> str:
-    """Return a key's default as people type it; nothing where there is none."""
+    """Return a key's default as people type it, or that it is needed; nothing where there is none."""
+    if owner.model_fields[name].is_required():
+        return NEEDED
     value = owner.model_fields[name].get_default()
     if value in (None, "", PydanticUndefined) or isinstance(value, BaseModel):
         return ""

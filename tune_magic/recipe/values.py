@@ -51,11 +51,37 @@ VALUES: Mapping[str, Variant] = {
         _FALL.format("min(1, (1 − p) / decay_ratio)"), "Hu et al. 2024, arXiv:2404.06395.",
         "Runs of which one wants to branch off at any time, with a short fall at the end of each.",
     ),
+    "reduce_lr_on_plateau": _schedule(
+        "reduce_lr_on_plateau", "The learning rate is reduced whenever held-out loss falls no more.",
+        "η_t = η · max(factor^k, min_lr_rate);  k = how often it was reduced", "As torch's ReduceLROnPlateau.",
+        "Runs whose length is a guess; it needs held-out rows.",
+    ),
     "adamw": _optimizer(
         "adamw", "Each parameter steps by its mean gradient over the root of its mean squared gradient.",
         "m ← β₁ m + (1 − β₁) g;  v ← β₂ v + (1 − β₂) g²;  θ ← θ − η (m̂ / (√v̂ + ε) + λ θ);  "
         "m̂, v̂: corrected for their start",
         "Loshchilov and Hutter 2017, arXiv:1711.05101.", "The default. Its two states take twice what the gradients take.",
+    ),
+    "adamw_8bit": _optimizer(
+        "adamw_8bit", "AdamW whose two states have 8 bits a number, in blocks that share a scale.",
+        "as `adamw`, with m and v rounded to 8 bits after each step",
+        "Dettmers et al. 2022, arXiv:2110.02861; by bitsandbytes.",
+        "Full fine-tuning where AdamW's state is what does not fit: it takes a quarter.",
+    ),
+    "paged_adamw_8bit": _optimizer(
+        "paged_adamw_8bit", "As `adamw_8bit`; its states leave the GPU for the machine's memory when that is short.",
+        "as `adamw_8bit`", "Dettmers et al. 2023, arXiv:2305.14314; by bitsandbytes.",
+        "A GPU that is nearly full. On a CPU it is `adamw_8bit`.",
+    ),
+    "lion": _optimizer(
+        "lion", "Each parameter steps by the same size along the sign of a mean of gradients.",
+        "θ ← θ (1 − η λ) − η · sign(β₁ m + (1 − β₁) g);  m ← β₂ m + (1 − β₂) g", "Chen et al. 2023, arXiv:2302.06675.",
+        "Half of AdamW's state; it takes a learning rate several times lower.",
+    ),
+    "lion_8bit": _optimizer(
+        "lion_8bit", "Lion whose state has 8 bits a number.", "as `lion`, with m rounded to 8 bits after each step",
+        "Chen et al. 2023, arXiv:2302.06675; Dettmers et al. 2022, arXiv:2110.02861; by bitsandbytes.",
+        "As `lion`, with a quarter of its state.",
     ),
     "sgd": _optimizer(
         "sgd", "Parameters step along a moving sum of their gradients.",

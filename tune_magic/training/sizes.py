@@ -17,7 +17,7 @@ from tune_magic.methods.base import Method
 from tune_magic.models.find import ModelSource, find_model
 from tune_magic.models.layers import heads_of
 from tune_magic.models.load import quiet
-from tune_magic.models.quantise import packed_saving
+from tune_magic.models.quantise import packed
 from tune_magic.recipe.build import build_recipe
 from tune_magic.recipe.schema import Recipe
 from tune_magic.storage.control import Control
@@ -29,6 +29,8 @@ from tune_magic.training.prepare import resolve_dtype
 _HEADS = {
     "CAUSAL_LM": "AutoModelForCausalLM",
     "SEQ_CLS": "AutoModelForSequenceClassification",
+    "IMAGE_CLS": "AutoModelForImageClassification",
+    "AUDIO_CLS": "AutoModelForAudioClassification",
     "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM",
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
@@ -78,24 +80,24 @@ def size(recipe: Recipe, config: Any) -> dict[str, Any]:
     precision = dtype if method.adds else torch.float32  # as a run loads it
     with torch.random.fork_rng(), torch.device("meta"):
         base = _empty(config, task, precision)
-        saved = packed_saving(base, recipe.quantization) if recipe.quantization.is_on else 0
+        float_bytes, packed_bytes = packed(base, recipe.quantization) if recipe.quantization.is_on else (0, 0)
         model = method.apply(base, task)
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     heads = {id(p) for head in heads_of(method.inner(model), task) for p in head.parameters()}
-    trained_bytes = _bytes(trained)
+    trained_bytes, states = _bytes(trained), held_bytes(recipe, model)
     return {
         "task": task,
-        **({} if task == "CAUSAL_LM" else {"classes": config.num_labels}),
+        **({"classes": config.num_labels} if task.endswith("_CLS") else {}),
         "parameters": sum(p.numel() for p in parameters),
         "trained": sum(p.numel() for p in trained),
         "head": sum(p.numel() for p in trained if id(p) in heads),
-        "dtype": str(precision).removeprefix("torch."),
-        "weight_bytes": _bytes([*parameters, *model.buffers()]) - saved,
+        "dtype": recipe.quantization.kind if packed_bytes else str(precision).removeprefix("torch."),
+        "weight_bytes": _bytes([*parameters, *model.buffers()]) - float_bytes + packed_bytes,
         "gradient_bytes": trained_bytes,
         "optim": recipe.optim,
-        "optimizer_bytes": held_bytes(recipe, model),
-        "checkpoint_bytes": trained_bytes + held_bytes(recipe, model),
+        "optimizer_bytes": states,
+        "checkpoint_bytes": trained_bytes + states,
     }
 
 
@@ -139,9 +141,12 @@ def _empty(config: Any, task: str, dtype: torch.dtype) -> Any:
         raise TuneError(f"What `{task}` trains is not counted before a run.", hint="`--dry-run` counts it.")
     try:
         with quiet():
-            return getattr(transformers, _HEADS[task]).from_config(config, dtype=dtype, trust_remote_code=False)
+            model = getattr(transformers, _HEADS[task]).from_config(config, dtype=dtype, trust_remote_code=False)
+        if task == "FEATURE_EXTRACTION" and getattr(model, "pooler", None) is not None:
+            model.pooler = None  # as `embed` has it
     except (ValueError, KeyError) as error:
         raise TuneError(f"A {config.model_type} model has no head for `{task}`.") from error
+    return model
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

@@ -81,7 +81,7 @@ def explanation_card(
 def number_facts(numbers: Mapping[str, Any], measured: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return (name, value) of what a method takes; no number that was neither counted nor measured."""
     if "problem" in numbers:
-        return [("not with this model", str(numbers["problem"]))]
+        return [("no numbers", str(numbers["problem"]))]
     if "trained" not in numbers:
         return []
     sizes = [numbers[f"{part}_bytes"] for part in ("weight", "gradient", "optimizer")]
