@@ -35,8 +35,6 @@ _HEADS = {
     "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering",
     "FEATURE_EXTRACTION": "AutoModel",
-    "IMAGE_CLS": "AutoModelForImageClassification",
-    "AUDIO_CLS": "AutoModelForAudioClassification",
 }
 
 
