@@ -55,11 +55,15 @@ def lens(example: Example, content: Content | None, renderer: Renderer) -> dict[
     edges = [0, *(np.flatnonzero(np.diff(trained)) + 1).tolist(), len(tokens)]
     found = [(a, b) for a, b in itertools.pairwise(edges) if b > a]
     spans = [[_excerpt(tokens[a:b], tokenizer), bool(trained[a])] for a, b in found[:_MOST_SPANS]]
+    spans += [[f" → {_excerpt(branch.tokens, tokenizer)}", bool(branch.weights.any())] for branch in example.branches]
     beyond: Sequence[int] | np.ndarray = ()
-    if example.num_cut and content is not None:
+    if not getattr(tokenizer, "reads_texts", True):
+        spans = [[example.question or "", False]]
+    elif example.num_cut and content is not None:
         beyond = _beyond(example, content, renderer)
     is_whole = example.label is not None or (example.targets is not None and not trained.any())
-    label = {"label": example.reference} if is_whole and example.reference is not None else {}
+    said = f"nearness {example.targets[0]:g}" if example.branches and example.targets is not None else example.reference
+    label = {"label": said or "no label"} if is_whole else {}
     return {
         "spans": spans, "cut_text": _excerpt(beyond, tokenizer), "tokens": len(example),
         "trained": int(example.weight), "cut": example.num_cut, **label,

@@ -28,6 +28,7 @@ class Processor:
         ModelError: The folder's own cannot be loaded.
     """
 
+    reads_texts = False
     chat_template = None
     is_fast = False
     eos_token_id = pad_token_id = bos_token_id = None
@@ -60,7 +61,7 @@ class Processor:
 
     def decode(self, tokens: Sequence[int], **options: Any) -> str:
         """Return what stands for an image or a recording where texts are shown."""
-        return "[not a text]"
+        return "[not a text]" if len(tokens) else ""
 
     def get_vocab(self) -> dict[str, Any]:
         """Return what tells this processor from another."""

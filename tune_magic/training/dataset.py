@@ -250,6 +250,7 @@ class Rows:
             "longest_row_tokens": int(train.lengths.max()),
             "cut_rows": int((train.num_cut > 0).sum()),
             "max_length": self.renderer.max_length,
+            "scores_rows": self.objective.scores_rows,
             **({"new_head": True} if self.objective.new_head else {}),
             "chat_template": self.renderer.uses_template and not self.objective.scores_rows,
             "lens": self._lens(train),

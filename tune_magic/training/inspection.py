@@ -43,7 +43,6 @@ def inspect(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
         data=recipe.data.train,
         model=recipe.model,
         columns=list(first.values),
-        scores_rows=rows.objective.scores_rows,
         lengths=quality.lengths(dataset.train),
         languages=scan.language_shares(),
         findings=quality.findings(dataset.train, dataset.held_out, facts["objective"].get("classes", []), scan),

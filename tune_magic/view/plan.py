@@ -37,7 +37,8 @@ def plan_card(run: RunFolder) -> Bundle:
 
 def plan_facts(plan: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, str]]:
     """Return (name, value) of what a plan promises."""
-    trained = 100 * plan["trained_tokens_per_epoch"] / plan["tokens_per_epoch"]
+    share = 100 * plan["trained_tokens_per_epoch"] / plan["tokens_per_epoch"]
+    trained = "" if plan.get("scores_rows") else f", {share:.0f} % trained"
     cut = f", {plan['cut_rows']} rows cut at max_length" if plan["cut_rows"] else ""
     rows = [
         (
@@ -45,7 +46,7 @@ def plan_facts(plan: dict[str, Any], result: dict[str, Any]) -> list[tuple[str, 
             f"{plan['total_steps']} of {plan['recipe']['batch_size']} examples, {plan['steps_per_epoch']} an epoch",
         ),
         ("rows", f"{plan['train_rows']} to train, {plan['held_out_rows']} held out"),
-        ("tokens", f"{words.count(plan['tokens_per_epoch'])} an epoch, {trained:.0f} % trained{cut}"),
+        ("tokens", f"{words.count(plan['tokens_per_epoch'])} an epoch{trained}{cut}"),
         ("longest row", f"{plan['longest_row_tokens']} tokens"),
         *made_of(plan),
         ("precision", f"{plan['dtype']} on {plan['device']}"),
