@@ -9,7 +9,7 @@ from peft.tuners import lora
 from test_engine import load
 
 from tune_magic.methods.lora import Lora, LoraOptions
-from tune_magic.methods.lora_linear import FusedLoraLinear
+from tune_magic.methods.lora_linear import fused
 
 
 def pair(bias=True, **options):
@@ -19,7 +19,7 @@ def pair(bias=True, **options):
     theirs = lora.Linear(torch.nn.Linear(12, 20, bias=bias), "default", config, r=4, lora_alpha=8)
     theirs.base_layer.requires_grad_(False)
     ours = copy.deepcopy(theirs)
-    ours.__class__ = FusedLoraLinear
+    ours.__class__ = fused(type(ours))
     return ours, theirs
 
 
@@ -77,7 +77,7 @@ def test_a_method_fuses_every_layer_and_merges_as_before(tmp_path):
     method = Lora(LoraOptions(r=2))
     model = method.apply(load(folder), "CAUSAL_LM").eval()
     layers = [m for m in model.modules() if isinstance(m, lora.Linear)]
-    assert layers and all(type(m) is FusedLoraLinear for m in layers)
+    assert layers and all(type(m) is fused(lora.Linear) for m in layers)
     with torch.no_grad():
         for layer in layers:
             layer.lora_B["default"].weight.normal_(std=0.1)

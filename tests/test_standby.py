@@ -290,3 +290,26 @@ def test_a_cell_is_trained_by_the_standby_of_its_kernel(tmp_path, own_home, tiny
         assert is_gone(following)
     finally:
         kernel.close()
+
+
+def test_a_worker_imports_bitsandbytes_only_where_something_is_quantised(tiny):
+    """It takes seconds and a tenth of a gigabyte, and PEFT imports it wherever it is installed."""
+    code = f"""
+import sys
+import torch
+from transformers import AutoModelForCausalLM
+from tune_magic.methods.lora import Lora, LoraOptions
+from tune_magic.models.quantise import quantise
+from tune_magic.recipe.schema import QuantizationOptions
+
+def load():
+    return AutoModelForCausalLM.from_pretrained({str(tiny)!r})
+
+Lora(LoraOptions(r=2)).apply(load(), "CAUSAL_LM")
+print("bitsandbytes" in sys.modules)
+base = quantise(load(), QuantizationOptions(kind="nf4"), torch.float32, torch.device("cpu"))
+model = Lora(LoraOptions(r=2)).apply(base, "CAUSAL_LM")
+print("bitsandbytes" in sys.modules, sum(p.requires_grad for p in model.parameters()))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True", "28"]

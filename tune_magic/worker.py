@@ -46,7 +46,7 @@ _IDLE_S = 15 * 60.0
 _LOCK_WAIT_S = 30.0  # the standby of a kernel that was just restarted notices its end only after its imports
 _LOCK_POLL_S = 0.2
 _IMPORTS = (
-    "torch", "transformers", "peft", "accelerate", "safetensors.torch",
+    "torch", "transformers", "tune_magic.models.lean_peft", "accelerate", "safetensors.torch",
     "tune_magic.training.job", "tune_magic.evaluation.job", "tune_magic.exporters.job",
     # what a first step would still import, found by comparing sys.modules after a real run
     "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",

@@ -36,10 +36,10 @@ class PeftMethod(Method):
         Raises:
             TuneError: PEFT does not know where in this model the method goes.
         """
-        from peft import get_peft_model
+        from tune_magic.models.lean_peft import peft
 
         with self._told():
-            return get_peft_model(model, self._config(model, task))
+            return peft.get_peft_model(model, self._config(model, task))
 
     def add(self, model: Any, name: str, task: str) -> None:
         """Put one more adapter of this kind, under a name of its own, on a model that `apply` wrapped.

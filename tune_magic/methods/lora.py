@@ -158,10 +158,10 @@ class Lora(PeftMethod):
 
     def apply(self, model: PreTrainedModel, task: str) -> Any:
         """Wrap the model by PEFT, and compute its layers by functions of our own where they are plain."""
-        from tune_magic.methods import loftq
-
         wrapped = super().apply(model, task)
         if self.makes_up_for_rounding:
+            from tune_magic.methods import loftq
+
             loftq.start(wrapped)
         _fuse(wrapped)
         return wrapped

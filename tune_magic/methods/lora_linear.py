@@ -10,13 +10,20 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from peft.tuners import lora
 from torch.autograd.function import once_differentiable
+
+_FUSED: dict[type[Any], type[Any]] = {}  # by PEFT's
+_KINDS = ("Linear", "Linear4bit", "Linear8bitLt")
+
+
+def fused(layer: type[Any]) -> type[Any]:
+    """Return a kind of PEFT's LoRA layer with a forward pass of our own wherever it would compute the same."""
+    if layer not in _FUSED:
+        _FUSED[layer] = _fused(layer)
+    return _FUSED[layer]
 
 
 def _fused(layer: type[Any]) -> type[Any]:
-    """Return a kind of PEFT's LoRA layer with a forward pass of our own wherever it would compute the same."""
-
     class Fused(layer):  # one base alone: a layer of PEFT's becomes one of these
         _is_plain = _computes_plainly
 
@@ -55,20 +62,21 @@ def _computes_plainly(layer: Any, x: torch.Tensor) -> bool:
     )
 
 
+def _is_known(kind: type[Any]) -> bool:
+    """Whether a layer is one of PEFT's that are computed so; those of bitsandbytes are known by name, not imported."""
+    return kind.__module__.startswith("peft.tuners.lora.") and kind.__name__ in _KINDS
+
+
 def _is_rounded(layer: Any) -> bool:
     return bool(getattr(layer, "rounded", False))
 
 
-FusedLoraLinear, FusedLora4bit, FusedLora8bit = map(_fused, (lora.Linear, lora.Linear4bit, lora.Linear8bitLt))
-_FUSED = {kind.__base__: kind for kind in (FusedLoraLinear, FusedLora4bit, FusedLora8bit)}
-
-
 def fuse(model: torch.nn.Module) -> int:
     """Make every LoRA layer over a plain linear one, or over one of our rounded ones, a fused one; returns how many."""
-    found = [module for module in model.modules() if type(module) in _FUSED]
+    found = [module for module in model.modules() if _is_known(type(module))]
     found = [m for m in found if type(m.base_layer) is torch.nn.Linear or _is_rounded(m.base_layer)]
     for module in found:
-        module.__class__ = _FUSED[type(module)]  # the same state, so that PEFT saves and merges it as it does its own
+        module.__class__ = fused(type(module))  # the same state, so that PEFT saves and merges it as it does its own
     return len(found)
 
 

@@ -46,8 +46,10 @@ def quantise(
     Raises:
         TuneError: There is nothing to quantise.
     """
+    from tune_magic.models.lean_peft import know_bitsandbytes
     from tune_magic.models.rounded_linear import rounded
 
+    know_bitsandbytes()
     found = _linear_layers(model)
     if not found:
         raise TuneError(

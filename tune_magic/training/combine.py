@@ -13,10 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 
 from tune_magic.errors import TuneError
-from tune_magic.methods import lora_linear
+from tune_magic.models.lean_peft import peft
 from tune_magic.recipe.combination import Combination
 
 
@@ -49,6 +48,8 @@ def combine(model: Any, name: str, sources: Sequence[str], combination: Combinat
         raise TuneError(f"These adapters cannot be combined: {error}") from error
     finally:
         model.peft_config[sources[0]] = config
+    from tune_magic.methods import lora_linear
+
     lora_linear.fuse(model)
     model.eval()
 
@@ -99,7 +100,7 @@ def _products(model: Any, names: Sequence[str]) -> torch.Tensor:
     """Return the inner products of adapters' updates, float64 of shape (names, names)."""
     found = torch.zeros((len(names), len(names)), dtype=torch.float64)
     for module in model.modules():
-        if not isinstance(module, LoraLayer):
+        if not isinstance(module, peft.tuners.lora.LoraLayer):
             continue
         parts = [_matrices(module, name) for name in names]
         for i, mine in enumerate(parts):
@@ -111,7 +112,7 @@ def _products(model: Any, names: Sequence[str]) -> torch.Tensor:
     return found
 
 
-def _matrices(module: LoraLayer, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
+def _matrices(module: Any, name: str) -> tuple[torch.Tensor, torch.Tensor] | None:
     """Return A times the scale, and B, in float64; None where the layer has no such adapter."""
     if name in module.lora_A:
         down, up = module.lora_A[name].weight, module.lora_B[name].weight

@@ -168,11 +168,12 @@ def facts(options: RetainOptions) -> dict[str, Any]:
 
 def _updates(model: Any) -> list[_Update]:
     """Return the updates of a model's LoRA layers; DoRA's, which also scale columns, count weight by weight."""
-    from peft.tuners.lora.layer import LoraLayer
+    from tune_magic.models.lean_peft import peft
 
+    layer = peft.tuners.lora.layer.LoraLayer
     found = []
     for module in model.modules():
-        if isinstance(module, LoraLayer) and _ADAPTER in module.lora_A and not module.use_dora.get(_ADAPTER):
+        if isinstance(module, layer) and _ADAPTER in module.lora_A and not module.use_dora.get(_ADAPTER):
             a, b = module.lora_A[_ADAPTER].weight, module.lora_B[_ADAPTER].weight
             if a.ndim == b.ndim == 2 and a.requires_grad and b.requires_grad:
                 start = (a.detach().float().clone(), b.detach().float().clone()) if bool(b.any()) else None
