@@ -183,7 +183,7 @@ def test_a_language_model_has_no_probabilities_of_classes(train, tiny, data_file
     [
         ([{"text": "a", "label": "x"}] * 9, "one class only"),
         ([{"text": f"t {i}", "label": f"l{i}"} for i in range(9)], "9 classes in 9 rows"),
-        ([{"text": f"t {i}", "label": 0.5 + i % 2} for i in range(9)], "must be a class"),
+        ([{"text": f"t {i}", "label": 0.5 if i == 4 else "ab"[i % 2]} for i in range(9)], "line 5: .*must be a class"),
         (
             [{"text": f"t {i}", "label": None if i == 3 else i % 2} for i in range(9)],
             r"line 4: column `label` is missing",
@@ -195,6 +195,13 @@ def test_rows_that_are_no_classes_are_refused(rows, message, train, intents):
     intents.write_text("".join(json.dumps(row) + "\n" for row in rows))
     with pytest.raises(RunFailed, match=message):
         train().raise_for_state()
+
+
+def test_labels_that_are_measures_are_no_classes(train, intents):
+    intents.write_text("".join(json.dumps({"text": f"t {i}", "label": 0.5 + i % 2}) + "\n" for i in range(9)))
+    assert train(max_steps=1).summary().plan["objective"]["name"] == "regression"
+    with pytest.raises(RunFailed, match="recognised as `text_score`(?s:.*)learns from: text_label"):
+        train(objective="classify").raise_for_state()
 
 
 def test_a_class_that_training_never_saw_is_refused(train, intents, tmp_path):

@@ -26,7 +26,8 @@ class TextLabel(Format):
     objective = "classify"
 
     def fits(self, rows: Sequence[Row]) -> bool:
-        return not any(_is_measure(self.value(row.values, "label")) for row in rows)
+        labels = [self.value(row.values, "label") for row in rows]
+        return not (all(map(_is_number, labels)) and any(map(_is_measure, labels)))  # these are measures
 
     def content(self, values: Values) -> Labelled:
         return Labelled(self.text(values, "text"), self.label(values))
