@@ -379,7 +379,7 @@ def test_the_loss_of_classes_is_its_formula():
     objective = DistillClasses(
         DistillClassesOptions(teacher="run:x", alpha=0.3, temperature=2.0), classes=["a", "b", "c"]
     )
-    states = RowStates(ours, targets, {"teacher": RowStates(theirs, targets)})
+    states = RowStates(ours, targets, beside={"teacher": RowStates(theirs, targets)})
     wanted = 0.3 * 4 * by_hand(ours, theirs, "forward_kl", 2.0, 0.5).sum() + 0.7 * functional.cross_entropy(
         ours.double(), targets, reduction="sum"
     )
