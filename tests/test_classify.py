@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_tokenizer
 from sklearn.metrics import accuracy_score, f1_score
 from test_training import StopAt
 
@@ -20,6 +19,7 @@ from tune_magic.evaluation.metrics import Accuracy, MacroF1
 from tune_magic.executors import local
 from tune_magic.objectives.classify import Classify, ClassifyOptions
 from tune_magic.recipe import build_recipe
+from tune_magic.testing import models as testing
 from tune_magic.training import trunk
 from tune_magic.training.rows import RowStates
 from tune_magic.training.tuned import load_tuned
@@ -29,25 +29,8 @@ COLOURS = ["blue", "green", "red"]
 
 
 def make_encoder(folder, family="bert", **changes):
-    """Save a two-layer encoder or decoder without a head, with its tokenizer, and return the folder."""
-    import torch
-    from tokenizers.processors import TemplateProcessing
-    from transformers import AutoConfig, AutoModel
-
-    tokenizer = make_tokenizer()
-    tokenizer.chat_template = None
-    tokenizer._tokenizer.post_processor = TemplateProcessing(
-        single="<|im_start|> $A <|im_end|>", special_tokens=[("<|im_start|>", 1), ("<|im_end|>", 2)]
-    )
-    sizes = {
-        "vocab_size": len(tokenizer), "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "pad_token_id": 0,
-        "initializer_range": 0.2, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0,
-    }  # fmt: skip
-    torch.manual_seed(0)
-    AutoModel.from_config(AutoConfig.for_model(family, **(sizes | changes))).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
+    """Save a two-layer encoder or decoder without a head, its keys and values shared where it knows that."""
+    return testing.make_encoder(folder, family, **({"num_key_value_heads": 2} | changes))
 
 
 @pytest.fixture(scope="session")
@@ -200,7 +183,7 @@ def test_rows_that_are_no_classes_are_refused(rows, message, train, intents):
 def test_labels_that_are_measures_are_no_classes(train, intents):
     intents.write_text("".join(json.dumps({"text": f"t {i}", "label": 0.5 + i % 2}) + "\n" for i in range(9)))
     assert train(max_steps=1).summary().plan["objective"]["name"] == "regression"
-    with pytest.raises(RunFailed, match="recognised as `text_score`(?s:.*)learns from: text_label"):
+    with pytest.raises(RunFailed, match=r"recognised as `text_score`(?s:.*)learns from: text_label"):
         train(objective="classify").raise_for_state()
 
 

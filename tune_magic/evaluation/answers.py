@@ -15,7 +15,7 @@ from tune_magic.errors import TuneError
 from tune_magic.evaluation.compare import compare, perplexity, weighted_mean
 from tune_magic.evaluation.comparison import Comparison
 from tune_magic.evaluation.metrics import Metric
-from tune_magic.evaluation.scorer import Scorer
+from tune_magic.evaluation.scorer import ExampleScorer
 from tune_magic.models.generate import generate
 from tune_magic.training.tuned import Tuned
 
@@ -37,7 +37,7 @@ class Answers:
     texts: list[str] | None
 
 
-class AnswerScorer(Scorer):
+class AnswerScorer(ExampleScorer):
     """Losses by the engine, answers by greedy generation."""
 
     def __init__(self, *arguments: Any) -> None:

@@ -16,7 +16,7 @@ from tune_magic.evaluation.compare import compare, weighted_mean
 from tune_magic.evaluation.comparison import Comparison
 from tune_magic.evaluation.metrics import ClassMetric
 from tune_magic.evaluation.report import PER_CLASS
-from tune_magic.evaluation.scorer import Scorer
+from tune_magic.evaluation.scorer import ExampleScorer
 from tune_magic.training.outputs import outputs_of
 from tune_magic.training.tuned import Tuned
 
@@ -38,7 +38,7 @@ class Choices:
     probability: np.ndarray
 
 
-class ClassScorer(Scorer):
+class ClassScorer(ExampleScorer):
     """One pass over the rows in length-sorted batches."""
 
     def __init__(self, *arguments: Any) -> None:

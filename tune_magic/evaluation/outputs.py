@@ -96,10 +96,6 @@ class OutputScorer(Scorer):
                     row[f"{name}_tuned"] = float(values.numbers[number, 0])
         return rows
 
-    def row(self, number: int, base: Findings, tuned: Findings) -> dict[str, Any]:
-        """Not asked for: a row may be several examples."""
-        raise NotImplementedError
-
     def compare(self, base: Findings, tuned: Findings) -> dict[str, Comparison]:
         """Compare every metric that was asked for, over all rows and over each part of them."""
         groups = self.tuned.objective.groups(self.examples)

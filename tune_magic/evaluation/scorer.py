@@ -47,15 +47,9 @@ class Scorer(abc.ABC):
         """Return the columns that tell a row."""
         return {"row": example.index, "question": example.question, "reference": example.reference}
 
+    @abc.abstractmethod
     def rows(self, base: Any, tuned: Any) -> list[dict[str, Any]]:
         """Return every row with what both models made of it."""
-        return [
-            {**self.about_row(example), **self.row(number, base, tuned)} for number, example in enumerate(self.examples)
-        ]
-
-    @abc.abstractmethod
-    def row(self, number: int, base: Any, tuned: Any) -> dict[str, Any]:
-        """Return the columns of a row, each for base and tuned."""
 
     @abc.abstractmethod
     def compare(self, base: Any, tuned: Any) -> dict[str, Comparison]:
@@ -68,3 +62,17 @@ class Scorer(abc.ABC):
     def tables(self, base: Any, tuned: Any) -> dict[str, Any]:
         """Return what the report holds beside metrics."""
         return {}
+
+
+class ExampleScorer(Scorer):
+    """Base of scorers of which each example is a row."""
+
+    def rows(self, base: Any, tuned: Any) -> list[dict[str, Any]]:
+        """Return every example with what both models made of it."""
+        return [
+            {**self.about_row(example), **self.row(number, base, tuned)} for number, example in enumerate(self.examples)
+        ]
+
+    @abc.abstractmethod
+    def row(self, number: int, base: Any, tuned: Any) -> dict[str, Any]:
+        """Return the columns of an example, each for base and tuned."""

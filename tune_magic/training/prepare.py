@@ -179,23 +179,20 @@ def prepare(
     model_folder = local_folder(source)
     method: Method = plugins.get("method", recipe.method.name)(recipe.method)
     vocabulary = vocabulary_of(recipe, folder, model_folder, method, control.check)
-    longest = longest_example(recipe, model_folder, method, vocabulary)
     rows = Rows(
-        recipe, folder, vocabulary.tokenizer, longest, look=control.check, tell=Progress(log).tell,
-        teacher=None if is_trial else teacher,
+        recipe, folder, vocabulary.tokenizer, longest_example(recipe, model_folder, method, vocabulary),
+        look=control.check, tell=Progress(log).tell, teacher=None if is_trial else teacher,
     )  # fmt: skip
     dataset, objective = rows.dataset(), rows.objective
     _check_knobs(recipe, objective, dataset)
     beside.check_teacher(teacher, objective, vocabulary)
-    compared = base_held_out = dataset.held_out
+    base_held_out, compared = dataset.held_out, dataset.held_out
     if vocabulary.is_extended:
         longest = longest_example(recipe, model_folder, method, vocabulary.unextended())
         own = Rows(recipe, folder, vocabulary.base, longest, objective, look=control.check)
         base_held_out, places = own.read_again(held_out_source(recipe), compared)
         compared = compared.take(places)
-    if rows.held_out_rows is not None:
-        split = {"format": FORMAT, "held_out": rows.held_out_rows.tolist()}
-        files.write_json(folder / "split.json", split, durable=False)
+    _keep_split(rows, folder)
     control.check()
 
     model, dtype = _load(recipe, model_folder, objective, method, vocabulary=vocabulary, inherited=inherited)
@@ -210,8 +207,7 @@ def prepare(
         engine, objective, vocabulary, also=retention.roles(recipe.retain), teacher=teacher, base=model_folder,
         load_base=lambda: _load_base(objective, model_folder, dtype), train=dataset.train,
     )  # fmt: skip
-    ranks = _ranks(recipe, dataset.train)
-    order = Order(len(dataset.train), recipe.batch_size, recipe.seed, ranks, dataset.draws)
+    order = Order(len(dataset.train), recipe.batch_size, recipe.seed, _ranks(recipe, dataset.train), dataset.draws)
     session = Session(
         recipe, folder, log, control, {}, dataset, vocabulary, method, objective, model, engine, order, compared,
         base_held_out, kept_near,
@@ -250,6 +246,13 @@ def _load(
     model = build_model(recipe, folder, objective, method, precision, vocabulary=vocabulary)
     model.to(device())
     return model, dtype
+
+
+def _keep_split(rows: Rows, folder: Path) -> None:
+    """Write down which rows a share held out of the training file."""
+    if rows.held_out_rows is not None:
+        split = {"format": FORMAT, "held_out": rows.held_out_rows.tolist()}
+        files.write_json(folder / "split.json", split, durable=False)
 
 
 def _check_knobs(recipe: Recipe, objective: Objective, dataset: Dataset) -> None:
