@@ -127,7 +127,16 @@ def test_onnxruntime_genai_answers_as_the_model_does(train, inline, wide, capsys
         generator.generate_next_token()
         answer.append(int(generator.get_next_tokens()[0]))
     reader = parity.TorchReader(
-        model, type("T", (), {"objective": type("O", (), {"scores_rows": False}), "tokenizer": tokenizer})
+        model,
+        type(
+            "T",
+            (),
+            {
+                "objective": type("O", (), {"scores_rows": False, "engine": "tokens"}),
+                "tokenizer": tokenizer,
+                "method": None,
+            },
+        ),
     )
     expected = reader.generate(np.array(prompt), 6)
     assert answer[: len(expected)] == expected
