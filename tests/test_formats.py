@@ -257,7 +257,7 @@ def test_chats_of_a_tree_are_never_split(train, write):
 
 @pytest.mark.parametrize(("row", "says"), [
     ({"prompt": "q", "chosen": "a", "rejected": "b"}, r"recognised as `preference` \(columns chosen, rejected, prompt\).*`dpo`, which is not installed.*completion: chosen"),
-    ({"image": "a.png", "label": "cat"}, "recognised as `image_label`.*`classify_image`"),
+    ({"prompt": "q", "completion": "a", "label": True}, "recognised as `rated`.*`kto`"),
 ])  # fmt: skip
 def test_rows_that_nothing_learns_from_say_what_would(train, write, row, says):
     path = write("rows.jsonl", (json.dumps(row) + "\n") * 40)
