@@ -39,6 +39,7 @@ def _fused(layer: type[Any]) -> type[Any]:
             fused: torch.Tensor = _LoraLinear.apply(x, matrix, base.bias, down, up, self.scaling[name])  # type: ignore[no-untyped-call]
             return fused
 
+    Fused.__name__ = f"Fused{layer.__name__}"  # PEFT tells by the name that another adapter can go beside it
     return Fused
 
 
