@@ -106,7 +106,7 @@ def recipe(tiny, data_file):
     return {
         "model": str(tiny), "data": {"train": str(data_file), "held_out": 0.25}, "learning_rate": 1e-2,
         "method": {"name": "lora", "r": 4}, "batch_size": 4, "max_steps": 12, "max_length": 128,
-        "eval": {"steps": 4, "samples": 1, "max_new_tokens": 8},
+        "eval": {"steps": 4, "samples": 1, "max_new_tokens": 8}, "dtype": "float32",
     }  # fmt: skip
 
 

@@ -11,7 +11,13 @@ from tune_magic.training.engine import TokenEngine
 from tune_magic.training.loop import Loop
 
 LIMIT = 150  # tokens; a row has about 60
-ROOMY = {"microbatch_tokens": 2048, "max_steps": 12, "eval": {"steps": 6, "samples": 0}, "save_steps": 3}
+ROOMY = {
+    "microbatch_tokens": 2048,
+    "max_steps": 12,
+    "learning_rate": 2e-3,
+    "eval": {"steps": 6, "samples": 0},
+    "save_steps": 3,
+}
 
 
 class LittleMemory:

@@ -183,7 +183,9 @@ def test_each_objective_learns_resumes_evaluates_and_predicts(
     if method == "lora" and not full and name not in BY_LORA:
         pytest.skip("sampled: --full trains every objective by LoRA too")
     rate = RATES.get(name, 5e-3) * (1 if method == "full" else 4)
-    rate = {("lm", "lora"): 0.1, ("classify_audio", "lora"): 5e-3}.get((name, method), rate)
+    rate = {("lm", "lora"): 0.1, ("classify_audio", "lora"): 5e-3, ("regression", "lora"): 5e-3}.get(
+        (name, method), rate
+    )
     changes = menu(name, method={"name": method}, learning_rate=rate)
     whole = train(**changes)
     whole.raise_for_state()
@@ -291,9 +293,10 @@ def test_the_loss_of_an_encoder_and_decoder_is_that_of_transformers(train, menu)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_an_encoder_and_decoder_answers(train, menu, tmp_path):
-    changes = menu("seq2seq", model=str(make_seq2seq(tmp_path / "bart", "bart")), max_steps=150, learning_rate=5e-3)
-    run = train(**changes)
+@pytest.mark.parametrize(("family", "rate"), [("t5", 1e-2), ("bart", 2e-3)])
+def test_an_encoder_and_decoder_answers(family, rate, train, menu, tmp_path):
+    model = str(make_seq2seq(tmp_path / family, family))
+    run = train(**menu("seq2seq", model=model, max_steps=160, learning_rate=rate, eval={"steps": 40, "samples": 0}))
     run.raise_for_state()
     assert run.generate(["say green", "say red"], max_new_tokens=8) == ["green", "red"]
 

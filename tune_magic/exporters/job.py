@@ -53,7 +53,8 @@ def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
         gc.collect()
         tuned = tuned.unquantised()
         trained = parity.measure(TorchReader(tuned.model, tuned), examples, new_tokens, advance) if examples else None
-    vocab_size = tuned.method.inner(tuned.model).get_input_embeddings().weight.shape[0]
+    embeddings = getattr(tuned.method.inner(tuned.model).get_input_embeddings(), "weight", None)
+    vocab_size = None if embeddings is None else len(embeddings)  # images and sound have none
     with files.new_folder(target) as folder:
         exporter.write(folder, tuned, options.get("quantize"))
         tuned.model = None
