@@ -32,7 +32,7 @@ def trained(request, tiny, tmp_path_factory):
     for method in ("lora", "full"):
         recipe = build_recipe(
             {"model": str(tiny), "data": str(data), "method": method, "learning_rate": 1e-2, "max_steps": 60,
-             "batch_size": 8, "eval": {"steps": 20, "samples": 0}}
+             "batch_size": 8, "eval": {"steps": 20, "samples": 0}, "dtype": "float32"}
         )  # fmt: skip
         run = Run(folder.create(home / "tune_runs", "finetune", {"name": method, "recipe": recipe.given()}))
         local.start(run.path, "inline")
