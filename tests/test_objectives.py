@@ -13,6 +13,7 @@ from test_training import assert_same, stop_and_resume
 from torch.nn import functional
 
 from tune_magic import plugins
+from tune_magic.errors import RunFailed
 from tune_magic.executors import local
 from tune_magic.objectives.domain_adversarial import DomainAdversarial
 from tune_magic.objectives.embed import Embed, EmbedOptions, EmbedStates
@@ -443,6 +444,14 @@ def test_merged_and_adapter_exports_are_the_model(name, train, menu, inline, ful
     assert run.export("merged", rows=3).ok is True
     if name != "domain_adversarial":
         assert run.export("adapter", rows=3).ok is True
+
+
+def test_a_file_that_would_unpack_to_a_huge_image_is_a_bad_row(train, menu, monkeypatch):
+    from PIL import Image
+
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # the images have 400, more than twice as many
+    with pytest.raises(RunFailed, match="more pixels than an image should"):
+        train(**menu("classify_image", max_steps=1)).raise_for_state()
 
 
 def test_metrics_agree_with_the_libraries():

@@ -226,6 +226,8 @@ def _image(media: bytes) -> Image:
         return Image.open(io.BytesIO(media)).convert("RGB")
     except UnidentifiedImageError:
         raise ValueError("it is no image that is known") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ValueError("it has more pixels than an image should") from None
 
 
 def _samples(source: Any) -> tuple[np.ndarray, int]:
