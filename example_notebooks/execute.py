@@ -8,6 +8,7 @@ The kernel works in the folder of OUT. ``--short`` trains two steps and scores a
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from pathlib import Path
 
@@ -50,7 +51,10 @@ def shorten(notebook) -> None:
     """Make every cell quick: two steps, few rows; what trains in the background is stopped by the notebook itself."""
     for cell in notebook.cells:
         if cell.source.startswith("%%finetune") and not ("--dry-run" in cell.source or "--background" in cell.source):
-            cell.source = cell.source.rstrip() + "\nmax_steps: 2\n"
+            recipe = [line for line in cell.source.splitlines() if not line.startswith("max_steps:")]
+            cell.source = "\n".join([*recipe, "max_steps: 2"])
+        elif cell.source.startswith("%tune methods --try"):
+            cell.source = re.sub(r"--steps \d+", "--steps 2", cell.source)
         elif cell.source.startswith("%evaluate"):
             cell.source += " --limit 4 --max-new-tokens 4"
         elif cell.source.startswith("%export"):

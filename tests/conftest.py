@@ -2,6 +2,8 @@
 
 import json
 import os
+import zlib
+from collections import Counter
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TUNE_MAGIC_STANDBY"] = "off"
@@ -157,6 +159,21 @@ def wait_for():
 
 def pytest_addoption(parser):
     parser.addoption("--full", action="store_true", help="run the slow proofs whole")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Of a test marked ``sampled(n)`` leave one in n of its parameters, another choice for each test, unless --full."""
+    if config.getoption("--full"):
+        return
+    seen = Counter()
+    for item in items:
+        mark = item.get_closest_marker("sampled")
+        if mark:
+            test = f"{item.path.name}::{item.originalname}"
+            place = seen[test] + zlib.crc32(test.encode())
+            seen[test] += 1
+            if place % mark.args[0]:
+                item.add_marker(pytest.mark.skip(reason="sampled: --full runs it"))
 
 
 @pytest.fixture

@@ -420,6 +420,48 @@ def test_the_notebook_of_data_runs_in_short_form(executed_short, folder):
 
 
 @pytest.mark.parametrize(
+    ("name", "model", "runs", "said"),
+    [
+        (
+            "06_methods.ipynb", "minilm-l6",
+            {"quantised", "freeze", "lora", "dora", "ia3", "bottleneck"},
+            ["arXiv:2106.09685", "nf4", "exported as merged"],
+        ),
+        (
+            "07_instruction_and_chat.ipynb", "smollm2-135m-instruct",
+            {"desk", "sailor", "both"},
+            ["label lens", "finished · 2 steps"],
+        ),
+        (
+            "08_domain_adaptation.ipynb", "smollm2-135m-instruct",
+            {"restaurant_only", "adversarial", "reader"},
+            ["domain accuracy", "domain_adversarial"],
+        ),
+        (
+            "09_continual_learning.ipynb", "minilm-l6",
+            {"capitals", "plain", "replayed", "near_predictions", "near_weights", "important_weights"},
+            ["exported as merged", "capitals after"],
+        ),
+        (
+            "10_distillation.ipynb", "minilm-l6",
+            {"teacher", "alone", "taught", "capitals", "pupil", "listener"},
+            ["Capital of Peru?"],
+        ),
+        (
+            "11_custom_loss.ipynb", "smollm2-135m-instruct",
+            {"desk"},
+            ["fields right", "smoothed"],
+        ),
+    ],
+)  # fmt: skip
+def test_a_notebook_of_methods_runs_in_short_form(name, model, runs, said, executed_short, folder):
+    shown = "\n".join(executed_short(name, model))
+    assert all(words in shown for words in said)
+    found = {run.name: run.status for run in map(Run, (folder / "tune_runs").glob("2*"))}
+    assert found == dict.fromkeys(runs, "finished")
+
+
+@pytest.mark.parametrize(
     ("name", "metric", "most_before", "least_after"),
     [
         ("01_quickstart.ipynb", "exact match", 0.1, 0.7),

@@ -16,11 +16,11 @@ from tune_magic import plugins
 assert not [row for row in plugins.listing() if row.problem]
 run = tune_magic.finetune(
     model=sys.argv[1], data={"train": sys.argv[2], "held_out": 0.25}, method="output_scale",
-    objective={"name": "unsure", "gamma": 2}, callbacks={"smoothed": {"decay": 0.5}}, learning_rate=1e-2, max_steps=4,
+    objective={"name": "focal_tokens", "gamma": 2}, callbacks={"smoothed_loss": {"decay": 0.5}}, learning_rate=1e-2, max_steps=4,
     batch_size=4, eval={"steps": 2, "samples": 0},
 )
 report = run.evaluate(metrics=["loss", "word_overlap"], limit=3, max_new_tokens=4)
-print("found", sorted(report.metrics), run.history["smoothed.loss"].notna().all(), run.info.get("cell_code"), run.path)
+print("found", sorted(report.metrics), run.history["smoothed_loss.loss"].notna().all(), run.info.get("cell_code"), run.path)
 """
 
 
@@ -44,7 +44,7 @@ def test_the_package_trains_in_a_fresh_process(installed, tiny, data_file, tmp_p
     told = done.stdout[done.stdout.index("found ") :]
     assert told.startswith("found ['loss', 'word_overlap'] True None ")
     info = json.loads((Path(told.split()[-1]) / "run.json").read_text())
-    assert info["recipe"]["callbacks"] == [{"name": "smoothed", "decay": 0.5}]
+    assert info["recipe"]["callbacks"] == [{"name": "smoothed_loss", "decay": 0.5}]
 
 
 def test_the_package_passes_its_own_tests(installed, tmp_path, own_home, full):

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, create_model
 
 from tune_magic import plugins
 from tune_magic.errors import TuneError
-from tune_magic.evaluation.metrics import ClassMetric, Metric
+from tune_magic.evaluation.metrics import ClassMetric, Metric, OutputMetric
 from tune_magic.training.callbacks import Answer, Callback, Numbers
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ class _FunctionLoss:
     """An objective whose loss is a function of the user's; what is not loss is the other base's."""
 
     function: ClassVar[Callable[[Any], torch.Tensor]]
+    smooths = False
 
     def loss_sum(self, states: Any) -> torch.Tensor:
         """Return what the function returns."""
@@ -88,7 +89,7 @@ def method(name: str) -> Decorator[Any]:
 
 
 def metric(name: str, *, higher_is_better: bool = True) -> Decorator[Any]:
-    """Register a metric: a `Metric` or `ClassMetric` class, or a function ``(answer, reference) -> float``.
+    """Register a metric: a `Metric`, `ClassMetric` or `OutputMetric` class, or a function ``(answer, reference) -> float``.
 
     Args:
         name: What ``%evaluate --metrics`` calls it.
@@ -97,7 +98,7 @@ def metric(name: str, *, higher_is_better: bool = True) -> Decorator[Any]:
 
     def decorate(given: Any) -> Any:
         if isinstance(given, type):
-            return _register("metric", name, given, (Metric, ClassMetric))
+            return _register("metric", name, given, (Metric, ClassMetric, OutputMetric))
         about = {"title": name.replace("_", " "), "higher_is_better": higher_is_better}
         _wrap("metric", name, given, (_FunctionMetric,), takes=2, about=about)
         return given

@@ -35,7 +35,7 @@ class Freeze(Method):
         "h = layer_(n−k)(… layer_1(x)), frozen;  y = head(norm(layer_n(… layer_(n−k+1)(h)))), trained;  "
         "k = trainable_layers"
     )
-    source = "Howard and Ruder 2018, section 3.3, arXiv:1801.06146."
+    source = "Donahue et al. 2014 (DeCAF), arXiv:1310.1531; of language models Howard and Ruder 2018, arXiv:1801.06146."
     when = (
         "A classifier with few rows, on a model that knows such texts: the frozen layers are computed once for all epochs. "
         "A language model has no head of its own and needs `trainable_layers` of 1 or more."

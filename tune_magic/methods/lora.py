@@ -31,7 +31,7 @@ class LoraOptions(MethodOptions):
     use_rslora: bool = Field(False, description="Scale by lora_alpha / sqrt(r) instead (Kalajdzievski 2023).")
     use_dora: bool = Field(
         False,
-        description="Train the length of each column of the weights apart from its direction (DoRA, Liu et al. 2024).",
+        description="Train the length of each output's weights apart from their direction (DoRA, Liu et al. 2024).",
     )
     init_lora_weights: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora", "loftq"] = (
         Field(

@@ -35,8 +35,8 @@ class Unfreeze(Full):
 
     Options: ClassVar[type[MethodOptions]] = UnfreezeOptions
     summary = "Every parameter: the head first, then one layer more after another from the top down, embeddings last."
-    formula = "step s trains the layers of depth <= first + (s - 1) // steps_per_layer, the head being depth 0"
-    source = "Howard and Ruder 2018, arXiv:1801.06146, section 3.3"
+    formula = "in step s the layers of depth ≤ first + ⌊(s − 1) / steps_per_layer⌋ are trained, the head being depth 0"
+    source = "Howard and Ruder 2018, arXiv:1801.06146, section 3.3."
     when = (
         "For classifiers on few rows: a new head makes large gradients at first, which would spoil the layers below it. "
         "It takes the memory of `full`."

@@ -36,7 +36,8 @@ class Objective(abc.ABC):
             (`training.target_states.TargetStates`); `rows`, logits of whole rows by a head on one token of each
             (`training.rows.RowStates`); `outputs`, whatever the model gives for what `batch` makes of rows.
         gives: What the tuned model gives people: `texts` that it writes, one of some `classes`, or other `outputs`.
-        smooths: The loss knows `label_smoothing_factor`, which the states carry in training alone.
+        smooths: The loss knows `label_smoothing_factor`, which the states carry in training alone. A class with a
+            `loss_sum` of its own says so itself; it does not inherit it.
         compares_rows: The rows of a step are compared with each other: its loss is no sum over them.
         new_head: A head is trained that the base does not have, so that the base only guesses.
         reads_features: It looks at what the head is given of each row, too (`RowStates.features`).
@@ -76,6 +77,12 @@ class Objective(abc.ABC):
     source: ClassVar[str] = ""
     when: ClassVar[str] = ""
     variants: ClassVar[Mapping[str, Variant]] = {}
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """A loss of its own does not know what another's loss does."""
+        super().__init_subclass__(**kwargs)
+        if "loss_sum" in vars(cls) and "smooths" not in vars(cls):
+            cls.smooths = False
 
     def __init__(self, options: ObjectiveOptions | None = None) -> None:
         self.options: Any = options or self.Options.model_validate({})

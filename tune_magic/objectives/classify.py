@@ -70,7 +70,7 @@ class Classify(Objective):
         "L = − (1 / n) Σ_i w_(y_i) (1 − p_i)^γ log p_i;  p_i = softmax(head(text_i)) at its class y_i;  w = 1 and γ = 0 "
         "unless `class_weights` and `focal_gamma` say otherwise"
     )
-    source = "Cross-entropy on a new head, as in Devlin et al. 2018, arXiv:1810.04805."
+    source = "Cross-entropy on a new head, as in Devlin et al. 2019, BERT, arXiv:1810.04805."
     when = "Rows with a label: intents, topics, sentiment, pairs of texts. Encoders do it well at little cost; decoders can."
     variants: ClassVar[Mapping[str, Variant]] = {
         "focal": Variant(

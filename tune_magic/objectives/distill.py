@@ -82,8 +82,10 @@ class Distill(Objective):
 
     Options = DistillOptions
     summary: ClassVar[str] = "The student moves towards the teacher's probabilities of every trained token."
-    formula: ClassVar[str] = "alpha T^2 D(teacher, student) + (1 - alpha) (-log p(token | before)), a mean over tokens"
-    source: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531; Kim and Rush 2016, arXiv:1606.07947"
+    formula: ClassVar[str] = (
+        "L = (1 / T) Σ_t [α τ² D(P_t, Q_t) − (1 − α) log p(x_t | before)];  P, Q: probabilities of teacher and student at temperature τ;  D: KL(P ‖ Q), KL(Q ‖ P) or Jensen-Shannon, by `divergence`"
+    )
+    source: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531; Kim and Rush 2016, arXiv:1606.07947."
     when: ClassVar[str] = (
         "A small model should answer like a larger one, or like one that was tuned before. With other tokens than the "
         "teacher's, or a teacher behind an address, take `level: sequence`."
@@ -142,8 +144,11 @@ class DistillClasses(Classify):
     Options = DistillClassesOptions
     beside = (_TEACHER,)
     summary: ClassVar[str] = "The student moves towards the teacher's probabilities of the classes of each row."
-    formula: ClassVar[str] = "alpha T^2 D(teacher, student) + (1 - alpha) (-w (1 - p)^gamma log p), a mean over rows"
-    source: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531"
+    formula: ClassVar[str] = (
+        "L = (1 / n) Σ_i [α τ² D(P_i, Q_i) + (1 − α) · loss of `classify`];  P, Q: probabilities of teacher and student at temperature τ;  D: KL(P ‖ Q), KL(Q ‖ P) or Jensen-Shannon, by `divergence`"
+    )
+    smooths = True
+    source: ClassVar[str] = "Hinton et al. 2015, arXiv:1503.02531."
     when: ClassVar[str] = (
         "A small encoder should classify like a larger one with the same tokens, that was tuned on the same classes."
     )

@@ -56,8 +56,9 @@ class DomainAdversarial(Classify):
     reads_features = True
     metrics = ("class_accuracy",)
     summary = "A head learns classes, while the layers below unlearn what would tell the domains of texts apart."
-    formula = "-log p(class | f) - log p(domain | R(f)), where R(f) = f forwards and its gradient is multiplied by -w (2 / (1 + exp(-10 p)) - 1), p the share of steps done"
-    source = "Ganin et al. 2016, Domain-Adversarial Training of Neural Networks, arXiv:1505.07818"
+    formula = "L = − (1 / n) Σ_i [log p(class of i | f_i) + log p(domain of i | R(f_i))];  R(f) = f forwards, its gradient times − w (2 / (1 + exp(−10 p)) − 1);  w = domain_weight, p = share of the steps done"
+    smooths = True
+    source = "Ganin et al. 2016, Domain-Adversarial Training of Neural Networks, arXiv:1505.07818."
     when = (
         "When classes are known in one domain and wanted in another: rows of the other need a `domain` and no `label`."
     )

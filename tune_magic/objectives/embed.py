@@ -81,8 +81,8 @@ class Embed(Objective):
     summary = (
         "The vectors of texts that belong together are drawn near each other, and apart from those of other texts."
     )
-    formula = "contrastive: -1/B sum_i log exp(cos(a_i, p_i)/t) / sum_j exp(cos(a_i, p_j)/t), j over all positives and negatives of the step; triplet: max(0, cos(a, n) - cos(a, p) + margin); cosine: (cos(a, p) - score)^2"
-    source = "van den Oord et al. 2018, arXiv:1807.03748; Reimers and Gurevych 2019, Sentence-BERT, arXiv:1908.10084; Gao et al. 2021, GradCache, arXiv:2101.06983"
+    formula = "contrastive: L = − (1 / n) Σ_i log [exp(cos(a_i, p_i) / t) / Σ_j exp(cos(a_i, p_j) / t)], j over all positives and negatives of the step;  triplet: L = (1 / n) Σ_i max(0, cos(a_i, n_i) − cos(a_i, p_i) + margin);  cosine: L = (1 / n) Σ_i (cos(a_i, p_i) − score_i)²"
+    source = "van den Oord et al. 2018, arXiv:1807.03748; Reimers and Gurevych 2019, Sentence-BERT, arXiv:1908.10084; Gao et al. 2021, GradCache, arXiv:2101.06983."
     when = "For search, deduplication and retrieval in a field of your own: rows are pairs, triplets, or pairs with a score."
 
     def __init__(

@@ -64,8 +64,10 @@ class ExtractiveQA(Objective):
     new_head = True
     metrics = ("span_exact_match", "span_f1")
     summary = "A head learns at which token of a text the answer to a question begins and at which it ends."
-    formula = "-1/2 (log p(first token = a | question, text) + log p(last token = b | question, text)), mean over parts"
-    source = "Devlin et al. 2019, BERT, arXiv:1810.04805, section 4.2; Rajpurkar et al. 2018, SQuAD 2, arXiv:1806.03822"
+    formula = "L = − (1 / 2n) Σ_i [log p(first token of the answer | question, part i) + log p(last token of the answer | question, part i)], i over parts of texts"
+    source = (
+        "Devlin et al. 2019, BERT, arXiv:1810.04805, section 4.2; Rajpurkar et al. 2018, SQuAD 2, arXiv:1806.03822."
+    )
     when = (
         "When answers stand word for word in a text that is given with the question; otherwise teach answers by `sft`."
     )

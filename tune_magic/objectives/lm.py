@@ -22,8 +22,8 @@ class LM(SFT):
     """
 
     summary = "The model learns to go on with your texts, every token of them, as in pre-training."
-    formula = "-1/T * sum over all tokens t of log p(token t | tokens before it in its piece)"
-    source = "Gururangan et al. 2020, Don't Stop Pretraining, arXiv:2004.10964"
+    formula = "L = − (1 / T) Σ_t log p(x_t | the tokens before it in its piece), t over all tokens"
+    source = "Gururangan et al. 2020, Don't Stop Pretraining, arXiv:2004.10964."
     when = "To get a model used to a field's language before it is taught a task; take `sft` to teach answers."
 
     def examples(self, part: Part, renderer: Renderer) -> list[Example]:

@@ -122,8 +122,8 @@ class ClassifyImage(ClassifyMedia):
     kind = "image"
     head = "ImageClassification"
     summary = "A head learns to choose the class of an image."
-    formula = "-1/n * sum over images i of w (1 - p_i)^gamma log p_i, p_i = p(class of i | image i)"
-    source = "Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, arXiv:2010.11929"
+    formula = "L = − (1 / n) Σ_i w_(y_i) (1 − p_i)^γ log p_i;  p_i = p(class of i | image i)"
+    source = "Dosovitskiy et al. 2021, An Image is Worth 16x16 Words, arXiv:2010.11929."
     when = "For rows of an image, a path or its bytes, and a class; with ViT, DeiT, ConvNeXT, ResNet and their kin."
 
     def prepared(self, source: Any, processor: Processor) -> tuple[bytes, int]:
@@ -165,8 +165,8 @@ class ClassifyAudio(ClassifyMedia):
     kind = "recording"
     head = "AudioClassification"
     summary = "A head learns to choose the class of a recording."
-    formula = "-1/n * sum over recordings i of w (1 - p_i)^gamma log p_i, p_i = p(class of i | recording i)"
-    source = "Baevski et al. 2020, wav2vec 2.0, arXiv:2006.11477; Yang et al. 2021, SUPERB, arXiv:2105.01051"
+    formula = "L = − (1 / n) Σ_i w_(y_i) (1 − p_i)^γ log p_i;  p_i = p(class of i | recording i)"
+    source = "Baevski et al. 2020, wav2vec 2.0, arXiv:2006.11477; Yang et al. 2021, SUPERB, arXiv:2105.01051."
     when = "For rows of a recording, a path or its bytes, and a class: spoken commands, speakers, sounds."
 
     def __init__(self, *arguments: Any, seconds: float = 0.0, **facts: Any) -> None:

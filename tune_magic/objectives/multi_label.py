@@ -58,8 +58,8 @@ class MultiLabel(Objective):
     new_head = True
     metrics = ("micro_f1", "exact_sets")
     summary = "A head with one output a class learns for each class by itself whether a text has it."
-    formula = "-1/C * sum over classes c of w_c y_c log s(z_c) + (1 - y_c) log(1 - s(z_c)), s the logistic function"
-    source = "Binary relevance: Boutell et al. 2004, Learning multi-label scene classification"
+    formula = "L = − (1 / (n C)) Σ_i Σ_c [w_c y_ic log s(z_ic) + (1 − y_ic) log(1 − s(z_ic))], c over the C classes, s the logistic function"
+    source = "Binary relevance: Boutell et al. 2004, Learning multi-label scene classification."
     when = "When a text may have several classes, or none; `classify` is for exactly one."
 
     def __init__(

@@ -62,8 +62,8 @@ class MultiTask(Objective):
     new_head = True
     metrics = ("class_accuracy", "mean_absolute_error")
     summary = "One model learns several tasks at once, each by a head of its own."
-    formula = "sum over rows of w_task * loss_task(head_task(f), y): -log p(class), or (z - (y - mean) / deviation)^2"
-    source = "Caruana 1997, Multitask Learning; Liu et al. 2019, MT-DNN, arXiv:1901.11504"
+    formula = "L = (1 / n) Σ_i w_(task of i) loss_i;  loss_i = − log p(class of i), or (z_i − (y_i − mean) / deviation)² of tasks with numbers, by the task's own head"
+    source = "Caruana 1997, Multitask Learning; Liu et al. 2019, MT-DNN, arXiv:1901.11504."
     when = "When tasks over the same kind of texts have few rows each, or one model must do them all."
 
     def __init__(
@@ -73,7 +73,7 @@ class MultiTask(Objective):
         self.tasks = tasks or {}
 
     def learn(self, contents: Iterable[Content], source: str) -> None:
-        """Take the tasks of the training rows; a task whose answers are all fractions gives numbers, else classes.
+        """Take the tasks of the training rows; a task whose answers are numbers, one with a fraction, gives numbers, else classes.
 
         Raises:
             DataError: A task has nothing to tell apart.
@@ -174,7 +174,7 @@ class MultiTask(Objective):
         number = float(list(self.tasks).index(content.task))
         if "classes" not in about:
             return [number, (float(content.answer) - about["mean"]) / about["deviation"]]
-        answer = _said(content.answer)
+        answer = _class_of(content.answer)
         if answer not in about["classes"]:
             raise ValueError("no training row of this task has this class")
         return [number, float(about["classes"].index(answer))]
@@ -195,18 +195,32 @@ class MultiTask(Objective):
 
 
 def _learned(name: str, answers: Sequence[str | float], source: str) -> dict[str, Any]:
-    if all(isinstance(answer, float) for answer in answers) and any(not float(a).is_integer() for a in answers):
+    if _are_measures(answers):
         values = np.array(answers, dtype=float)
         if not values.std() > 0:
             raise DataError(f"All numbers of the task {name!r} of {source} are the same.")
         return {"mean": float(f"{values.mean():.8g}"), "deviation": float(f"{values.std():.8g}")}
-    classes = sorted({_said(answer) for answer in answers})
+    classes = sorted({_class_of(answer) for answer in answers})
     if len(classes) < 2:
         raise DataError(f"The task {name!r} of {source} has one class only, {classes[0]!r}.")
     return {"classes": classes}
 
 
+def _are_measures(answers: Sequence[str | float]) -> bool:
+    """Whether all are numbers, and one has a fraction."""
+    are_numbers = all(isinstance(answer, float) for answer in answers)
+    return are_numbers and any(not float(answer).is_integer() for answer in answers)
+
+
+def _class_of(answer: str | float) -> str:
+    """Return an answer as the name of a class; different numbers have different names."""
+    if isinstance(answer, str):
+        return answer
+    return str(int(answer)) if answer.is_integer() else repr(answer)
+
+
 def _said(answer: str | float) -> str:
+    """Return an answer as people read it."""
     return answer if isinstance(answer, str) else f"{answer:.4g}"
 
 

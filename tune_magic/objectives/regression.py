@@ -56,8 +56,8 @@ class Regression(Objective):
     summary = (
         "A head with one output learns the number of each text, measured in standard deviations of the training rows."
     )
-    formula = "mse: mean over rows of (z - (y - mean) / deviation)^2; mae and huber: its absolute or Huber's error"
-    source = "Least squares; Huber 1964, Robust Estimation of a Location Parameter"
+    formula = "mse: L = (1 / n) Σ_i (z_i − (y_i − mean) / deviation)²;  mae, huber: that difference's absolute value, its Huber loss"
+    source = "Least squares; Huber 1964, Robust Estimation of a Location Parameter."
     when = "When rows have a measure, a score or a rating whose order matters; `classify` if numbers are only names."
 
     def __init__(self, options: ObjectiveOptions | None = None, *, mean: float = 0.0, deviation: float = 1.0) -> None:

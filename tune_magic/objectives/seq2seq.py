@@ -40,8 +40,8 @@ class Seq2Seq(SFT):
     task = "SEQ_2_SEQ_LM"
     engine = "outputs"
     summary = "An encoder reads the source, a decoder learns to write the target token by token."
-    formula = "-1/T * sum over target tokens t of log p(t | source, target before t)"
-    source = "Sutskever et al. 2014, arXiv:1409.3215; Raffel et al. 2020, T5, arXiv:1910.10683"
+    formula = "L = − (1 / T) Σ_t log p(y_t | source, y_1 … y_(t−1)), t over the tokens of targets"
+    source = "Sutskever et al. 2014, arXiv:1409.3215; Raffel et al. 2020, T5, arXiv:1910.10683."
     when = "With T5, BART and their kin, for translation, summaries and rewriting; `sft` for models that are a decoder alone."
 
     def __init__(self, options: ObjectiveOptions | None = None) -> None:

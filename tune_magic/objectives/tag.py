@@ -59,8 +59,8 @@ class Tag(Objective):
     smooths = True
     new_head = True
     summary = "A head learns the tag of each word, read off the word's first token."
-    formula = "-1/W * sum over words w of log p(tag of w | text)"
-    source = "Devlin et al. 2019, BERT, arXiv:1810.04805, section 5.3"
+    formula = "L = − (1 / W) Σ_w log p(tag of w | text), w over words"
+    source = "Devlin et al. 2019, BERT, arXiv:1810.04805, section 5.3."
     when = "To find names, places or parts of speech in texts whose words are tagged; an encoder sees both sides of a word."
 
     def __init__(self, options: ObjectiveOptions | None = None, *, tags: Sequence[str] = ()) -> None:

@@ -330,8 +330,9 @@ class RetainOptions(Part):
     ewc: float = Field(
         0.0,
         ge=0,
-        description="The same, each weight's distance counted by how much rows of an earlier task depend on it (elastic "
-        "weight consolidation, Kirkpatrick et al. 2017): half the sum of F (w - start)^2, with the Fisher diagonal F.",
+        description="Factor of half the sum of F (w - start)^2 over all trained weights, heads included, and of LoRA its matrices "
+        "themselves (elastic weight consolidation, Kirkpatrick et al. 2017). F is the diagonal of the empirical Fisher "
+        "information: how much rows of an earlier task depend on each weight.",
     )
     ewc_data: str | None = Field(None, description="Rows of the earlier task for `ewc`: a file, `$name` or hub id.")
     ewc_rows: int = Field(200, ge=1, description="How many of them F is the mean over, drawn by the seed.")
@@ -339,7 +340,7 @@ class RetainOptions(Part):
         0.0,
         ge=0,
         description="Factor of KL(base || model), by which the predictions of the trained tokens are kept near those before "
-        "training (learning without forgetting, Li and Hoiem 2016); language models only.",
+        "training (learning without forgetting, Li and Hoiem 2016); language models that are a decoder alone.",
     )
 
     @model_validator(mode="after")
@@ -403,7 +404,9 @@ class Recipe(Part):
     model: str = Field(description="A folder, a model in the cache, an installed wheel, or a hub id.")
     data: DataOptions = Field(description="A path, `$name`, hub id, or a mapping with `train` and more.")
     objective: SerializeAsAny[ObjectiveOptions] | None = Field(
-        None, description="What is minimised, with its options. Default: classify for rows with a label, else sft."
+        None,
+        description="What is minimised, with its options. Default: what the rows' format is for, such as classify for a text "
+        "and its label, and sft for what has no other.",
     )
     method: SerializeAsAny[MethodOptions] = Field(description="How parameters are made trainable, with its options.")
     vocabulary: VocabularyOptions = Field(
@@ -435,18 +438,25 @@ class Recipe(Part):
     )
     warmup_ratio: float = Field(0.03, ge=0, lt=1, description="Share of the steps in which the learning rate rises.")
     warmup_steps: int | None = Field(None, ge=0, description="The same in steps; wins over the ratio.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay on matrices.")
+    weight_decay: float = Field(
+        0.0, ge=0, description="Weight decay on matrices, apart from the gradient, but for `sgd`, which adds it to it."
+    )
     optim: Optimizer = Field(
         "adamw",
         description="What steps along the gradients: AdamW; SGD with momentum, half its state; Adafactor, next to none, "
         "whose steps are in proportion to the parameters (with `full`, not beside LoRA's zeros); Lion, the sign of a mean "
-        "of gradients (a tenth of AdamW's learning rate; its paper takes 0.99 for `adam_beta2`). `_8bit`: states of a "
+        "of gradients (a third to a tenth of AdamW's learning rate). `_8bit`: states of a "
         "quarter the size; `paged`: GPU states that may move to the machine's memory (on a CPU, as without).",
     )
     adam_beta1: float = Field(
-        0.9, ge=0, lt=1, description="AdamW's decay of the first moment, SGD's and Lion's momentum."
+        0.9,
+        ge=0,
+        lt=1,
+        description="AdamW's decay of the first moment, SGD's momentum, the mean's share in Lion's step.",
     )
-    adam_beta2: float = Field(0.999, ge=0, lt=1, description="AdamW's decay of the second moment.")
+    adam_beta2: float = Field(
+        0.999, ge=0, lt=1, description="AdamW's decay of the second moment, Lion's of its mean (its paper takes 0.99)."
+    )
     adam_epsilon: float = Field(1e-8, gt=0, description="AdamW's denominator floor.")
     label_smoothing_factor: float = Field(
         0.0,

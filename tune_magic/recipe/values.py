@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from tune_magic.recipe.variant import Variant
 
-_PROGRESS = "p = steps since warm-up / (steps after warm-up), from 0 to 1"
+_PROGRESS = "p = steps done since warm-up / steps after warm-up, from 0 to just below 1"
 _FALL = f"η_t = η · (m + (1 − m) · {{}});  {_PROGRESS};  m = min_lr_rate"
 
 
@@ -21,7 +21,7 @@ def _optimizer(name: str, summary: str, formula: str, source: str, when: str) ->
 VALUES: Mapping[str, Variant] = {
     "linear": _schedule(
         "linear", "The learning rate falls along a line from its peak.", _FALL.format("(1 − p)"),
-        "As in Transformers.", "The default: down to nothing at the end of the run, or to `min_lr_rate`.",
+        "As in Transformers.", "The default: towards 0 at the end of the run, or `min_lr_rate` of the peak.",
     ),
     "cosine": _schedule(
         "cosine", "The learning rate falls along half a cosine: slowly, quickly, slowly.",
@@ -43,7 +43,7 @@ VALUES: Mapping[str, Variant] = {
     ),
     "inverse_sqrt": _schedule(
         "inverse_sqrt", "The learning rate falls as one over the root of the steps; it has no end to reach.",
-        "η_t = η · √(w / (w + t)) at step t after warm-up;  w = steps of warm-up",
+        "η_t = η · √(w / (w + t)) at step t after warm-up, from 0;  w = steps of warm-up",
         "Vaswani et al. 2017, arXiv:1706.03762.", "Runs whose end is open; it needs a warm-up worth the name.",
     ),
     "warmup_stable_decay": _schedule(
@@ -76,7 +76,7 @@ VALUES: Mapping[str, Variant] = {
     "lion": _optimizer(
         "lion", "Each parameter steps by the same size along the sign of a mean of gradients.",
         "θ ← θ (1 − η λ) − η · sign(β₁ m + (1 − β₁) g);  m ← β₂ m + (1 − β₂) g", "Chen et al. 2023, arXiv:2302.06675.",
-        "Half of AdamW's state; it takes a learning rate several times lower.",
+        "Half of AdamW's state; it takes a learning rate three to ten times lower.",
     ),
     "lion_8bit": _optimizer(
         "lion_8bit", "Lion whose state has 8 bits a number.", "as `lion`, with m rounded to 8 bits after each step",

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tune_magic.evaluation.classes import ClassScorer
+from tune_magic.evaluation.job import rows_to_score
 from tune_magic.handles import Run
 from tune_magic.models.load import load_causal_lm
 from tune_magic.testing.rows import rows_of
@@ -74,6 +76,24 @@ class MethodConformance(Conformance):
             shown = _logits(tuned.model)
         torch.testing.assert_close(shown, _logits(base), rtol=1e-5, atol=1e-6)
         assert not torch.allclose(_logits(tuned.model), shown, atol=1e-6), "the tuned model is the base"
+
+    def test_a_classifier_learns_with_its_head(self) -> None:
+        """The new head is trained, too; where the method still `adds`, `without` shows it untrained."""
+        keys = {"learning_rate": 5e-3, "max_steps": 40, "batch_size": 8, "eval": {"steps": 20, "samples": 0}}
+        run = self.make(rows_of(("text_label",)), encoder=True, method=self.named(), **keys | self.recipe)
+        do(finetune, run)
+        assert_learns(run)
+        saved, tuned = load_file(run.best_checkpoint / "trainable.safetensors"), load_tuned(run)
+        base = tuned.load_base().model
+        heads = [name for name, child in base.named_children() if child is not base.base_model]
+        assert any(head in name.split(".") for name in saved for head in heads), f"{heads[0]} is not trained"
+        if tuned.method.adds:
+            rows = rows_to_score(tuned, run.path)[0][:]
+            scorer = ClassScorer(tuned, rows, {}, lambda count: None)
+            with tuned.without_tuning() as shown:
+                found = scorer.compare(scorer.score(shown, rows), scorer.score(tuned, rows))["loss"].base
+            first = float(run.summary().evaluations[0]["loss"])
+            assert abs(found - first) <= 1e-3 * first, f"`without` shows a loss of {found}, the base had {first}"
 
     def test_what_is_merged_is_the_model(self) -> None:
         """Where the method `merges`, the plain model gives the same logits."""

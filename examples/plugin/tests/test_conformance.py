@@ -1,9 +1,9 @@
 """The four plug-ins keep the contracts of their kinds."""
 
-from tune_magic_example.callback import Smoothed
+from tune_magic_example.callback import SmoothedLoss
 from tune_magic_example.method import OutputScale
 from tune_magic_example.metric import WordOverlap
-from tune_magic_example.objective import Unsure
+from tune_magic_example.objective import FocalTokens
 
 from tune_magic.testing import CallbackConformance, MethodConformance, MetricConformance, ObjectiveConformance
 
@@ -12,8 +12,8 @@ class TestOutputScale(MethodConformance):
     plugin = OutputScale
 
 
-class TestUnsure(ObjectiveConformance):
-    plugin = Unsure
+class TestFocalTokens(ObjectiveConformance):
+    plugin = FocalTokens
     options = {"gamma": 2.0}
 
 
@@ -21,6 +21,6 @@ class TestWordOverlap(MetricConformance):
     plugin = WordOverlap
 
 
-class TestSmoothed(CallbackConformance):
-    plugin = Smoothed
+class TestSmoothedLoss(CallbackConformance):
+    plugin = SmoothedLoss
     options = {"decay": 0.5}

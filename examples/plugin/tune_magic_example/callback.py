@@ -11,18 +11,18 @@ from tune_magic.recipe.schema import CallbackOptions
 from tune_magic.training.callbacks import Callback
 
 
-class SmoothedOptions(CallbackOptions):
-    """Keys of `callbacks: {smoothed: {...}}`."""
+class SmoothedLossOptions(CallbackOptions):
+    """Keys of `callbacks: {smoothed_loss: {...}}`."""
 
-    name: Literal["smoothed"] = Field("smoothed", description="The loss, smoothed over steps.")
+    name: Literal["smoothed_loss"] = Field("smoothed_loss", description="The loss, smoothed over steps.")
     decay: float = Field(0.9, ge=0, lt=1, description="Share of the old value in the new one.")
     enough: float | None = Field(None, gt=0, description="End the run when it is lower.")
 
 
-class Smoothed(Callback):
-    """An exponential mean of the loss; `run.history` has it as `smoothed.loss`."""
+class SmoothedLoss(Callback):
+    """An exponential mean of the loss; `run.history` has it as `smoothed_loss.loss`."""
 
-    Options = SmoothedOptions
+    Options = SmoothedLossOptions
     summary = "Logs the loss smoothed over steps, and ends the run once it is low enough."
     mean: float | None = None
 

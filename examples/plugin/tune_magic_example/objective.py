@@ -10,17 +10,19 @@ from tune_magic.objectives.sft import SFT
 from tune_magic.recipe.schema import ObjectiveOptions
 
 
-class UnsureOptions(ObjectiveOptions):
-    """Keys of `objective: unsure`."""
+class FocalTokensOptions(ObjectiveOptions):
+    """Keys of `objective: focal_tokens`."""
 
-    name: Literal["unsure"] = Field("unsure", description="Likelihood of the answers; sure tokens count less.")
+    name: Literal["focal_tokens"] = Field(
+        "focal_tokens", description="Likelihood of the answers; sure tokens count less."
+    )
     gamma: float = Field(1.0, ge=0, le=10, description="How much less; 0 is plain `sft`.")
 
 
-class Unsure(SFT):
+class FocalTokens(SFT):
     """The focal loss, token by token; rows, model and everything else are those of `sft`."""
 
-    Options = UnsureOptions
+    Options = FocalTokensOptions
     summary = "The likelihood of the answers, with less weight on tokens that are right already."
     formula = "-sum (1 - p)^gamma log p"
     source = "Lin et al. 2017, Focal Loss for Dense Object Detection, arXiv:1708.02002"

@@ -58,7 +58,8 @@ class TextTask(Format):
 
     def content(self, values: Values) -> Tasked:
         value = self.value(values, "label")
-        answer = float(value) if isinstance(value, float) and math.isfinite(value) else self.label(values)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        answer = float(value) if is_number else self.label(values)
         second = self.text_or_none(values, "second")
         return Tasked(self.text(values, "text"), self.label(values, "task"), answer, second)
 
