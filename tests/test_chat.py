@@ -7,14 +7,16 @@ import time
 
 import numpy as np
 import pytest
+from conftest import make_model
 from test_view import Page
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import tune_magic
 from tune_magic import cli
 from tune_magic.chatting import Answer, Turn, _system_of
 from tune_magic.errors import RunFailed, TuneError
 from tune_magic.evaluation import chat as chat_job
-from tune_magic.models.generate import Sampling, stream
+from tune_magic.models.generate import Sampling, generate, stream
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.view.chat import chat_card
@@ -227,3 +229,24 @@ def test_a_worker_that_fails_says_so(bot):
         broken.ask("anybody there?")
     assert "chat · failed: " in broken.card()["text/plain"]
     assert "trainable.safetensors" in broken.card()["text/plain"]
+
+
+def test_answers_end_where_the_model_has_no_more_places(tmp_path):
+    """GPT-2 has a vector for each place, and none beyond; what one prompt leaves does not cut another's answer."""
+    folder = make_model(tmp_path / "gpt2", "gpt2", n_positions=24, max_position_embeddings=24)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    model.generation_config.eos_token_id = None
+    tokenizer.eos_token = None
+    prompts = [np.arange(length) % 7 + 5 for length in (24, 20, 6, 4)]
+    counted = []
+    together = generate(model, tokenizer, prompts, max_new_tokens=10, done=counted.append)
+    assert together == [generate(model, tokenizer, [prompt], max_new_tokens=10)[0] for prompt in prompts]
+    assert sum(counted) == 4
+    assert together[0] == ""
+    longer, shorter = (
+        stream(model, tokenizer, prompts[1], Sampling(10)),
+        stream(model, tokenizer, prompts[1], Sampling(4)),
+    )
+    assert longer == shorter == together[1]
+    with pytest.raises(TuneError, match="24 tokens, and the model has 24 places"):
+        stream(model, tokenizer, prompts[0], Sampling(10))

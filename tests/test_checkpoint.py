@@ -176,3 +176,10 @@ def test_retention_keeps_the_newest_the_best_and_what_is_not_its_own(tmp_path):
         save(tmp_path, step)
     assert checkpoint.retain(tmp_path, limit=2, protected={2}, own={1, 2, 4, 5}) == [1]
     assert checkpoint.steps(tmp_path) == [2, 3, 4, 5]
+
+
+def test_the_random_state_of_a_device_that_is_gone_is_passed_over():
+    state = checkpoint.random_state() | {"cuda_7": torch.zeros(16, dtype=torch.uint8)}
+    first = torch.rand(3)
+    checkpoint.set_random_state(state)
+    assert torch.equal(torch.rand(3), first)

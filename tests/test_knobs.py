@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -25,6 +26,7 @@ from tune_magic.objectives.classify import Classify, ClassifyOptions
 from tune_magic.objectives.sft import SFT
 from tune_magic.recipe import build_recipe
 from tune_magic.recipe.build import build_launch
+from tune_magic.recipe.schema import Optimizer
 from tune_magic.storage.control import Control, StopRequested
 from tune_magic.training import checkpoint, noise, packing, target_states
 from tune_magic.training.average import Average
@@ -406,6 +408,29 @@ def test_an_evaluation_that_a_budget_brought_changes_no_rate(train, make_run, mo
     assert 5 in losses(run)[1]
 
 
+def test_an_evaluation_that_a_budget_brought_ends_no_run_early(train, make_run, monkeypatch):
+    changes = PLAIN | {
+        "learning_rate": 1.0,
+        "max_steps": 40,
+        "eval": {"steps": 2, "early_stopping_patience": 3, "early_stopping_threshold": 9.0, "samples": 0},
+    }
+    whole, run, real = train(**changes), make_run(**changes), Loop._evaluate_if_due
+    assert max(losses(whole)[0]) == 8
+
+    def stop(loop):
+        real(loop)
+        if loop.progress.step == 5:  # between two that are due
+            loop._evaluate_all()
+            raise StopRequested
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Loop, "_evaluate_if_due", stop)
+        local.start(run.path, "inline")
+    run.resume("inline")
+    assert losses(run)[0] == losses(whole)[0]
+    assert 5 in losses(run)[1]
+
+
 def test_the_plateau_needs_held_out_rows(train, data_file):
     with pytest.raises(RunFailed, match="no held-out rows"):
         train(lr_scheduler_type="reduce_lr_on_plateau", data={"train": str(data_file), "held_out": 0}).raise_for_state()
@@ -491,9 +516,18 @@ def test_the_rate_that_is_found_trains_and_a_hundredth_of_it_hardly_does(find, t
     assert fall[0] > 3 * fall[1]
 
 
-@pytest.mark.parametrize("settings", [{"method": "full"}, {"optim": "sgd"}, {"method": "unfreeze"}])
+def test_there_are_rates_to_try_for_every_optimizer():
+    for optim in get_args(Optimizer):
+        rates = rates_of(optim)
+        assert 0 < rates[0] < rates[-1], optim
+    assert rates_of("lion_8bit")[-1] < rates_of("paged_adamw_8bit")[-1] == rates_of("adamw")[-1]
+
+
+@pytest.mark.parametrize(
+    "settings", [{"method": "full"}, {"optim": "sgd"}, {"optim": "lion_8bit"}, {"method": "unfreeze"}]
+)
 def test_a_rate_is_found_for_other_methods_and_optimizers(find, settings):
-    low, high = {"sgd": (1e-5, 10.0)}.get(settings.get("optim"), (1e-7, 1.0))
+    low, high = {"sgd": (1e-5, 10.0), "lion_8bit": (1e-8, 0.1)}.get(settings.get("optim"), (1e-7, 1.0))
     result = find(**settings).summary().result
     rates = rates_of(settings.get("optim", "adamw"))
     assert (rates[0], rates[-1]) == (pytest.approx(low), pytest.approx(high))

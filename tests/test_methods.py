@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import make_model
+from safetensors.torch import load_file
 from test_classify import labelled, make_encoder
 from test_engine import load
 from test_training import SHORT, assert_same, stop_and_resume
@@ -85,6 +86,25 @@ def test_a_classifier_learns_by_every_method(name, train, tmp_path):
     evaluations = run.summary().evaluations
     assert evaluations[40]["loss"] < evaluations[0]["loss"] - 0.1
     assert load_tuned(run).model is not None
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("kind", ["language model", "classifier"])
+@pytest.mark.parametrize("name", METHODS)
+def test_in_bfloat16_what_is_trained_is_kept_in_float32(name, kind, train, inline, tmp_path):
+    path = tmp_path / "labelled.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in labelled()))
+    encoder = {"data": {"train": str(path), "held_out": 0.25}}
+    if kind == "classifier":
+        encoder["model"] = str(make_encoder(tmp_path / "bert", num_key_value_heads=4))
+    run = train(method=METHODS[name], dtype="bfloat16", max_steps=4, **encoder if kind == "classifier" else {})
+    run.raise_for_state()
+    tuned = load_tuned(run, dtype=torch.bfloat16)
+    assert {p.dtype for p in tuned.model.parameters() if p.requires_grad} == {torch.float32}
+    saved = load_file(run.best_checkpoint / "trainable.safetensors")
+    assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
+    if tuned.method.merges:
+        assert run.export("merged", rows=2).ok is True
 
 
 @pytest.mark.parametrize("name", METHODS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -38,3 +38,14 @@ class LNTuning(PeftMethod):
         found = [name for name, module in model.named_modules() if "norm" in type(module).__name__.lower()]
         norms = [name.removesuffix(".base_layer") for name in found if ".ln_tuning_layers." not in name]
         return LNTuningConfig(task_type=task, target_modules=self.options.target_modules or norms)
+
+    def merge(self, model: Any) -> PreTrainedModel:
+        """Put the trained norms in their places, and the trained head, which PEFT leaves wrapped here."""
+        from peft.utils.other import ModulesToSaveWrapper
+
+        merged = super().merge(model)
+        for name, module in list(merged.named_modules()):
+            if isinstance(module, ModulesToSaveWrapper):
+                whole = module.unload_and_optionally_merge_module(merge=True, safe_merge=False, adapter_names=None)
+                merged.set_submodule(name, whole)
+        return merged

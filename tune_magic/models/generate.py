@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
+
+from tune_magic.errors import TuneError
 
 _BATCH = 20
 
@@ -29,7 +31,7 @@ def generate(
         model: A Transformers or PEFT language model, in evaluation mode.
         tokenizer: Its tokenizer.
         prompts: Token ids, each of shape (length,).
-        max_new_tokens: Longest answer in tokens.
+        max_new_tokens: Longest answer in tokens; shorter after a prompt that leaves the model fewer positions.
         between: Called before each token; may raise to break off.
         done: Called with the number of prompts answered by each batch.
         batch_size: Prompts answered at once; sorted by length first, so that little is padding.
@@ -46,17 +48,15 @@ def generate(
     device = next(model.parameters()).device
     pad = tokenizer.pad_token_id
     config = GenerationConfig(
-        max_new_tokens=max_new_tokens,
         do_sample=False,
         pad_token_id=pad,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=end_tokens(model, tokenizer),
     )
     encodes = model.config.is_encoder_decoder
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-    answers = [""] * len(prompts)
-    for start in range(0, len(order), batch_size):
-        chosen = order[start : start + batch_size]
+    answers, left = [""] * len(prompts), len(prompts)
+    for chosen, room in _batches([len(prompt) for prompt in prompts], max_new_tokens, positions_of(model), batch_size):
+        config.max_new_tokens = room
         ids, mask = _left_padded([prompts[index] for index in chosen], pad)
         named = {} if adapters is None else {"adapter_names": [adapters[index] for index in chosen]}
         with torch.no_grad():
@@ -70,9 +70,39 @@ def generate(
         for row, index in enumerate(chosen):
             own = out[row] if encodes else out[row, ids.shape[1] :]  # a decoder's rows begin with what it was given
             answers[index] = tokenizer.decode(own.tolist(), skip_special_tokens=True)
+        left -= len(chosen)
         if done is not None:
             done(len(chosen))
+    if done is not None and left:
+        done(left)
     return answers
+
+
+def positions_of(model: Any) -> int | None:
+    """Return how many tokens a language model has places for, prompt and answer together; None: there is no end.
+
+    Learned tokens of an adapter take places; an encoder's prompt takes none of its decoder's.
+    """
+    known = getattr(model.config, "max_position_embeddings", None)
+    if known is None or model.config.is_encoder_decoder:
+        return None
+    adapter = getattr(model, "active_peft_config", None)
+    return int(known) - int(getattr(adapter, "num_virtual_tokens", None) or 0)
+
+
+def _batches(
+    lengths: Sequence[int], max_new_tokens: int, positions: int | None, batch_size: int
+) -> Iterator[tuple[list[int], int]]:
+    """Yield prompts of similar length by number, longest first, and the most tokens of their answers.
+
+    A prompt that leaves less room than is asked for is answered by itself, so that no other is cut by it; one that
+    leaves none is not answered.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
+    room = [max_new_tokens if positions is None else min(max_new_tokens, positions - length) for length in lengths]
+    yield from (([index], room[index]) for index in order if 0 < room[index] < max_new_tokens)
+    free = [index for index in order if room[index] == max_new_tokens]
+    yield from ((free[start : start + batch_size], max_new_tokens) for start in range(0, len(free), batch_size))
 
 
 @dataclass(frozen=True)
@@ -110,6 +140,9 @@ def stream(
         sampling: How tokens are chosen.
         tell: Called with the text so far and its number of tokens, whenever whole characters have come.
         is_over: Called before each token; whether to end the answer here. May raise to break off.
+
+    Raises:
+        TuneError: The prompt leaves no place for an answer.
     """
     from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
     from transformers.generation.streamers import BaseStreamer
@@ -135,9 +168,13 @@ def stream(
         def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
             return torch.full((len(input_ids),), is_over(), dtype=torch.bool, device=input_ids.device)
 
+    positions = positions_of(model)
+    room = sampling.max_new_tokens if positions is None else min(sampling.max_new_tokens, positions - len(prompt))
+    if room < 1:
+        raise TuneError(f"The text has {len(prompt)} tokens, and the model has {positions} places.", hint="Shorten it.")
     draws = {"do_sample": True, "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     config = GenerationConfig(
-        max_new_tokens=sampling.max_new_tokens,
+        max_new_tokens=room,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=end_tokens(model, tokenizer),

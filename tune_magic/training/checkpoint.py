@@ -45,7 +45,8 @@ class Progress:
         evaluated_step: Last step after which held-out rows were evaluated, -1 before the first.
         best_step: Step with the lowest held-out loss, None before the first evaluation after training began.
         best_loss: That loss.
-        evaluations_without_gain: For early stopping.
+        evaluations_without_gain: For early stopping: scheduled ones, since the loss was last lower by its threshold.
+        scheduled_best: The lowest loss of scheduled evaluations, which a budget's end adds none to.
         tokens: Tokens computed so far.
         microbatch_tokens: Most tokens computed at once, when memory did not suffice for what the plan says; else None.
         plateau: For `reduce_lr_on_plateau`, the fields of `optimizer.Plateau`; empty before the first evaluation.
@@ -58,6 +59,7 @@ class Progress:
     best_step: int | None = None
     best_loss: float | None = None
     evaluations_without_gain: int = 0
+    scheduled_best: float | None = None
     tokens: int = 0
     microbatch_tokens: int | None = None
     plateau: dict[str, Any] = field(default_factory=dict)
@@ -232,20 +234,24 @@ def random_state() -> dict[str, torch.Tensor]:
     }
     for index in range(torch.cuda.device_count()):
         state[f"cuda_{index}"] = torch.cuda.get_rng_state(index)
+    if torch.backends.mps.is_available():
+        state["mps"] = torch.mps.get_rng_state()
     return state
 
 
 def set_random_state(state: dict[str, torch.Tensor]) -> None:
-    """Put back what `random_state` returned."""
+    """Put back what `random_state` returned; what it says of devices that are not here is passed over."""
     gauss = float(state["python_gauss"][0])
     random.setstate((3, tuple(state["python"].tolist()), None if math.isnan(gauss) else gauss))
     place, has_gauss, cached = state["numpy_rest"].tolist()
     keys = state["numpy"].numpy().astype(np.uint32)
     np.random.set_state(("MT19937", keys, int(place), int(has_gauss), cached))
     torch.set_rng_state(state["torch"])
-    for name, tensor in state.items():
-        if name.startswith("cuda_"):
-            torch.cuda.set_rng_state(tensor, int(name.removeprefix("cuda_")))
+    for index in range(torch.cuda.device_count()):
+        if f"cuda_{index}" in state:
+            torch.cuda.set_rng_state(state[f"cuda_{index}"], index)
+    if "mps" in state and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(state["mps"])
 
 
 def _save_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:

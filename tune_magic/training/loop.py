@@ -329,19 +329,28 @@ class Loop:
         loss = scores["loss"]
         limit = math.inf if progress.best_loss is None else progress.best_loss
         better = bool(loss < limit)  # false for a loss that is no number
-        gained = better and loss < limit - session.recipe.eval.early_stopping_threshold
+        if self._is_due:
+            self._note_for_schedule(loss)
         if better:
             progress.best_step, progress.best_loss = progress.step, loss
-        progress.evaluations_without_gain = 0 if gained else progress.evaluations_without_gain + 1
-        if session.recipe.lr_scheduler_type == "reduce_lr_on_plateau" and self._is_due:
-            plateau = Plateau(**progress.plateau)
-            plateau.note(loss, session.recipe.lr_scheduler_kwargs.patience)
-            progress.plateau = vars(plateau)
         progress.evaluated_step = progress.step
         session.log.append("eval", step=progress.step, **scores, rows=len(session.dataset.held_out), best=better)
         self.callbacks.evaluation(progress, scores)
         self._sample(progress.step)
         return better
+
+    def _note_for_schedule(self, loss: float) -> None:
+        """Count a scheduled evaluation for early stopping and for a rate that follows the loss."""
+        recipe, progress = self.session.recipe, self.progress
+        limit = progress.best_loss if progress.scheduled_best is None else progress.scheduled_best
+        limit = math.inf if limit is None else limit
+        gained = loss < limit - recipe.eval.early_stopping_threshold  # false for a loss that is no number
+        progress.evaluations_without_gain = 0 if gained else progress.evaluations_without_gain + 1
+        progress.scheduled_best = min(limit, loss) if math.isfinite(loss) else progress.scheduled_best
+        if recipe.lr_scheduler_type == "reduce_lr_on_plateau":
+            plateau = Plateau(**progress.plateau)
+            plateau.note(loss, recipe.lr_scheduler_kwargs.patience)
+            progress.plateau = vars(plateau)
 
     def _sample(self, step: int) -> None:
         """Answer the samples, unless a budget has little time left: how long answers take is not known."""

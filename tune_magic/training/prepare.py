@@ -99,7 +99,7 @@ def build_model(
         model_folder: Of the base model.
         objective: Knows the form of the model.
         method: Applied to it.
-        dtype: Precision of what is not quantised.
+        dtype: Precision of what is neither quantised nor trained; what is trained is in float32.
         vocabulary: Its tokens.
         unpacked: Put the matrices of a quantised base back into plain layers, rounded as they are.
     """
@@ -110,7 +110,11 @@ def build_model(
         vocabulary.extend(base)
         method.new_tokens = vocabulary.ids
         base.name_or_path = recipe.model  # what an adapter calls its base: the user's name, not a path of ours
-        return method.apply(base, objective.task)
+        model = method.apply(base, objective.task)
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype in (torch.bfloat16, torch.float16):
+            parameter.data = parameter.data.float()  # small steps would be lost in rounding
+    return model
 
 
 def load_base(

@@ -22,7 +22,12 @@ from tune_magic.training.optimizer import set_learning_rate
 from tune_magic.training.prepare import Session, prepare
 
 _STEPS = 60
-_BOUNDS = {"adamw": (1e-7, 1.0), "sgd": (1e-5, 10.0), "adafactor": (1e-6, 10.0)}  # rates that are tried
+_BOUNDS = {
+    "adamw": (1e-7, 1.0),
+    "sgd": (1e-5, 10.0),
+    "adafactor": (1e-6, 10.0),
+    "lion": (1e-8, 0.1),
+}  # rates that are tried
 _SMOOTHING = 0.8
 _DIVERGED = 4.0  # times the lowest smoothed loss
 _FIRST = 5  # steps at rates too low to matter: the loss to begin with
@@ -62,7 +67,7 @@ def find_lr(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
 
 def rates_of(optim: str) -> list[float]:
     """Return the rates that are tried with an optimizer, each the one before times the same factor."""
-    low, high = _BOUNDS[optim]
+    low, high = _BOUNDS[optim.removeprefix("paged_").removesuffix("_8bit")]
     return [float(rate) for rate in np.geomspace(low, high, _STEPS)]
 
 
@@ -72,6 +77,7 @@ def search(session: Session) -> Found:
     rates, losses = rates_of(session.recipe.optim), list[float]()
     for step, rate in enumerate(rates, start=1):
         started, rows = time.perf_counter(), session.order.rows(step)
+        session.objective.progress = 1.0  # as at the end of a run, when all of the loss counts
         with session.method.at_step(session.model, total, total):
             result = loop.accumulate([session.dataset.train[row] for row in rows])
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):

@@ -50,13 +50,14 @@ class Sampler:
 
     def _answers(self, examples: list[Example], tokenizer: Any) -> list[tuple[Example, str]]:
         session = self._session
-        answers = generate(
-            session.model,
-            tokenizer,
-            [example.prompt for example in examples],
-            max_new_tokens=session.recipe.eval.max_new_tokens,
-            between=session.control.check,
-        )
+        with session.engine.autocast():  # what is trained may be in another precision than the rest
+            answers = generate(
+                session.model,
+                tokenizer,
+                [example.prompt for example in examples],
+                max_new_tokens=session.recipe.eval.max_new_tokens,
+                between=session.control.check,
+            )
         return list(zip(examples, answers, strict=True))
 
     def _spoken(self, examples: list[Example]) -> list[tuple[Example, str]]:
