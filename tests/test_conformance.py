@@ -178,6 +178,17 @@ class NoJson(SFT):
         return {"seen": (1, 2)}
 
 
+class Headless(Lora):
+    """Leaves a classifier's new head as it came."""
+
+    def apply(self, model, task):
+        wrapped = super().apply(model, task)
+        for name, parameter in wrapped.named_parameters():
+            if "modules_to_save" in name:
+                parameter.requires_grad_(False)
+        return wrapped
+
+
 class Mergeless(Lora):
     """Says it merges, and loses what was trained."""
 
@@ -229,6 +240,7 @@ class Careless(plugins.get("format", "prompt_completion")):
         (ObjectiveConformance, type("Silent", (SFT,), {"summary": ""}), "test_it_says_what_it_is"),
         (MethodConformance, Mergeless, "test_what_is_merged_is_the_model"),
         (MethodConformance, Changed, "test_the_base_is_still_in_there"),
+        (MethodConformance, Headless, "test_a_classifier_learns_with_its_head"),
         (MethodConformance, Drawing, "test_a_checkpoint_holds_exactly_what_is_trained"),
         (MetricConformance, Greedy, "test_nothing_is_better_than_the_reference"),
         (MetricConformance, Greedy, "test_any_text_has_a_score"),

@@ -217,6 +217,7 @@ FAULTS = [
     ("method: 3", "method", "must be a name or a mapping, got 3.", "Try `method: lora`."),
     ("method: {r: 0}", "method.r", "must be at least 1, got 0.", "Try `r: 8`."),
     ("method: {alpha: 0}", "method.lora_alpha", "must be greater than 0, got 0.", "Try `lora_alpha: 16`."),
+    ("clean: [duplicates]", "clean", "there is no such key.", "It belongs under `data:`."),
     ("method: {rnak: 4}", "method.rnak", "there is no such key.", "Did you mean `rank`?"),
     ("method: {name: full, r: 4}", "method.r", "there is no such key.", "There are: name, layer_lr_decay."),
     ("eval: {stepz: 3}", "eval.stepz", "there is no such key.", "Did you mean `steps`?"),

@@ -439,11 +439,25 @@ def _nearest(names: list[str], owner: type[BaseModel], prefix: str) -> str | Non
         if not (isinstance(nested, type) and issubclass(nested, BaseModel)):
             return None
         owner = nested
+    if owner is Recipe and (parts := _parts_with(names[-1])):
+        return f"It belongs under {' or '.join(f'`{part}:`' for part in parts)}."
     known = list(owner.model_fields) + (list(ALIASES) if owner is Recipe else list(METHOD_ALIASES) if prefix else [])
     near = difflib.get_close_matches(names[-1], known, n=1, cutoff=0.5)
     if near:
         return f"Did you mean `{near[0]}`?"
     return f"There are: {', '.join(owner.model_fields)}."
+
+
+def _parts_with(name: str) -> list[str]:
+    """Return the parts of a recipe that have a key; every plug-in has a name."""
+    annotations = {part: field.annotation for part, field in Recipe.model_fields.items()}
+    return [
+        part
+        for part, annotation in annotations.items()
+        if isinstance(annotation, type)
+        and issubclass(annotation, BaseModel)
+        and name in annotation.model_fields.keys() - {"name"}
+    ]
 
 
 def _nearest_name(name: str, known: list[str]) -> str:

@@ -79,12 +79,14 @@ class MethodConformance(Conformance):
 
     def test_a_classifier_learns_with_its_head(self) -> None:
         """The new head is trained, too; where the method still `adds`, `without` shows it untrained."""
-        keys = {"learning_rate": 5e-3, "max_steps": 40, "batch_size": 8, "eval": {"steps": 20, "samples": 0}}
-        run = self.make(rows_of(("text_label",)), encoder=True, method=self.named(), **keys | self.recipe)
+        run = self.make(
+            rows_of(("text_label",)), encoder=True, method=self.named(), learning_rate=5e-3, max_steps=40, batch_size=8,
+            eval={"steps": 20, "samples": 0},
+        )  # fmt: skip
         do(finetune, run)
         assert_learns(run)
         saved, tuned = load_file(run.best_checkpoint / "trainable.safetensors"), load_tuned(run)
-        base = tuned.load_base().model
+        base = tuned.objective.load(tuned.base, torch.float32)
         heads = [name for name, child in base.named_children() if child is not base.base_model]
         assert any(head in name.split(".") for name in saved for head in heads), f"{heads[0]} is not trained"
         if tuned.method.adds:

@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from tune_magic.methods.base import Method
-from tune_magic.models.layers import layers_of
+from tune_magic.models.layers import heads_of, layers_of
 from tune_magic.recipe.schema import MethodOptions
 
 
@@ -40,22 +40,22 @@ class OutputScale(Method):
     """Factors of outputs, the base frozen."""
 
     Options = OutputScaleOptions
-    adds = True  # `without` shows the base
     summary = "One factor for each output of every linear layer; everything else stays frozen."
     formula = "y = s * (W x + b), s trained"
     source = "Lian et al. 2022, Scaling and Shifting Your Features, arXiv:2210.08823 (without the shift)"
     when = "Very few parameters, next to nothing to store, and the result merges into the weights."
 
     def apply(self, model: Any, task: str) -> Any:
-        """Put a factor behind every linear layer of the blocks; a classifier's new head is trained too."""
+        """Put a factor behind every linear layer of the blocks; a head that is new is trained too."""
         model.requires_grad_(False)
         for block in layers_of(model):
             for name, module in list(block.named_modules()):
                 if isinstance(module, torch.nn.Linear):
                     parent, _, own = name.rpartition(".")
                     setattr(block.get_submodule(parent), own, Scaled(module, self.options.start))
-        if task == "SEQ_CLS":
-            getattr(model, "classifier", getattr(model, "score", model)).requires_grad_(True)
+        for head in heads_of(model, task):
+            head.requires_grad_(True)
+        self.adds = task == "CAUSAL_LM"  # a head that is trained in place is not as it was
         return model
 
     def merge(self, model: Any) -> Any:
