@@ -73,6 +73,7 @@ def test_each_method_trains_a_head_on_an_encoder(train, method):
 
 
 @pytest.mark.parametrize("family", ["distilbert", "roberta", "llama", "qwen2", "gpt2"])
+@pytest.mark.sampled(2)
 def test_other_encoders_and_decoders_learn_too(family, tmp_path, train):
     changes = {"dim": 32, "n_layers": 2, "n_heads": 4, "hidden_dim": 64} if family == "distilbert" else {}
     run = train(model=str(make_encoder(tmp_path / family, family, **changes)), max_steps=40)

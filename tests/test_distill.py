@@ -113,6 +113,7 @@ def full_logits_loss(student, teacher, examples, options):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["full", "frozen head", "padded"])
+@pytest.mark.sampled(3)
 def test_loss_and_gradient_are_those_of_full_logits(kind, method, tiny, big, monkeypatch):
     monkeypatch.setattr("tune_magic.training.target_states._CHUNK_LOGITS", {"cpu": 259 * 3})
     monkeypatch.setattr("tune_magic.training.target_states._LEAST_CHUNK", 3)  # several chunks
@@ -208,6 +209,7 @@ def test_an_objective_that_lacks_its_teacher_does_not_train_quietly(tiny):
 
 
 @pytest.mark.parametrize("method", [{"name": "lora", "r": 4, "lora_dropout": 0.1}, {"name": "full"}])
+@pytest.mark.sampled(2)
 def test_a_student_comes_nearer_and_resumes_exactly(method, train, make_run, monkeypatch, big):
     keys = {"objective": distill(big, alpha=1.0), "method": method, "max_steps": 15, **SHORT}
     whole = train(**keys)

@@ -173,6 +173,7 @@ COUNTED = METHODS | DEFAULTS | {"freeze": {"name": "freeze", "trainable_layers":
 
 
 @pytest.mark.parametrize("name", COUNTED)
+@pytest.mark.sampled(3)
 def test_as_many_parameters_are_told_as_a_run_trains(name, plan_of, tiny):
     options = dict(COUNTED[name])
     told = tune_magic.explain(options.pop("name"), model=str(tiny), **options).numbers
@@ -442,6 +443,7 @@ def test_qlora_is_lora_on_a_base_in_4_bits(tiny):
 
 
 @pytest.mark.parametrize("name", plugins.names("objective"))
+@pytest.mark.sampled(3)
 def test_every_objective_counts_or_says_why_not(name, tmp_path):
     model = make_encoder(tmp_path / "bert", num_key_value_heads=4)
     found = tune_magic.explain(name, model=str(model))

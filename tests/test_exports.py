@@ -66,6 +66,7 @@ def test_a_language_model_comes_with_its_receipt(to, train, inline, wide):
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
 @pytest.mark.parametrize("quantize", [None, "int8"])
+@pytest.mark.sampled(2)
 def test_a_classifier_in_onnx_chooses_the_same_classes(family, quantize, classified, inline):
     run = classified(family)
     exported = run.export("onnx", quantize=quantize)
@@ -95,10 +96,9 @@ def test_a_classifier_in_onnx_chooses_the_same_classes(family, quantize, classif
 @pytest.mark.parametrize(
     ("family", "changes"), [("llama", {"hidden_size": 64}), ("llama", {}), ("gpt2", {}), ("olmo", {"hidden_size": 64})]
 )
-def test_int8_decoders_are_smaller_and_keep_their_answers(family, changes, train, inline, tmp_path, full):
+@pytest.mark.sampled(4)
+def test_int8_decoders_are_smaller_and_keep_their_answers(family, changes, train, inline, tmp_path):
     """A family of the builder, heads too narrow for it, a family it does not know, and one that it writes wrongly."""
-    if not (full or family == "gpt2" or (family == "llama" and changes)):
-        pytest.skip("sampled: make test-full has every family")
     run = train(model=str(make_model(tmp_path / "m", family, **changes)), max_steps=4)
     plain, small = run.export("onnx", rows=3), run.export("onnx", quantize="int8", rows=3)
     assert small.receipt["size_bytes"] < 0.85 * plain.receipt["size_bytes"]

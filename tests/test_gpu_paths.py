@@ -58,6 +58,7 @@ def deep_trees():
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gpt_neox"])
+@pytest.mark.sampled(2)
 def test_a_tree_by_flex_attention_is_exact(family, tmp_path, flex_on_cpu):
     engine = engine_of(load(make_model(tmp_path / family, family)).eval())
     assert engine.attention == "flex"

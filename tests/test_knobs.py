@@ -233,6 +233,7 @@ KNOBS = {
 
 
 @pytest.mark.parametrize("name", KNOBS)
+@pytest.mark.sampled(2)
 def test_every_knob_resumes_exactly_and_learns(name, train, make_run, monkeypatch):
     changes = {**SHORT, **PLAIN, "learning_rate": 2e-2, **KNOBS[name]}
     whole = train(**changes)
@@ -526,6 +527,7 @@ def test_there_are_rates_to_try_for_every_optimizer():
 @pytest.mark.parametrize(
     "settings", [{"method": "full"}, {"optim": "sgd"}, {"optim": "lion_8bit"}, {"method": "unfreeze"}]
 )
+@pytest.mark.sampled(2)
 def test_a_rate_is_found_for_other_methods_and_optimizers(find, settings):
     low, high = {"sgd": (1e-5, 10.0), "lion_8bit": (1e-8, 0.1)}.get(settings.get("optim"), (1e-7, 1.0))
     result = find(**settings).summary().result

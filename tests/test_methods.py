@@ -51,6 +51,7 @@ def inline(monkeypatch):
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.sampled(3)
 def test_a_language_model_learns_resumes_and_answers_by_every_method(name, train, make_run, monkeypatch, inline):
     whole = train(method=METHODS[name], learning_rate=2e-2, **SHORT)
     whole.raise_for_state()
@@ -67,6 +68,7 @@ def test_a_language_model_learns_resumes_and_answers_by_every_method(name, train
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.sampled(3)
 def test_the_base_is_the_base_whatever_the_method(name, train, tiny):
     """Held-out rows are scored by the model as it came, not by what the method makes of it before it has learned."""
     reference = train(max_steps=1, eval={"steps": 1, "samples": 0}).summary().evaluations[0]["loss"]
@@ -75,6 +77,7 @@ def test_the_base_is_the_base_whatever_the_method(name, train, tiny):
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.sampled(4)
 def test_a_classifier_learns_by_every_method(name, train, tmp_path):
     path = tmp_path / "labelled.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in labelled()))
@@ -108,6 +111,7 @@ def test_in_bfloat16_what_is_trained_is_kept_in_float32(name, kind, train, inlin
 
 
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.sampled(3)
 def test_an_export_is_the_model_or_is_refused(name, train, inline, tmp_path):
     run = train(method=METHODS[name], learning_rate=2e-2, max_steps=6)
     if name in ("pissa", "olora", "pfeiffer", "houlsby", "decayed", "unfreeze"):
@@ -215,6 +219,7 @@ def test_a_bottleneck_is_the_formula_and_starts_as_the_model(tiny):
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "gpt_neox", "phi"])
+@pytest.mark.sampled(2)
 def test_bottlenecks_find_their_place_in_other_families(family, train, tmp_path):
     sizes = {"gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4}, "qwen3": {"head_dim": 8}}.get(family, {})
     run = train(model=str(make_model(tmp_path / family, family, **sizes)), method=METHODS["houlsby"], max_steps=3)

@@ -414,6 +414,7 @@ def state_of(run):
 
 
 @pytest.mark.parametrize("n", [25, 45, 70])
+@pytest.mark.sampled(3)
 def test_looking_on_changes_nothing_and_goes_on_where_it_was(train, make_run, monkeypatch, n):
     dropout = {"method": {"name": "lora", "r": 4, "lora_dropout": 0.2}}  # which draws too
     plain = train(**dropout, **SHORT)

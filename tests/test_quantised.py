@@ -169,6 +169,7 @@ def test_what_the_weights_take(wide):
 
 
 @pytest.mark.parametrize("name", KINDS)
+@pytest.mark.sampled(2)
 def test_a_run_learns_resumes_to_the_bit_and_keeps_its_base(name, train, make_run, monkeypatch, wide):
     options = {"model": str(wide), "quantization": KINDS[name], **FLOAT, **SHORT}
     whole = train(**options)
@@ -223,6 +224,7 @@ METHODS = {
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 @pytest.mark.parametrize("name", METHODS)
+@pytest.mark.sampled(5)
 def test_methods_that_leave_the_base_alone_learn_on_it(name, kind, train, wide):
     run = train(model=str(wide), quantization=kind, method=METHODS[name], learning_rate=2e-2, **FLOAT, **SHORT)
     run.raise_for_state()
@@ -288,6 +290,7 @@ def test_what_cannot_be_is_said(text, said):
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 @pytest.mark.parametrize("to", ["merged", "adapter"])
+@pytest.mark.sampled(2)
 def test_an_export_is_the_tuning_on_a_base_of_full_precision(kind, to, train, inline, wide):
     from peft import PeftModel, get_peft_model_state_dict
     from transformers import AutoModelForCausalLM
@@ -343,6 +346,7 @@ def test_evaluate_and_generate_use_the_model_as_it_was_trained(train, inline, wi
 
 
 @pytest.mark.parametrize("method", ["lora", "freeze"])
+@pytest.mark.sampled(2)
 def test_a_classifier_learns_on_a_quantised_base(method, train, inline, tmp_path):
     path = tmp_path / "labelled.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in labelled()))
@@ -525,6 +529,7 @@ def test_states_are_as_large_as_forecast_and_come_back_to_the_bit(name):
 
 
 @pytest.mark.parametrize("name", NEW)
+@pytest.mark.sampled(2)
 def test_a_run_learns_by_it_and_resumes_to_the_bit(name, train, make_run, monkeypatch, wide):
     rate = 1e-3 if "lion" in name else 1e-2
     options = {"model": str(wide), "optim": name, "learning_rate": rate, **FLOAT, **SHORT}

@@ -137,6 +137,7 @@ def test_a_batch_that_is_broken_off_leaves_nothing_behind(runs, monkeypatch):
     {"name": "prompt", "num_virtual_tokens": 4}, {"name": "p_tuning", "num_virtual_tokens": 4},
     {"name": "prefix", "num_virtual_tokens": 4},
 ], ids=lambda method: "-".join(map(str, method.values())))  # fmt: skip
+@pytest.mark.sampled(3)
 def test_every_method_that_adds_can_be_stacked(method, train):
     pair = {
         name: train(method=method, max_steps=3, seed=seed, learning_rate=2e-2) for name, seed in (("a", 1), ("b", 2))
@@ -523,6 +524,7 @@ def here(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("how", "options"), [
     ("linear", {}), ("cat", {}), ("svd", {"rank": 3}), ("ties", {"density": 0.4}), ("dare_ties_svd", {"seed": 5}),
 ])  # fmt: skip
+@pytest.mark.sampled(3)
 def test_a_merged_run_is_a_run(runs, inline, here, how, options):
     merged = tune_magic.merge_adapters({"first": 0.7, "second": 0.3}, how, name="both", **options)
     assert merged.status == "finished"

@@ -86,6 +86,7 @@ def test_it_is_attention_with_the_dense_mask(seed, groups, dtype, tolerance):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.sampled(2)
 def test_deep_trees_are_exact_for_every_family_on_the_list(family, tmp_path):
     changes = {"sliding_window": None} if family == "mistral" else {}
     engine = engine_of(load(make_model(tmp_path / family, family, **changes)).eval())
