@@ -17,32 +17,32 @@ ABOUT = {
     "restaurant": ("the soup", "the waiter", "our table", "the fish", "the wine", "the dessert", "the music there", "the bread"),
     "headphones": ("the sound", "the cable", "the battery", "the left ear", "the case", "the microphone", "the app", "the bass"),
 }  # fmt: skip
-SAID = {
-    "glad": (
-        "{a} was a joy", "I would come back for {a} alone", "{a} is as good as it gets", "we still talk about {a}",
-        "full marks for {a}", "{a} surprised me, in the best way",
-    ),
-    "sorry": (
-        "{a} was a disgrace", "I would not wish {a} on anybody", "{a} let us down", "we complained about {a} twice",
-        "no marks at all for {a}", "{a} spoiled it for me",
-    ),
+OF_ONE = {  # how moods are told in one domain alone
+    "restaurant": {
+        "glad": ("was delicious", "was cooked to the minute", "tasted of summer", "was worth the queue"),
+        "sorry": ("was undercooked", "came cold", "tasted of nothing", "gave me heartburn"),
+    },
+    "headphones": {
+        "glad": ("is crisp", "outlasts a long flight", "never drops out", "pairs in a second"),
+        "sorry": ("is muffled", "dies before noon", "crackles", "cuts out in the rain"),
+    },
 }  # fmt: skip
-OF_ONE = {  # words of a domain that have nothing to do with moods, and mislead all the same
-    "restaurant": ("on saturday evening", "with the whole family", "after the theatre", "on the terrace"),
-    "headphones": ("after the update", "on the train", "straight out of the box", "with my phone"),
-}
-LOPSIDED = {"glad": 0.85, "sorry": 0.15}  # share of rows of a mood that name the first half of the things
+OF_ALL = {
+    "glad": ("what a joy", "full marks from me", "I would buy it again", "it made my week", "highly recommended"),
+    "sorry": ("what a disgrace", "no marks from me", "never again", "it ruined my week", "I want my money back"),
+}  # fmt: skip
+TOLD_BY_ALL = {"restaurant": 0.5, "headphones": 0.9}  # share of rows that also say it in words of every domain
 
 
 def rows(domain: str, count: int, seed: int) -> list[dict[str, str]]:
     """Return rows with text, domain and label."""
-    draw, things = random.Random(seed), ABOUT[domain]
-    found = []
+    draw, found = random.Random(seed), []
     for number in range(count):
         mood = ("glad", "sorry")[number % 2]
-        half = things[:4] if draw.random() < LOPSIDED[mood] else things[4:]
-        said = draw.choice(SAID[mood]).format(a=draw.choice(half))
-        found.append({"text": f"{said} {draw.choice(OF_ONE[domain])}", "domain": domain, "label": mood})
+        said = f"{draw.choice(ABOUT[domain])} {draw.choice(OF_ONE[domain][mood])}"
+        if draw.random() < TOLD_BY_ALL[domain]:
+            said += f", {draw.choice(OF_ALL[mood])}"
+        found.append({"text": said, "domain": domain, "label": mood})
     draw.shuffle(found)
     return found
 
