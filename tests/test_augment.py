@@ -14,7 +14,9 @@ from tune_magic.augmenters.synonyms import _FOLDERS, _lexicon
 from tune_magic.data.content import Labelled, PromptCompletion, Text, Turns, asked, from_plain, to_plain, with_asked
 from tune_magic.errors import DataError, RecipeError, RunFailed, TuneError
 from tune_magic.recipe import build_recipe
-from tune_magic.training.augment import draw
+from tune_magic.training.augment import Made, draw
+from tune_magic.training.augment import read as read_made
+from tune_magic.training.augment import write as write_made
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Please cancel my order, it has not arrived.", "12 34", ""]
 
@@ -158,6 +160,12 @@ def test_rows_are_made_of_training_rows_alone(train, write):
         assert one["completion"] == rows[one["row"] - 1]["completion"]
         assert 1 <= distance(one["prompt"], rows[one["row"] - 1]["prompt"]) <= 10
     assert "made by noise: 45 rows (" in run.card()["text/plain"]
+
+
+def test_what_was_made_is_read_again_whatever_marks_it_holds(tmp_path):
+    made = [Made(0, "noise", PromptCompletion("one\u2028two", "three\u0085four")), Made(1, "noise", Text("five"))]
+    write_made(tmp_path, made)
+    assert read_made(tmp_path) == made
 
 
 def test_a_resumed_run_has_the_same_rows(make_run, write, train, monkeypatch):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -150,19 +149,16 @@ def _prompt(chat: list[Message], renderer: Renderer) -> str | list[Message]:
 
 def write(folder: Path, made: Sequence[Answered]) -> None:
     """Keep the answers in the run folder."""
-    lines = (
-        files.to_json({"row": one.row + 1, **({} if one.content is None else to_plain(one.content))}) for one in made
-    )
-    files.write_text(folder / FILE, "".join(f"{line}\n" for line in lines))
+    rows = ({"row": one.row + 1, **({} if one.content is None else to_plain(one.content))} for one in made)
+    files.write_json_lines(folder / FILE, rows)
 
 
 def read(folder: Path) -> list[Answered] | None:
     """Return the answers of an earlier start, None where there was none."""
     try:
-        lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
+        rows = files.read_json_lines(folder / FILE)
     except OSError:
         return None
-    rows = [json.loads(line) for line in lines]
     return [Answered(row.pop("row") - 1, from_plain(row) if "kind" in row else None) for row in rows]
 
 
