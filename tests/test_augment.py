@@ -206,8 +206,15 @@ def test_a_local_model_rewords(train, write, tiny):
 
 
 @pytest.fixture
-def address():
-    """An address that speaks OpenAI's protocol, and what it was asked; `answers` holds what it fails with first."""
+def at_once(monkeypatch):
+    """Nothing is waited for between tries, and nobody looks on between answers."""
+    monkeypatch.setattr("tune_magic.models.address._PAUSE_S", 0.0)
+    monkeypatch.setattr("tune_magic.models.address._LOOK_S", 60.0)
+
+
+@pytest.fixture
+def address(at_once):
+    """An address that speaks OpenAI's protocol, what it was asked, and the codes it fails with first."""
     asked_of, failures = [], []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -261,7 +268,7 @@ def test_an_address_rewords(address, monkeypatch):
         change("paraphrase", TEXTS[:1], **{**options, "endpoint": "http://127.0.0.1:9"})
 
 
-def test_an_address_that_is_down_ends_the_run_in_words(train, write):
+def test_an_address_that_is_down_ends_the_run_in_words(train, write, at_once):
     path = write("rows.jsonl", lines(numbered(30)))
     augment = [{"kind": "paraphrase", "endpoint": "http://127.0.0.1:9/v1", "model": "m"}]
     with pytest.raises(RunFailed, match=r"127\.0\.0\.1:9/v1/chat/completions did not answer"):

@@ -424,8 +424,9 @@ def test_a_classifier_teaches_another(train, make_run, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def address():
+def address(monkeypatch):
     """An address that speaks OpenAI's protocol, answers every chat by its last message in capitals, and notes what came."""
+    monkeypatch.setattr("tune_magic.models.address._LOOK_S", 60.0)
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -478,6 +479,27 @@ def test_a_teacher_behind_an_address_answers_once_and_its_key_stays_in_the_envir
 
     local.start(whole.path, "inline")
     assert_same(run, whole)
+    assert len(asked) == 24  # nor by a run that learns the same answers
+    fresh = make_run(**keys)
+    about = json.loads((fresh.path / "run.json").read_text())
+    (fresh.path / "run.json").write_text(json.dumps(about | {"launch": {"fresh": True}}))
+    local.start(fresh.path, "inline")
+    assert_same(fresh, whole)
+    assert len(asked) == 48
+    assert not (fresh.path / "taught.part.jsonl").exists()
+
+
+def test_a_search_for_the_rate_asks_for_the_rows_of_its_steps_alone(address, make_run, data_file, monkeypatch):
+    from tune_magic.executors import local
+
+    url, asked = address
+    monkeypatch.setattr("tune_magic.training.rate_search._STEPS", 7)
+    objective = distill(url, level="sequence", teacher_model="large", max_new_tokens=9)
+    data = {"train": str(data_file), "held_out": 0}
+    run = make_run("find_lr", objective=objective, data=data, batch_size=2)
+    local.start(run.path, "inline")
+    assert run.status == "finished", run.summary().outcome
+    assert len(asked) == 14
 
 
 def test_a_run_learns_the_answers_that_are_written_down(address, make_run, monkeypatch, write):
@@ -494,7 +516,7 @@ def test_a_run_learns_the_answers_that_are_written_down(address, make_run, monke
         with EventLog(run.path / "events.jsonl", attempt=1) as log:
             prepare(build_recipe(run.info["recipe"]), run.path, log, Control(run.path, attempt=1))
     first, resumed = ([row.trunk.tokens.tolist() for row in table] for table in trained)
-    assert [row.reference for row in trained[0]][0] == "ITEM 0 AT DB://[hidden]@X"
+    assert trained[0][0].reference == "ITEM 0 AT DB://[hidden]@X"
     assert first == resumed
 
 

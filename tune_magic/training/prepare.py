@@ -157,6 +157,7 @@ def prepare(
     *,
     measure: bool = False,
     is_trial: bool = False,
+    most_steps: int | None = None,
 ) -> Session:
     """Load data and model and log the plan.
 
@@ -170,6 +171,7 @@ def prepare(
         inherited: The plan of an earlier attempt, whose resolved values a resumed run keeps.
         measure: Take two dry steps to correct the forecast of memory, however much room there is.
         is_trial: Nothing will be trained: a teacher that would answer all rows is not asked.
+        most_steps: Only so many steps will be trained: a teacher is asked for the rows of these alone.
 
     Raises:
         TuneError: Data or model are not those of the earlier attempt; no plan is logged then.
@@ -182,6 +184,7 @@ def prepare(
     rows = Rows(
         recipe, folder, vocabulary.tokenizer, longest_example(recipe, model_folder, method, vocabulary),
         look=control.check, tell=Progress(log).tell, teacher=None if is_trial else teacher,
+        most_taught=most_steps and most_steps * recipe.batch_size,
     )  # fmt: skip
     dataset, objective = rows.dataset(), rows.objective
     _check_knobs(recipe, objective, dataset)
