@@ -13,10 +13,16 @@ from test_training import assert_same, stop_and_resume
 from torch.nn import functional
 
 from tune_magic import plugins
-from tune_magic.errors import RunFailed
+from tune_magic.data.content import Located, Tagged
+from tune_magic.data.read import RowFaults
+from tune_magic.data.render import Part, Renderer
+from tune_magic.errors import DataError, RunFailed
+from tune_magic.evaluation.output_metrics import SpanExactMatch
 from tune_magic.executors import local
 from tune_magic.objectives.domain_adversarial import DomainAdversarial
 from tune_magic.objectives.embed import Embed, EmbedOptions, EmbedStates
+from tune_magic.objectives.extractive_qa import ExtractiveQA
+from tune_magic.objectives.tag import Tag
 from tune_magic.recipe.build import build_recipe
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
@@ -112,6 +118,15 @@ def tone(path, number):
 
 def colours(number):
     return [name for bit, name in enumerate(COLOURS) if number >> bit & 1]
+
+
+def encoded(objective, contents, renderer):
+    """Return the examples of rows; bad ones are an error."""
+    faults = RowFaults("rows.jsonl")
+    places = [f"row {number}" for number in range(1, len(contents) + 1)]
+    examples = objective.examples(Part(contents, places, range(len(contents)), faults), renderer)
+    faults.raise_if_any()
+    return examples
 
 
 ROWS = {
@@ -231,10 +246,57 @@ def test_the_loss_of_tags_is_that_of_transformers(train, menu):
     theirs = 0.0
     for example in examples:
         labels = torch.full((1, len(example)), -100)
-        labels[0, example.trunk.weights > 0] = torch.from_numpy(example.targets.astype(np.int64))
+        tags = example.targets.astype(np.int64).reshape(3, -1)[0]
+        labels[0, example.trunk.weights > 0] = torch.from_numpy(tags)
         ids = torch.from_numpy(example.trunk.tokens.astype(np.int64))[None]
-        theirs += tuned.model(input_ids=ids, labels=labels).loss * len(example.targets)
+        theirs += tuned.model(input_ids=ids, labels=labels).loss * len(tags)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def dropping():
+    """A renderer whose tokenizer makes no token of a space of no width."""
+    from tokenizers import normalizers
+
+    tokenizer = make_tokenizer()
+    tokenizer._tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    return Renderer(tokenizer, chat_template=False, max_length=64)
+
+
+def test_each_tag_is_said_of_its_own_word(dropping):
+    """Also where a word before it has no token, where one has a space inside, and where the last are cut off."""
+    objective = Tag(tags=["O", "B-x", "I-x"])
+    words = ["see", "\u200b", "New York", "and", "Rome", "x" * 80, "cut"]
+    row = Tagged(words, ["O", "O", "B-x", "O", "I-x", "O", "B-x"])
+    (example,) = encoded(objective, [row], dropping)
+    tags = example.targets.reshape(3, -1)[0].astype(int)
+    assert tags.tolist() == [0, 1, 0, 2, 0]
+    outputs = [np.eye(3)[tags]]
+    ((_, said),) = objective.spoken(outputs, [example])
+    assert said == "New York/B-x Rome/I-x"
+    frame = objective.frame(outputs, [example])
+    assert frame["words"][0] == ["see", "New York", "and", "Rome", "x" * 80]
+    assert frame["tags"][0] == ["O", "B-x", "O", "I-x", "O"]
+    assert objective.judged(outputs, [example])[0] == objective.judged(outputs, [example])[1]
+
+
+@pytest.mark.parametrize("question", ["which?", "which?\n", "one\n\ntwo?\n\n"])
+@pytest.mark.parametrize("answers", [["red\ngreen"], ["red\ngreen", "red", "no answer"], []])
+def test_an_answer_is_what_stands_in_the_text_whatever_line_breaks(question, answers, dropping):
+    objective = ExtractiveQA()
+    (example,) = encoded(objective, [Located(question, "it is red\ngreen now", answers, 6)], dropping)
+    begin, end = example.targets[:2].astype(int)
+    output = np.full((2, len(example)), -20.0)
+    output[0, begin] = output[1, end] = 0.0
+    found, given = objective.judged([output], [example])
+    assert found == [answers[0] if answers else ""]
+    assert given == [answers or [""]]
+    assert SpanExactMatch().values(found, given).tolist() == [[1.0]]
+
+
+def test_a_text_that_has_no_tokens_is_a_bad_row(dropping):
+    with pytest.raises(DataError, match="row 2: the model's tokenizer makes no token of the text"):
+        encoded(ExtractiveQA(), [Located("which?", "red", []), Located("which?", "\u200b", [])], dropping)
 
 
 def test_the_loss_of_spans_is_that_of_transformers(train, menu):
@@ -248,7 +310,8 @@ def test_the_loss_of_spans_is_that_of_transformers(train, menu):
         out = tuned.model(**given)
         begin, end, first = (int(number) for number in example.targets[:3])
         allowed = torch.zeros(len(example), dtype=torch.bool)
-        count = (len(example.targets) - 3) // 2  # tokens of the text, and what closes it is none
+        answers = int(example.targets[3])
+        count = (len(example.targets) - 4 - answers) // 2  # tokens of the text, and what closes it is none
         allowed[first : first + count] = allowed[0] = True
         for logits, right in ((out.start_logits[0], begin), (out.end_logits[0], end)):
             theirs += float(-logits.detach().masked_fill(~allowed, -torch.inf).log_softmax(-1)[right]) / 2
@@ -271,10 +334,9 @@ def test_spans_are_found_in_long_texts_whose_parts_overlap(train, menu):
     for example in examples:  # wherever the answer is in a part, the part's targets are the answer
         begin, end = example.targets[:2].astype(int)
         if begin:
-            text = example.question.split("\n\n", 1)[1]
-            starts, ends = example.targets[3:].astype(int).reshape(2, -1)
-            first = int(example.targets[2])
-            assert text[starts[begin - first] : ends[end - first]] == example.reference
+            first, answers = example.targets[2:4].astype(int)
+            starts, ends = example.targets[4 + answers :].astype(int).reshape(2, -1)
+            assert example.question[starts[begin - first] : ends[end - first]] == example.reference
     found = run.predict(
         [("which?", "filler it is green after after"), ("which?", "filler filler it is red " + "after " * 20)]
     )
