@@ -85,7 +85,8 @@ class Address:
         came: queue.SimpleQueue[tuple[int, str | Exception]] = queue.SimpleQueue()
         ended = threading.Event()
         with contextlib.closing(KeptAnswers(kept)) as earlier:
-            found = {number: answer for number, chat in enumerate(chats) if (answer := earlier.of(chat)) is not None}
+            known = ((number, earlier.of(chat)) for number, chat in enumerate(chats))
+            found = {number: text for number, text in known if text is not None}
             for number in range(len(chats)):
                 if number not in found:
                     numbers.put(number)

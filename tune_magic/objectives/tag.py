@@ -218,7 +218,8 @@ def _words(example: Example) -> list[str]:
 def _columns(example: Example) -> np.ndarray:
     """Return of each word that has a tag the tag's number, and where in the question the word begins and ends, (3, words)."""
     assert example.targets is not None
-    return example.targets.astype(np.int64).reshape(3, -1)
+    columns: np.ndarray = example.targets.astype(np.int64).reshape(3, -1)
+    return columns
 
 
 def _said(words: Sequence[str], tags: Sequence[str]) -> str:
