@@ -182,5 +182,8 @@ def _updates(model: Any) -> list[_Update]:
 
 
 def _add(parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None:
+    """Add to a parameter's gradient; what a step does not train gets none, or the optimizer would move it."""
+    if not parameter.requires_grad:
+        return
     gradient = gradient.to(parameter.dtype)
     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)
