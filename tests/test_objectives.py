@@ -1,6 +1,8 @@
 """Every objective of the menu trains, resumes exactly, evaluates, predicts, and minimises what its formula says."""
 
 import json
+import struct
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,15 +15,19 @@ from test_training import assert_same, stop_and_resume
 from torch.nn import functional
 
 from tune_magic import plugins
-from tune_magic.data.content import Located, Tagged
+from tune_magic.data.content import Labelled, Located, MultiLabelled, Tagged, Tasked
 from tune_magic.data.read import RowFaults
 from tune_magic.data.render import Part, Renderer
 from tune_magic.errors import DataError, RunFailed
 from tune_magic.evaluation.output_metrics import SpanExactMatch
 from tune_magic.executors import local
+from tune_magic.objectives.classify import Classify
 from tune_magic.objectives.domain_adversarial import DomainAdversarial
 from tune_magic.objectives.embed import Embed, EmbedOptions, EmbedStates
 from tune_magic.objectives.extractive_qa import ExtractiveQA
+from tune_magic.objectives.media import ClassifyImage
+from tune_magic.objectives.multi_label import MultiLabel, MultiLabelOptions
+from tune_magic.objectives.multi_task import MultiTask
 from tune_magic.objectives.tag import Tag
 from tune_magic.recipe.build import build_recipe
 from tune_magic.storage.control import Control
@@ -514,6 +520,32 @@ def test_a_file_that_would_unpack_to_a_huge_image_is_a_bad_row(train, menu, monk
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # the images have 400, more than twice as many
     with pytest.raises(RunFailed, match="more pixels than an image should"):
         train(**menu("classify_image", max_steps=1)).raise_for_state()
+
+
+def chunk(kind, content):
+    """Return a part of a PNG file."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_a_broken_image_is_a_bad_row(tmp_path, monkeypatch):
+    from PIL import Image
+
+    processor = SimpleNamespace(num_positions=4)
+    picture(tmp_path / "whole.png", 0)
+    whole = (tmp_path / "whole.png").read_bytes()
+    at = whole.index(b"IDAT")
+    (size,) = struct.unpack(">I", whole[at - 4 : at])
+    half = chunk(b"IDAT", whole[at + 4 : at + 4 + size // 2])
+    with pytest.raises(ValueError, match="damaged: broken PNG file"):
+        ClassifyImage().prepared(whole[: at - 4] + half + b"\0\0\0\1\1\2\3\4" + bytes(20), processor)
+    for error in (EOFError(), struct.error("unpack"), zlib.error("Error -3"), IndexError("out of range")):
+
+        def fail(image, mode, error=error):
+            raise error
+
+        monkeypatch.setattr(Image.Image, "convert", fail)
+        with pytest.raises(ValueError, match=f"damaged: {error or type(error).__name__}"):
+            ClassifyImage().prepared(whole, processor)
 
 
 def test_metrics_agree_with_the_libraries():
