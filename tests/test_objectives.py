@@ -548,6 +548,16 @@ def test_a_broken_image_is_a_bad_row(tmp_path, monkeypatch):
             ClassifyImage().prepared(whole, processor)
 
 
+def test_a_class_that_every_row_has_is_learned_too():
+    objective = MultiLabel(MultiLabelOptions(class_weights="balanced"))
+    rows = [MultiLabelled("a", ["all", "half"]), MultiLabelled("b", ["all"])]
+    objective.learn(rows, "rows.jsonl")
+    assert objective.facts() == {"classes": ["all", "half"], "weights": [1.0, 1.0]}
+    logits = torch.zeros(2, 2, requires_grad=True)
+    objective.loss_sum(RowStates(logits, torch.tensor([[1.0, 1.0], [1.0, 0.0]]))).backward()
+    assert (logits.grad != 0).all()
+
+
 def test_metrics_agree_with_the_libraries():
     from scipy.stats import pearsonr, spearmanr
     from seqeval.metrics import f1_score as entities
