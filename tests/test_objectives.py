@@ -558,6 +558,27 @@ def test_a_class_that_every_row_has_is_learned_too():
     assert (logits.grad != 0).all()
 
 
+@pytest.mark.parametrize(("name", "row"), [
+    ("classify", {"text": "", "label": "a"}), ("regression", {"text": "", "score": 1.5}), ("multi_task", {"text": "", "task": "a", "label": "b"}),
+])  # fmt: skip
+def test_where_every_row_is_skipped_the_rows_are_named(name, row, train, menu, write):
+    path = write("bad.jsonl", (json.dumps(row) + "\n") * 9)
+    changes = menu("regression", objective={"name": name}, data={"train": str(path), "on_bad_rows": "skip"})
+    with pytest.raises(RunFailed, match=r"9 bad rows, too many to skip.*\n.*line 1: column `text` is empty"):
+        train(**changes).raise_for_state()
+    if name != "multi_task":
+        with pytest.raises(DataError, match=r"No row of rows.jsonl is left. `on_bad_rows: error`"):
+            plugins.get("objective", name)().learn([], "rows.jsonl")
+
+
+def test_a_name_that_is_nearly_a_number_is_a_name():
+    objective = Classify()
+    objective.learn([Labelled("a", name) for name in ("--5", "10", "9") * 2], "rows.jsonl")
+    assert objective.classes == ["--5", "10", "9"]
+    objective.learn([Labelled("a", name) for name in ("-5", "10", "9") * 2], "rows.jsonl")
+    assert objective.classes == ["-5", "9", "10"]
+
+
 def test_metrics_agree_with_the_libraries():
     from scipy.stats import pearsonr, spearmanr
     from seqeval.metrics import f1_score as entities

@@ -343,11 +343,15 @@ class Rows:
 
     def _contents(self, reading: Reading, objective: Objective) -> Iterator[Content]:
         """Yield the rows of a source in normal form."""
-        normaliser = reading.normaliser(objective.known_formats())
+        normaliser, is_empty = reading.normaliser(objective.known_formats()), True
         for rows in reading.parts():
             self._look()
-            yield from (content for content in normaliser.contents(rows) if content is not None)
+            for content in normaliser.contents(rows):
+                if content is not None:
+                    is_empty = False
+                    yield content
         normaliser.raise_if_any()
+        reading.faults.raise_if_any(whole=is_empty)
 
     def _default_objective(self, reading: Reading) -> str:
         """Return what learns from rows of this format.
