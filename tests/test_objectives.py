@@ -579,6 +579,17 @@ def test_a_name_that_is_nearly_a_number_is_a_name():
     assert objective.classes == ["-5", "9", "10"]
 
 
+@pytest.mark.parametrize(("answers", "says"), [
+    ([float(i) for i in range(9)], "9 classes in 9 rows.*with a fraction, such as 3.5"),
+    ([f"name {i}" for i in range(9)], "9 classes in 9 rows.*the right column"),
+])  # fmt: skip
+def test_a_task_of_next_to_as_many_classes_as_rows_is_refused(answers, says):
+    colours = [Tasked("a", "colour", COLOURS[i % 3]) for i in range(9)]
+    with pytest.raises(DataError, match=f"The task 'other' of rows.jsonl has {says}"):
+        MultiTask().learn([*colours, *(Tasked("a", "other", answer) for answer in answers)], "rows.jsonl")
+    MultiTask().learn([*colours, *(Tasked("a", "other", 0.5 * i) for i in range(9))], "rows.jsonl")
+
+
 def test_metrics_agree_with_the_libraries():
     from scipy.stats import pearsonr, spearmanr
     from seqeval.metrics import f1_score as entities
