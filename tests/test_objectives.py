@@ -415,6 +415,30 @@ def test_rows_of_a_step_are_compared_whatever_the_microbatches(make_run, menu, t
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"batch_size": 1}, "`batch_size: 1` is too few.*Take 2 or more"),
+    ({"retain": {"ewc": 1.0, "ewc_data": "DATA"}}, "`ewc` weighs weights.*l2_sp"),
+    ({"data": {"train": "DATA", "held_out": "ONE"}}, r"too few held-out rows \(1\).*held_out: 0"),
+    ({"data": {"train": "ONE", "held_out": 0}}, r"too few training rows \(1\)"),
+])  # fmt: skip
+def test_a_row_alone_is_nothing_to_compare(changes, says, train, menu, write):
+    one = str(write("one.jsonl", json.dumps(ROWS["embed"](0)) + "\n"))
+    given = menu("embed", max_steps=1)
+    named = json.loads(json.dumps(changes).replace("DATA", given["data"]["train"]).replace("ONE", one))
+    with pytest.raises(RunFailed, match=f"(?s){says}"):
+        train(**given | named).raise_for_state()
+
+
+def test_a_row_that_is_left_is_compared_with_the_group_before_it(make_run, menu):
+    run = make_run(**menu("embed", batch_size=11))  # of twelve that are held out
+    with EventLog(run.path / "events.jsonl", attempt=1) as log:
+        session = prepare(build_recipe(run.info["recipe"]), run.path, log, Control(run.path, attempt=1))
+        assert len(session.dataset.held_out) == 12
+        loop = Loop(session, own_checkpoints=set())
+        assert [len(states.vectors) for states in loop._held_out_states(session.dataset.held_out)] == [12]
+    assert Embed(EmbedOptions(loss="cosine")).fewest_rows == Embed(EmbedOptions(loss="triplet")).fewest_rows == 1
+
+
 def test_vectors_of_what_belongs_together_come_near(train, menu):
     run = train(**menu("embed", max_steps=80))
     run.raise_for_state()

@@ -150,6 +150,11 @@ class Objective(abc.ABC):
         """Whether rows are learned as wholes, and the model writes no texts."""
         return self.gives != "texts"
 
+    @property
+    def fewest_rows(self) -> int:
+        """Rows that a step must have for the loss to have something to compare; of fewer nothing is learned."""
+        return 2 if self.compares_rows else 1
+
     def prompt_tokens(self, renderer: Renderer, prompt: str | list[dict[str, str]]) -> list[int]:
         """Return what the model is given to answer a message, or a chat that ends with one."""
         return renderer.prompt_tokens(prompt)

@@ -103,6 +103,11 @@ class Embed(Objective):
         """The recipe's, or what the rows allow."""
         return str(self.options.loss or ("cosine" if self.scored else "contrastive"))
 
+    @property
+    def fewest_rows(self) -> int:
+        """Two where a row's text is to be found among those of others."""
+        return 2 if self.loss == "contrastive" else 1
+
     def learn(self, contents: Iterable[Content], source: str) -> None:
         """See whether rows have scores, and between which numbers, and negatives where the loss needs them.
 

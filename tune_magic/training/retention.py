@@ -130,7 +130,8 @@ def retain(
         look: Called now and then; may raise to break off.
 
     Raises:
-        TuneError: `kl_base` where there is no language model, or an earlier task without rows.
+        TuneError: `kl_base` where there is no language model, `ewc` where the loss compares rows, or an earlier task
+            without rows.
     """
     options = recipe.retain
     if not (options.l2_sp or options.ewc or options.kl_base):
@@ -138,6 +139,11 @@ def retain(
     if options.kl_base and not isinstance(engine, TokenEngine):
         raise TuneError(
             "`kl_base` keeps predictions of tokens, and this objective predicts none.",
+            hint="`retain: {l2_sp: 0.01}` keeps the weights near their start instead.",
+        )
+    if options.ewc and objective.fewest_rows > 1:
+        raise TuneError(
+            "`ewc` weighs weights by the loss of each row alone, and this loss compares rows: of one alone it is nothing.",
             hint="`retain: {l2_sp: 0.01}` keeps the weights near their start instead.",
         )
     importance = None
