@@ -1,5 +1,6 @@
 """Every objective of the menu trains, resumes exactly, evaluates, predicts, and minimises what its formula says."""
 
+import itertools
 import json
 import struct
 import zlib
@@ -16,6 +17,7 @@ from torch.nn import functional
 
 from tune_magic import plugins
 from tune_magic.data.content import Labelled, Located, MultiLabelled, Tagged, Tasked
+from tune_magic.data.example import Example, Segment
 from tune_magic.data.read import RowFaults
 from tune_magic.data.render import Part, Renderer
 from tune_magic.errors import DataError, RunFailed
@@ -33,7 +35,7 @@ from tune_magic.recipe.build import build_recipe
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.training.loop import Loop
-from tune_magic.training.outputs import outputs_of
+from tune_magic.training.outputs import OutputEngine, outputs_of
 from tune_magic.training.prepare import prepare
 from tune_magic.training.rows import RowStates
 from tune_magic.training.tuned import load_tuned
@@ -413,6 +415,30 @@ def test_rows_of_a_step_are_compared_whatever_the_microbatches(make_run, menu, t
     assert one == pytest.approx(other, rel=1e-5)
     for ours, theirs in zip(whole, parts, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["embed", "seq2seq", "tag"])
+def test_a_microbatch_is_as_large_as_what_the_model_computes(name):
+    """A short text beside a long one is padded, and a long source beside a long target of another row."""
+    objective = plugins.get("objective", name)()
+    objective._start = 0
+    draw = np.random.default_rng(0)
+
+    def segment(length, weight):
+        return Segment(draw.integers(1, 9, length).astype(np.int32), np.full(length, weight, dtype=np.float32))
+
+    sizes = [tuple(pair) for pair in draw.integers(1, 30, (40, 1 if name == "tag" else 2)).tolist()]
+    examples = [Example(segment(a, 0.0), tuple(segment(length, 1.0) for length in b)) for a, *b in sizes]
+    engine = OutputEngine.__new__(OutputEngine)
+    engine._objective, engine.max_tokens = objective, 128
+    cut = list(engine.microbatches(examples))
+    assert sorted(map(id, itertools.chain.from_iterable(cut))) == sorted(map(id, examples))
+    assert max(map(len, cut)) > 1
+    for group in cut:
+        arrays = objective.batch(group, 0)
+        computed = sum(arrays[key].size for key in ("input_ids", "decoder_input_ids") if key in arrays)
+        assert engine.lay_out(group).input_ids.size == computed
+        assert computed <= 128 or len(group) == 1
 
 
 @pytest.mark.parametrize(("changes", "says"), [

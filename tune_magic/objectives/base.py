@@ -163,6 +163,10 @@ class Objective(abc.ABC):
         """Return what the model is called with for examples, by its keywords; where `engine` is `outputs`."""
         raise TypeError(f"{type(self).__name__} is not computed from whole outputs")
 
+    def computed_tokens(self, examples: Sequence[Example]) -> int:
+        """Return the tokens that the model computes of what `batch` gives for examples, padding included."""
+        return len(examples) * max(map(len, examples))
+
     def states(self, outputs: Any, examples: Sequence[Example]) -> Any:
         """Return what `loss_sum` sees of what the model gave for `batch`; where `engine` is `outputs`."""
         raise TypeError(f"{type(self).__name__} is not computed from whole outputs")

@@ -165,6 +165,11 @@ class Embed(Objective):
         """All texts of the rows, one behind the other."""
         return padded([segment.tokens for example in examples for segment in _segments(example)], pad_token_id)
 
+    def computed_tokens(self, examples: Sequence[Example]) -> int:
+        """Each text is padded to the longest."""
+        lengths = [len(segment) for example in examples for segment in _segments(example)]
+        return len(lengths) * max(lengths)
+
     def states(self, outputs: Any, examples: Sequence[Example]) -> EmbedStates:
         """Pool the tokens of each text to a vector of length 1."""
         import torch
