@@ -206,7 +206,8 @@ def _example(encoding: Any, content: Tagged, tags: Sequence[int], index: int) ->
 
 
 def _tags(example: Example) -> np.ndarray:
-    return _columns(example)[0]
+    tags: np.ndarray = _columns(example)[0]
+    return tags
 
 
 def _words(example: Example) -> list[str]:
