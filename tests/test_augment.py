@@ -14,7 +14,9 @@ from tune_magic.augmenters.synonyms import _FOLDERS, _lexicon
 from tune_magic.data.content import Labelled, PromptCompletion, Text, Turns, asked, from_plain, to_plain, with_asked
 from tune_magic.errors import DataError, RecipeError, RunFailed, TuneError
 from tune_magic.recipe import build_recipe
-from tune_magic.training.augment import draw
+from tune_magic.training.augment import Made, draw
+from tune_magic.training.augment import read as read_made
+from tune_magic.training.augment import write as write_made
 
 TEXTS = ["The quick brown fox jumps over the lazy dog.", "Please cancel my order, it has not arrived.", "12 34", ""]
 
@@ -160,6 +162,12 @@ def test_rows_are_made_of_training_rows_alone(train, write):
     assert "made by noise: 45 rows (" in run.card()["text/plain"]
 
 
+def test_what_was_made_is_read_again_whatever_marks_it_holds(tmp_path):
+    made = [Made(0, "noise", PromptCompletion("one\u2028two", "three\u0085four")), Made(1, "noise", Text("five"))]
+    write_made(tmp_path, made)
+    assert read_made(tmp_path) == made
+
+
 def test_a_resumed_run_has_the_same_rows(make_run, write, train, monkeypatch):
     path = write("rows.jsonl", lines(numbered(40)))
     keys = {"data": {"train": str(path), "augment": {"noise": 0.5}}, "max_steps": 6, "save_steps": 2}
@@ -198,8 +206,15 @@ def test_a_local_model_rewords(train, write, tiny):
 
 
 @pytest.fixture
-def address():
-    """An address that speaks OpenAI's protocol, and what it was asked; `answers` holds what it fails with first."""
+def at_once(monkeypatch):
+    """Nothing is waited for between tries, and nobody looks on between answers."""
+    monkeypatch.setattr("tune_magic.models.address._PAUSE_S", 0.0)
+    monkeypatch.setattr("tune_magic.models.address._LOOK_S", 60.0)
+
+
+@pytest.fixture
+def address(at_once):
+    """An address that speaks OpenAI's protocol, what it was asked, and the codes it fails with first."""
     asked_of, failures = [], []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -253,7 +268,7 @@ def test_an_address_rewords(address, monkeypatch):
         change("paraphrase", TEXTS[:1], **{**options, "endpoint": "http://127.0.0.1:9"})
 
 
-def test_an_address_that_is_down_ends_the_run_in_words(train, write):
+def test_an_address_that_is_down_ends_the_run_in_words(train, write, at_once):
     path = write("rows.jsonl", lines(numbered(30)))
     augment = [{"kind": "paraphrase", "endpoint": "http://127.0.0.1:9/v1", "model": "m"}]
     with pytest.raises(RunFailed, match=r"127\.0\.0\.1:9/v1/chat/completions did not answer"):

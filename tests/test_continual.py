@@ -15,6 +15,7 @@ from tune_magic.errors import RecipeError, RunFailed
 from tune_magic.executors import local
 from tune_magic.methods.full import Full, FullOptions
 from tune_magic.methods.lora import Lora, LoraOptions
+from tune_magic.methods.unfreeze import Unfreeze, UnfreezeOptions
 from tune_magic.objectives.sft import SFT
 from tune_magic.recipe import build_recipe
 from tune_magic.recipe.schema import RetainOptions
@@ -99,6 +100,22 @@ def test_l2_sp_and_ewc_have_the_gradients_of_their_formulas(tiny):
     before = {name: gradient.clone() for name, gradient in gradients_of(engine).items()}
     retention.pull()  # adds to what is there
     torch.testing.assert_close(gradients_of(engine)["lm_head.weight"], 2 * before["lm_head.weight"])
+
+
+def test_weights_that_a_step_does_not_train_are_not_pulled(tiny):
+    """An optimizer would move what has a gradient, be it nothing, by its weight decay."""
+    method = Unfreeze(UnfreezeOptions(steps_per_layer=1))
+    engine = engine_of(load(tiny), method)
+    importance = {name: torch.ones_like(p) for name, p in engine.model.named_parameters()}
+    retention = Retention(RetainOptions(l2_sp=0.3, ewc=2.0, ewc_data="x"), engine, "CAUSAL_LM", importance)
+    moved(engine)
+    engine.model.zero_grad(set_to_none=True)
+    with method.at_step(engine.model, 1, 10):
+        values = retention.pull()
+        trained = {name for name, p in engine.model.named_parameters() if p.requires_grad}
+    assert 0 < len(trained) < len(importance)
+    assert {name for name, p in engine.model.named_parameters() if p.grad is not None} == trained
+    assert values == retention.pull()  # the distance is that of all weights
 
 
 @pytest.mark.parametrize("options", [{}, {"init_lora_weights": "pissa"}, {"use_rslora": True}])

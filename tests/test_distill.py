@@ -19,7 +19,11 @@ from tune_magic.methods.lora import Lora, LoraOptions
 from tune_magic.objectives.distill import Distill, DistillClasses, DistillClassesOptions, DistillOptions
 from tune_magic.objectives.divergence import divergence
 from tune_magic.recipe import build_recipe
+from tune_magic.storage.control import Control
+from tune_magic.storage.events import EventLog
 from tune_magic.training.beside import AddedOff, Loaded
+from tune_magic.training.dataset import Rows
+from tune_magic.training.prepare import prepare
 from tune_magic.training.rows import RowStates
 
 KINDS = ["forward_kl", "reverse_kl", "jensen_shannon"]
@@ -422,8 +426,9 @@ def test_a_classifier_teaches_another(train, make_run, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def address():
+def address(monkeypatch):
     """An address that speaks OpenAI's protocol, answers every chat by its last message in capitals, and notes what came."""
+    monkeypatch.setattr("tune_magic.models.address._LOOK_S", 60.0)
     asked = []
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -476,6 +481,45 @@ def test_a_teacher_behind_an_address_answers_once_and_its_key_stays_in_the_envir
 
     local.start(whole.path, "inline")
     assert_same(run, whole)
+    assert len(asked) == 24  # nor by a run that learns the same answers
+    fresh = make_run(**keys)
+    about = json.loads((fresh.path / "run.json").read_text())
+    (fresh.path / "run.json").write_text(json.dumps(about | {"launch": {"fresh": True}}))
+    local.start(fresh.path, "inline")
+    assert_same(fresh, whole)
+    assert len(asked) == 48
+    assert not (fresh.path / "taught.part.jsonl").exists()
+
+
+def test_a_search_for_the_rate_asks_for_the_rows_of_its_steps_alone(address, make_run, data_file, monkeypatch):
+    from tune_magic.executors import local
+
+    url, asked = address
+    monkeypatch.setattr("tune_magic.training.rate_search._STEPS", 7)
+    objective = distill(url, level="sequence", teacher_model="large", max_new_tokens=9)
+    data = {"train": str(data_file), "held_out": 0}
+    run = make_run("find_lr", objective=objective, data=data, batch_size=2)
+    local.start(run.path, "inline")
+    assert run.status == "finished", run.summary().outcome
+    assert len(asked) == 14
+
+
+def test_a_run_learns_the_answers_that_are_written_down(address, make_run, monkeypatch, write):
+    """An answer with a password in it is kept without, and learned so from the first step on."""
+    url, _ = address
+    rows = [{"prompt": f"item {i} at db://me:mine{i}@x", "completion": "red"} for i in range(12)]
+    path = write("rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    objective = distill(url, level="sequence", teacher_model="large", max_new_tokens=9)
+    run = make_run(objective=objective, data={"train": str(path), "held_out": 0}, max_steps=1)
+    trained = []
+    real = Rows._taught
+    monkeypatch.setattr(Rows, "_taught", lambda rows, *given: trained.append(real(rows, *given)) or trained[-1])
+    for _ in range(2):
+        with EventLog(run.path / "events.jsonl", attempt=1) as log:
+            prepare(build_recipe(run.info["recipe"]), run.path, log, Control(run.path, attempt=1))
+    first, resumed = ([row.trunk.tokens.tolist() for row in table] for table in trained)
+    assert trained[0][0].reference == "ITEM 0 AT DB://[hidden]@X"
+    assert first == resumed
 
 
 def test_a_student_learns_the_answers_of_a_run(train, make_run, tiny, data_file, monkeypatch):

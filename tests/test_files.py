@@ -155,3 +155,16 @@ def test_only_one_module_writes_to_disk():
 
 def test_json_is_strict():
     assert files.to_json({"a": float("nan"), "b": [float("inf")], "c": 1.5}) == '{"a":"nan","b":["inf"],"c":1.5}'
+
+
+@pytest.mark.parametrize("text", ["one\u2028two", "one\u0085two", "one\x0btwo\x1cthree\r\nfour\n", ""])
+def test_rows_come_back_whatever_marks_of_a_line_their_texts_hold(text, tmp_path):
+    rows = [{"text": text, "number": 1}, {"text": "after", "number": None}]
+    files.write_json_lines(tmp_path / "rows.jsonl", rows)
+    assert files.read_json_lines(tmp_path / "rows.jsonl") == rows
+
+
+def test_what_is_hidden_is_part_of_one_text_and_not_of_the_line(tmp_path):
+    rows = [{"prompt": "http://example.org", "completion": "me@example.org"}, {"text": "http://me:mine@example.org"}]
+    files.write_json_lines(tmp_path / "rows.jsonl", rows)
+    assert files.read_json_lines(tmp_path / "rows.jsonl") == [rows[0], {"text": "http://[hidden]@example.org"}]

@@ -1,6 +1,9 @@
 """Every objective of the menu trains, resumes exactly, evaluates, predicts, and minimises what its formula says."""
 
+import itertools
 import json
+import struct
+import zlib
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,15 +16,26 @@ from test_training import assert_same, stop_and_resume
 from torch.nn import functional
 
 from tune_magic import plugins
-from tune_magic.errors import RunFailed
+from tune_magic.data.content import Labelled, Located, MultiLabelled, Tagged, Tasked
+from tune_magic.data.example import Example, Segment
+from tune_magic.data.read import RowFaults
+from tune_magic.data.render import Part, Renderer
+from tune_magic.errors import DataError, RunFailed
+from tune_magic.evaluation.output_metrics import SpanExactMatch
 from tune_magic.executors import local
+from tune_magic.objectives.classify import Classify
 from tune_magic.objectives.domain_adversarial import DomainAdversarial
 from tune_magic.objectives.embed import Embed, EmbedOptions, EmbedStates
+from tune_magic.objectives.extractive_qa import ExtractiveQA
+from tune_magic.objectives.media import ClassifyImage
+from tune_magic.objectives.multi_label import MultiLabel, MultiLabelOptions
+from tune_magic.objectives.multi_task import MultiTask
+from tune_magic.objectives.tag import Tag
 from tune_magic.recipe.build import build_recipe
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.training.loop import Loop
-from tune_magic.training.outputs import outputs_of
+from tune_magic.training.outputs import OutputEngine, outputs_of
 from tune_magic.training.prepare import prepare
 from tune_magic.training.rows import RowStates
 from tune_magic.training.tuned import load_tuned
@@ -112,6 +126,15 @@ def tone(path, number):
 
 def colours(number):
     return [name for bit, name in enumerate(COLOURS) if number >> bit & 1]
+
+
+def encoded(objective, contents, renderer):
+    """Return the examples of rows; bad ones are an error."""
+    faults = RowFaults("rows.jsonl")
+    places = [f"row {number}" for number in range(1, len(contents) + 1)]
+    examples = objective.examples(Part(contents, places, range(len(contents)), faults), renderer)
+    faults.raise_if_any()
+    return examples
 
 
 ROWS = {
@@ -231,10 +254,57 @@ def test_the_loss_of_tags_is_that_of_transformers(train, menu):
     theirs = 0.0
     for example in examples:
         labels = torch.full((1, len(example)), -100)
-        labels[0, example.trunk.weights > 0] = torch.from_numpy(example.targets.astype(np.int64))
+        tags = example.targets.astype(np.int64).reshape(3, -1)[0]
+        labels[0, example.trunk.weights > 0] = torch.from_numpy(tags)
         ids = torch.from_numpy(example.trunk.tokens.astype(np.int64))[None]
-        theirs += tuned.model(input_ids=ids, labels=labels).loss * len(example.targets)
+        theirs += tuned.model(input_ids=ids, labels=labels).loss * len(tags)
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
+@pytest.fixture
+def dropping():
+    """A renderer whose tokenizer makes no token of a space of no width."""
+    from tokenizers import normalizers
+
+    tokenizer = make_tokenizer()
+    tokenizer._tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    return Renderer(tokenizer, chat_template=False, max_length=64)
+
+
+def test_each_tag_is_said_of_its_own_word(dropping):
+    """Also where a word before it has no token, where one has a space inside, and where the last are cut off."""
+    objective = Tag(tags=["O", "B-x", "I-x"])
+    words = ["see", "\u200b", "New York", "and", "Rome", "x" * 80, "cut"]
+    row = Tagged(words, ["O", "O", "B-x", "O", "I-x", "O", "B-x"])
+    (example,) = encoded(objective, [row], dropping)
+    tags = example.targets.reshape(3, -1)[0].astype(int)
+    assert tags.tolist() == [0, 1, 0, 2, 0]
+    outputs = [np.eye(3)[tags]]
+    ((_, said),) = objective.spoken(outputs, [example])
+    assert said == "New York/B-x Rome/I-x"
+    frame = objective.frame(outputs, [example])
+    assert frame["words"][0] == ["see", "New York", "and", "Rome", "x" * 80]
+    assert frame["tags"][0] == ["O", "B-x", "O", "I-x", "O"]
+    assert objective.judged(outputs, [example])[0] == objective.judged(outputs, [example])[1]
+
+
+@pytest.mark.parametrize("question", ["which?", "which?\n", "one\n\ntwo?\n\n"])
+@pytest.mark.parametrize("answers", [["red\ngreen"], ["red\ngreen", "red", "no answer"], []])
+def test_an_answer_is_what_stands_in_the_text_whatever_line_breaks(question, answers, dropping):
+    objective = ExtractiveQA()
+    (example,) = encoded(objective, [Located(question, "it is red\ngreen now", answers, 6)], dropping)
+    begin, end = example.targets[:2].astype(int)
+    output = np.full((2, len(example)), -20.0)
+    output[0, begin] = output[1, end] = 0.0
+    found, given = objective.judged([output], [example])
+    assert found == [answers[0] if answers else ""]
+    assert given == [answers or [""]]
+    assert SpanExactMatch().values(found, given).tolist() == [[1.0]]
+
+
+def test_a_text_that_has_no_tokens_is_a_bad_row(dropping):
+    with pytest.raises(DataError, match="row 2: the model's tokenizer makes no token of the text"):
+        encoded(ExtractiveQA(), [Located("which?", "red", []), Located("which?", "\u200b", [])], dropping)
 
 
 def test_the_loss_of_spans_is_that_of_transformers(train, menu):
@@ -248,7 +318,8 @@ def test_the_loss_of_spans_is_that_of_transformers(train, menu):
         out = tuned.model(**given)
         begin, end, first = (int(number) for number in example.targets[:3])
         allowed = torch.zeros(len(example), dtype=torch.bool)
-        count = (len(example.targets) - 3) // 2  # tokens of the text, and what closes it is none
+        answers = int(example.targets[3])
+        count = (len(example.targets) - 4 - answers) // 2  # tokens of the text, and what closes it is none
         allowed[first : first + count] = allowed[0] = True
         for logits, right in ((out.start_logits[0], begin), (out.end_logits[0], end)):
             theirs += float(-logits.detach().masked_fill(~allowed, -torch.inf).log_softmax(-1)[right]) / 2
@@ -271,10 +342,9 @@ def test_spans_are_found_in_long_texts_whose_parts_overlap(train, menu):
     for example in examples:  # wherever the answer is in a part, the part's targets are the answer
         begin, end = example.targets[:2].astype(int)
         if begin:
-            text = example.question.split("\n\n", 1)[1]
-            starts, ends = example.targets[3:].astype(int).reshape(2, -1)
-            first = int(example.targets[2])
-            assert text[starts[begin - first] : ends[end - first]] == example.reference
+            first, answers = example.targets[2:4].astype(int)
+            starts, ends = example.targets[4 + answers :].astype(int).reshape(2, -1)
+            assert example.question[starts[begin - first] : ends[end - first]] == example.reference
     found = run.predict(
         [("which?", "filler it is green after after"), ("which?", "filler filler it is red " + "after " * 20)]
     )
@@ -345,6 +415,54 @@ def test_rows_of_a_step_are_compared_whatever_the_microbatches(make_run, menu, t
     assert one == pytest.approx(other, rel=1e-5)
     for ours, theirs in zip(whole, parts, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["embed", "seq2seq", "tag"])
+def test_a_microbatch_is_as_large_as_what_the_model_computes(name):
+    """A short text beside a long one is padded, and a long source beside a long target of another row."""
+    objective = plugins.get("objective", name)()
+    objective._start = 0
+    draw = np.random.default_rng(0)
+
+    def segment(length, weight):
+        return Segment(draw.integers(1, 9, length).astype(np.int32), np.full(length, weight, dtype=np.float32))
+
+    sizes = [tuple(pair) for pair in draw.integers(1, 30, (40, 1 if name == "tag" else 2)).tolist()]
+    examples = [Example(segment(a, 0.0), tuple(segment(length, 1.0) for length in b)) for a, *b in sizes]
+    engine = OutputEngine.__new__(OutputEngine)
+    engine._objective, engine.max_tokens = objective, 128
+    cut = list(engine.microbatches(examples))
+    assert sorted(map(id, itertools.chain.from_iterable(cut))) == sorted(map(id, examples))
+    assert max(map(len, cut)) > 1
+    for group in cut:
+        arrays = objective.batch(group, 0)
+        computed = sum(arrays[key].size for key in ("input_ids", "decoder_input_ids") if key in arrays)
+        assert engine.lay_out(group).input_ids.size == computed
+        assert computed <= 128 or len(group) == 1
+
+
+@pytest.mark.parametrize(("changes", "says"), [
+    ({"batch_size": 1}, "`batch_size: 1` is too few.*Take 2 or more"),
+    ({"retain": {"ewc": 1.0, "ewc_data": "DATA"}}, "`ewc` weighs weights.*l2_sp"),
+    ({"data": {"train": "DATA", "held_out": "ONE"}}, r"too few held-out rows \(1\).*held_out: 0"),
+    ({"data": {"train": "ONE", "held_out": 0}}, r"too few training rows \(1\)"),
+])  # fmt: skip
+def test_a_row_alone_is_nothing_to_compare(changes, says, train, menu, write):
+    one = str(write("one.jsonl", json.dumps(ROWS["embed"](0)) + "\n"))
+    given = menu("embed", max_steps=1)
+    named = json.loads(json.dumps(changes).replace("DATA", given["data"]["train"]).replace("ONE", one))
+    with pytest.raises(RunFailed, match=f"(?s){says}"):
+        train(**given | named).raise_for_state()
+
+
+def test_a_row_that_is_left_is_compared_with_the_group_before_it(make_run, menu):
+    run = make_run(**menu("embed", batch_size=11))  # of twelve that are held out
+    with EventLog(run.path / "events.jsonl", attempt=1) as log:
+        session = prepare(build_recipe(run.info["recipe"]), run.path, log, Control(run.path, attempt=1))
+        assert len(session.dataset.held_out) == 12
+        loop = Loop(session, own_checkpoints=set())
+        assert [len(states.vectors) for states in loop._held_out_states(session.dataset.held_out)] == [12]
+    assert Embed(EmbedOptions(loss="cosine")).fewest_rows == Embed(EmbedOptions(loss="triplet")).fewest_rows == 1
 
 
 def test_vectors_of_what_belongs_together_come_near(train, menu):
@@ -453,6 +571,74 @@ def test_a_file_that_would_unpack_to_a_huge_image_is_a_bad_row(train, menu, monk
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # the images have 400, more than twice as many
     with pytest.raises(RunFailed, match="more pixels than an image should"):
         train(**menu("classify_image", max_steps=1)).raise_for_state()
+
+
+def chunk(kind, content):
+    """Return a part of a PNG file."""
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def test_a_broken_image_is_a_bad_row(tmp_path, monkeypatch):
+    from PIL import Image
+
+    processor = SimpleNamespace(num_positions=4)
+    picture(tmp_path / "whole.png", 0)
+    whole = (tmp_path / "whole.png").read_bytes()
+    at = whole.index(b"IDAT")
+    (size,) = struct.unpack(">I", whole[at - 4 : at])
+    half = chunk(b"IDAT", whole[at + 4 : at + 4 + size // 2])
+    with pytest.raises(ValueError, match="damaged: broken PNG file"):
+        ClassifyImage().prepared(whole[: at - 4] + half + b"\0\0\0\1\1\2\3\4" + bytes(20), processor)
+    for error in (EOFError(), struct.error("unpack"), zlib.error("Error -3"), IndexError("out of range")):
+
+        def fail(image, mode, error=error):
+            raise error
+
+        monkeypatch.setattr(Image.Image, "convert", fail)
+        with pytest.raises(ValueError, match=f"damaged: {error or type(error).__name__}"):
+            ClassifyImage().prepared(whole, processor)
+
+
+def test_a_class_that_every_row_has_is_learned_too():
+    objective = MultiLabel(MultiLabelOptions(class_weights="balanced"))
+    rows = [MultiLabelled("a", ["all", "half"]), MultiLabelled("b", ["all"])]
+    objective.learn(rows, "rows.jsonl")
+    assert objective.facts() == {"classes": ["all", "half"], "weights": [1.0, 1.0]}
+    logits = torch.zeros(2, 2, requires_grad=True)
+    objective.loss_sum(RowStates(logits, torch.tensor([[1.0, 1.0], [1.0, 0.0]]))).backward()
+    assert (logits.grad != 0).all()
+
+
+@pytest.mark.parametrize(("name", "row"), [
+    ("classify", {"text": "", "label": "a"}), ("regression", {"text": "", "score": 1.5}), ("multi_task", {"text": "", "task": "a", "label": "b"}),
+])  # fmt: skip
+def test_where_every_row_is_skipped_the_rows_are_named(name, row, train, menu, write):
+    path = write("bad.jsonl", (json.dumps(row) + "\n") * 9)
+    changes = menu("regression", objective={"name": name}, data={"train": str(path), "on_bad_rows": "skip"})
+    with pytest.raises(RunFailed, match=r"9 bad rows, too many to skip.*\n.*line 1: column `text` is empty"):
+        train(**changes).raise_for_state()
+    if name != "multi_task":
+        with pytest.raises(DataError, match=r"No row of rows.jsonl is left. `on_bad_rows: error`"):
+            plugins.get("objective", name)().learn([], "rows.jsonl")
+
+
+def test_a_name_that_is_nearly_a_number_is_a_name():
+    objective = Classify()
+    objective.learn([Labelled("a", name) for name in ("--5", "10", "9") * 2], "rows.jsonl")
+    assert objective.classes == ["--5", "10", "9"]
+    objective.learn([Labelled("a", name) for name in ("-5", "10", "9") * 2], "rows.jsonl")
+    assert objective.classes == ["-5", "9", "10"]
+
+
+@pytest.mark.parametrize(("answers", "says"), [
+    ([float(i) for i in range(9)], "9 classes in 9 rows.*with a fraction, such as 3.5"),
+    ([f"name {i}" for i in range(9)], "9 classes in 9 rows.*the right column"),
+])  # fmt: skip
+def test_a_task_of_next_to_as_many_classes_as_rows_is_refused(answers, says):
+    colours = [Tasked("a", "colour", COLOURS[i % 3]) for i in range(9)]
+    with pytest.raises(DataError, match=f"The task 'other' of rows.jsonl has {says}"):
+        MultiTask().learn([*colours, *(Tasked("a", "other", answer) for answer in answers)], "rows.jsonl")
+    MultiTask().learn([*colours, *(Tasked("a", "other", 0.5 * i) for i in range(9))], "rows.jsonl")
 
 
 def test_metrics_agree_with_the_libraries():

@@ -433,6 +433,18 @@ def test_the_order_is_a_pure_function_of_seed_and_epoch():
     assert Order(10, 4, seed=4).rows(1) != order.rows(1)
 
 
+@pytest.mark.parametrize("ranks", [None, list(range(9))])
+def test_no_step_has_fewer_rows_than_it_needs(ranks):
+    order = Order(9, 4, seed=3, ranks=ranks, fewest=2)
+    assert order.steps_per_epoch == 2
+    for first in (1, 3):
+        assert [len(order.rows(step)) for step in (first, first + 1)] == [4, 5]
+        assert sorted([*order.rows(first), *order.rows(first + 1)]) == list(range(9))
+    assert [len(Order(10, 4, seed=3, fewest=2).rows(step)) for step in (1, 2, 3)] == [4, 4, 2]
+    assert [len(Order(9, 4, seed=3).rows(step)) for step in (1, 2, 3)] == [4, 4, 1]
+    assert Order(1, 4, seed=3, fewest=2).rows(2) == [0]
+
+
 @pytest.mark.parametrize(
     ("schedule", "expected"),
     [("linear", [0.5, 1.0, 1.0, 0.75, 0.5, 0.25]), ("constant", [0.5, 1.0, 1, 1, 1, 1])],

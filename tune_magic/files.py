@@ -15,7 +15,7 @@ import math
 import mmap
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -61,6 +61,20 @@ def write_json(path: Path, value: Any, *, durable: bool = True) -> None:
 def write_text(path: Path, text: str, *, durable: bool = True) -> None:
     """Write `text` to `path` as UTF-8, atomically."""
     write_bytes(path, secrets.hide(text).encode(), durable=durable)
+
+
+def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
+    """Write each of `rows` to `path` as a line of JSON, atomically; `read_json_lines` reads them."""
+    write_bytes(path, "".join(f"{to_json(row)}\n" for row in rows).encode())
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Return what `write_json_lines` wrote; a text may hold every mark of a line's end but the one between rows.
+
+    Raises:
+        OSError: There is no such file.
+    """
+    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:

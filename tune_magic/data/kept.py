@@ -58,7 +58,11 @@ def key(
         "objective": [type(objective).__qualname__, objective.facts()],
         "renderer": [_tokenizer_print(renderer), renderer.uses_template, renderer.max_length],
         "versions": fingerprint.versions(),
-        "sources": {source.name: source.stat().st_mtime_ns for source in sorted((_PACKAGE / "data").rglob("*.py"))},
+        "sources": {
+            str(source.relative_to(_PACKAGE)): source.stat().st_mtime_ns
+            for part in ("data", "objectives")
+            for source in sorted((_PACKAGE / part).rglob("*.py"))
+        },
     }
     return fingerprint.of_text(json.dumps(facts, sort_keys=True))
 

@@ -63,7 +63,7 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     }
     metrics = {name: comparison.to_dict() for name, comparison in scorer.compare(base, scored).items()}
     content = {"format": FORMAT, "about": about, "metrics": metrics, **scorer.tables(base, scored)}
-    files.write_text(job.path / "rows.jsonl", "".join(files.to_json(row) + "\n" for row in scores))
+    files.write_json_lines(job.path / "rows.jsonl", scores)
     files.write_json(job.path / "report.json", content)
     return {"state": "finished"}
 

@@ -7,6 +7,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tune_magic import files
 from tune_magic.evaluation.comparison import Comparison
 from tune_magic.storage.events import number
 
@@ -64,8 +65,8 @@ class Scores:
     @property
     def rows(self) -> list[dict[str, Any]]:
         """Every row with both answers and scores."""
-        lines = (self.path / "rows.jsonl").read_text(encoding="utf-8").split("\n")
-        return [json.loads(line) for line in lines if line]
+        rows: list[dict[str, Any]] = files.read_json_lines(self.path / "rows.jsonl")
+        return rows
 
     def frame(self) -> pd.DataFrame:
         """Return `rows` as a DataFrame."""

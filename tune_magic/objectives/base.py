@@ -150,6 +150,11 @@ class Objective(abc.ABC):
         """Whether rows are learned as wholes, and the model writes no texts."""
         return self.gives != "texts"
 
+    @property
+    def fewest_rows(self) -> int:
+        """Rows that a step must have for the loss to have something to compare; of fewer nothing is learned."""
+        return 2 if self.compares_rows else 1
+
     def prompt_tokens(self, renderer: Renderer, prompt: str | list[dict[str, str]]) -> list[int]:
         """Return what the model is given to answer a message, or a chat that ends with one."""
         return renderer.prompt_tokens(prompt)
@@ -157,6 +162,10 @@ class Objective(abc.ABC):
     def batch(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, np.ndarray]:
         """Return what the model is called with for examples, by its keywords; where `engine` is `outputs`."""
         raise TypeError(f"{type(self).__name__} is not computed from whole outputs")
+
+    def computed_tokens(self, examples: Sequence[Example]) -> int:
+        """Return the tokens that the model computes of what `batch` gives for examples, padding included."""
+        return len(examples) * max(map(len, examples))
 
     def states(self, outputs: Any, examples: Sequence[Example]) -> Any:
         """Return what `loss_sum` sees of what the model gave for `batch`; where `engine` is `outputs`."""

@@ -111,14 +111,16 @@ class Classify(Objective):
         """
         rows = Counter(content.label for content in contents if isinstance(content, Labelled))
         found, num_rows = list(rows), rows.total()
+        if not found:
+            raise DataError(f"No row of {source} is left.", hint="`on_bad_rows: error` names what is wrong with them.")
         if len(found) < 2:
             raise DataError(f"{source} has one class only, {found[0]!r}.", hint="A classifier needs two or more.")
-        if len(found) > 2 and len(found) > _MOST_CLASSES_SHARE * num_rows:
+        if are_too_many(len(found), num_rows):
             raise DataError(
                 f"{source} has {len(found)} classes in {num_rows} rows.",
                 hint="Is `label` the right column? `columns: {label: YOURS}` names another.",
             )
-        is_numbered = all(name.lstrip("-").isdecimal() for name in found)
+        is_numbered = all(name.removeprefix("-").isdecimal() for name in found)
         self.classes = sorted(found, key=int) if is_numbered else sorted(found)
         given = self.options.class_weights
         if given == "balanced":
@@ -191,6 +193,11 @@ class Classify(Objective):
         import pandas as pd
 
         return pd.DataFrame(_softmax(np.stack(outputs)), columns=self.classes)
+
+
+def are_too_many(num_classes: int, num_rows: int) -> bool:
+    """Return whether next to every row has a class of its own, so that there is nothing to learn of a class."""
+    return num_classes > 2 and num_classes > _MOST_CLASSES_SHARE * num_rows
 
 
 def pair_of(given: Any, label: str) -> tuple[str, str, str | None]:

@@ -103,6 +103,11 @@ class Embed(Objective):
         """The recipe's, or what the rows allow."""
         return str(self.options.loss or ("cosine" if self.scored else "contrastive"))
 
+    @property
+    def fewest_rows(self) -> int:
+        """Two where a row's text is to be found among those of others."""
+        return 2 if self.loss == "contrastive" else 1
+
     def learn(self, contents: Iterable[Content], source: str) -> None:
         """See whether rows have scores, and between which numbers, and negatives where the loss needs them.
 
@@ -159,6 +164,11 @@ class Embed(Objective):
     def batch(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, np.ndarray]:
         """All texts of the rows, one behind the other."""
         return padded([segment.tokens for example in examples for segment in _segments(example)], pad_token_id)
+
+    def computed_tokens(self, examples: Sequence[Example]) -> int:
+        """Each text is padded to the longest."""
+        lengths = [len(segment) for example in examples for segment in _segments(example)]
+        return len(lengths) * max(lengths)
 
     def states(self, outputs: Any, examples: Sequence[Example]) -> EmbedStates:
         """Pool the tokens of each text to a vector of length 1."""

@@ -81,6 +81,8 @@ class ExtractiveQA(Objective):
             if parts is None:
                 hint = "Raise `max_length`, or shorten the questions."
                 part.faults.add(place, "the question alone is longer than max_length", content.question, hint=hint)
+            elif not all(len(_own(encoding)) for encoding in parts):
+                part.faults.add(place, "the model's tokenizer makes no token of the text", content.text)
             else:
                 found += [_example(encoding, content, index) for encoding in parts]
         return found
@@ -141,10 +143,7 @@ class ExtractiveQA(Objective):
     def judged(self, outputs: Sequence[np.ndarray], examples: Sequence[Example]) -> tuple[list[Any], list[Any]]:
         """The answer found, empty where there is none, and the right ones."""
         found = list(self._answers(outputs, examples))
-        given = [
-            (example.reference or "").split(_OR) if example.reference != _NOTHING else [""] for example, _, _ in found
-        ]
-        return [text for _, text, _ in found], given
+        return [text for _, text, _ in found], [_right_answers(example) or [""] for example, _, _ in found]
 
     def spoken(self, outputs: Sequence[np.ndarray], examples: Sequence[Example]) -> list[tuple[Example, str]]:
         """The answer to each question."""
@@ -194,8 +193,8 @@ class ExtractiveQA(Objective):
         )
         both = np.where(too_far, -np.inf, both)
         first, last = np.unravel_index(int(both.argmax()), both.shape)
-        text = (example.question or "").split(_BETWEEN, 1)[1]
-        return float(both[first, last]), text[int(span.starts[first]) : int(span.ends[last])]
+        text = (example.question or "")[int(span.starts[first]) : int(span.ends[last])]
+        return float(both[first, last]), text
 
 
 @dataclass(frozen=True)
@@ -206,13 +205,15 @@ class _Span:
         begin: The answer's first token, 0 where it is not in this part.
         end: Its last.
         first: First token of the text.
-        starts: Character of the text at which each of its tokens begins, (tokens,).
+        answers: Characters of each right answer; the reference holds one behind the other.
+        starts: Character of the example's question, with the text in it, at which each of the text's tokens begins, (tokens,).
         ends: Character at which each ends, (tokens,).
     """
 
     begin: int
     end: int
     first: int
+    answers: np.ndarray
     starts: np.ndarray
     ends: np.ndarray
 
@@ -220,15 +221,31 @@ class _Span:
     def of(cls, example: Example) -> _Span:
         assert example.targets is not None
         numbers = example.targets.astype(np.int64)
-        starts, ends = numbers[3:].reshape(2, -1)
-        return cls(int(numbers[0]), int(numbers[1]), int(numbers[2]), starts, ends)
+        begin, end, first, count = numbers[:4].tolist()
+        starts, ends = numbers[4 + count :].reshape(2, -1)
+        return cls(begin, end, first, numbers[4 : 4 + count], starts, ends)
 
     def targets(self) -> np.ndarray:
-        return np.concatenate([[self.begin, self.end, self.first], self.starts, self.ends]).astype(np.float32)
+        head = [self.begin, self.end, self.first, len(self.answers)]
+        return np.concatenate([head, self.answers, self.starts, self.ends]).astype(np.float32)
+
+
+def _own(encoding: Any) -> np.ndarray:
+    """Return the places of the text's tokens."""
+    return np.flatnonzero(np.array(encoding.sequence_ids) == _CONTEXT)  # None, an object, is never 1
+
+
+def _right_answers(example: Example) -> list[str]:
+    """Return the right answers of a row, which may have line breaks in them; none where it is not answered."""
+    found, start = [], 0
+    for size in _Span.of(example).answers.tolist():
+        found.append((example.reference or "")[start : start + size])
+        start += size + len(_OR)
+    return found
 
 
 def _example(encoding: Any, content: Located, index: int) -> Example:
-    own = np.flatnonzero(np.array(encoding.sequence_ids) == _CONTEXT)  # None, an object, is never 1
+    own = _own(encoding)
     offsets = np.array(encoding.offsets, dtype=np.int64)[own]
     tokens = np.asarray(encoding.ids, dtype=np.int32)
     begin = end = 0
@@ -237,10 +254,12 @@ def _example(encoding: Any, content: Located, index: int) -> Example:
         inside = np.flatnonzero((offsets[:, 0] < stop) & (offsets[:, 1] > start))
         if len(inside) and offsets[inside[0], 0] <= start and offsets[inside[-1], 1] >= stop:
             begin, end = int(own[inside[0]]), int(own[inside[-1]])
-    span = _Span(begin, end, int(own[0]), offsets[:, 0], offsets[:, 1])
+    before = len(content.question) + len(_BETWEEN)
+    sizes = np.array([len(answer) for answer in content.answers], dtype=np.int64)
+    span = _Span(begin, end, int(own[0]), sizes, before + offsets[:, 0], before + offsets[:, 1])
     return Example(
         trunk=Segment(tokens, np.zeros(len(tokens), dtype=np.float32)),
-        question=f"{content.question.replace(_BETWEEN, ' ')}{_BETWEEN}{content.text}",
+        question=f"{content.question}{_BETWEEN}{content.text}",
         reference=_OR.join(content.answers) or _NOTHING,
         index=index,
         targets=span.targets(),

@@ -6,6 +6,8 @@ import abc
 import hashlib
 import io
 import math
+import struct
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
     from tune_magic.training.rows import RowStates
 
+# what Pillow makes of damaged files, beside errors of the system
+_DAMAGED = (SyntaxError, EOFError, struct.error, zlib.error, ArithmeticError, LookupError, TypeError, AttributeError)
 _FRAMES_PER_SECOND = 50  # positions that a second of sound counts for
 
 
@@ -128,8 +132,11 @@ class ClassifyImage(ClassifyMedia):
 
     def prepared(self, source: Any, processor: Processor) -> tuple[bytes, int]:
         """The file's bytes, once it is known that they are an image."""
-        media = _bytes_of_image(source)
-        _image(media).load()
+        try:
+            media = _bytes_of_image(source)
+            _image(media).load()
+        except _DAMAGED as error:
+            raise ValueError(f"it is damaged: {str(error) or type(error).__name__}") from None
         return media, processor.num_positions
 
     def batch(self, examples: Sequence[Example], pad_token_id: int) -> dict[str, np.ndarray]:

@@ -35,7 +35,9 @@ class MultiLabelOptions(ObjectiveOptions):
         "multi_label", description="Train a head that decides about each class by itself."
     )
     class_weights: Literal["balanced"] | None = Field(
-        None, description="`balanced`: the rows that have a class count as much as those that have it not."
+        None,
+        description="`balanced`: the rows that have a class count as much as those that have it not. A class that every row "
+        "has counts as without.",
     )
     threshold: float = Field(0.5, gt=0, lt=1, description="A class is given from this probability on.")
 
@@ -84,7 +86,8 @@ class MultiLabel(Objective):
             raise DataError(f"No row of {source} has a class.")
         self.classes = sorted(rows)
         if self.options.class_weights:
-            self.weights = [round(min(_MOST_WEIGHT, (num_rows - rows[name]) / rows[name]), 6) for name in self.classes]
+            lacking = {name: (num_rows - rows[name]) / rows[name] for name in self.classes}
+            self.weights = [round(min(_MOST_WEIGHT, share), 6) if share else 1.0 for share in lacking.values()]
 
     def facts(self) -> dict[str, Any]:
         """The class names, and what a row that has one counts where that differs."""

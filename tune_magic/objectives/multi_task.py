@@ -16,6 +16,7 @@ from tune_magic.data.render import Part, Renderer, pair_of
 from tune_magic.errors import DataError, TuneError
 from tune_magic.models.load import load_head
 from tune_magic.objectives.base import Objective
+from tune_magic.objectives.classify import are_too_many
 from tune_magic.recipe.schema import ObjectiveOptions
 
 if TYPE_CHECKING:
@@ -203,6 +204,14 @@ def _learned(name: str, answers: Sequence[str | float], source: str) -> dict[str
     classes = sorted({_class_of(answer) for answer in answers})
     if len(classes) < 2:
         raise DataError(f"The task {name!r} of {source} has one class only, {classes[0]!r}.")
+    if are_too_many(len(classes), len(answers)):
+        are_numbers = all(isinstance(answer, float) for answer in answers)
+        raise DataError(
+            f"The task {name!r} of {source} has {len(classes)} classes in {len(answers)} rows.",
+            hint="For a task that gives numbers, one row at least must have a number with a fraction, such as 3.5."
+            if are_numbers
+            else "Is `label` the right column? `columns: {label: YOURS}` names another.",
+        )
     return {"classes": classes}
 
 

@@ -72,6 +72,8 @@ class Regression(Objective):
             DataError: All numbers are the same.
         """
         values = np.array([_value(content) for content in contents])
+        if not len(values):
+            raise DataError(f"No row of {source} is left.", hint="`on_bad_rows: error` names what is wrong with them.")
         if not values.std() > 0:
             raise DataError(f"All numbers of {source} are {values[0]:g}: there is nothing to learn.")
         self.mean, self.deviation = float(f"{values.mean():.8g}"), float(f"{values.std():.8g}")

@@ -97,6 +97,11 @@ class Seq2Seq(SFT):
         before = [np.concatenate([[self._start], _target(example).tokens[:-1]]) for example in examples]
         return {**given, "decoder_input_ids": padded(before, pad_token_id)["input_ids"]}
 
+    def computed_tokens(self, examples: Sequence[Example]) -> int:
+        """Sources are padded to the longest source, and targets to the longest target."""
+        longest = max(len(example.trunk) for example in examples) + max(len(_target(example)) for example in examples)
+        return len(examples) * longest
+
     def states(self, outputs: Any, examples: Sequence[Example]) -> TargetStates:
         """Take the logits at the targets."""
         import torch

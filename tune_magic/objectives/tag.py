@@ -156,7 +156,7 @@ class Tag(Objective):
     def spoken(self, outputs: Sequence[np.ndarray], examples: Sequence[Example]) -> list[tuple[Example, str]]:
         """The words that are tagged as something, each with its tag."""
         return [
-            (example, _said((example.question or "").split(" "), self._chosen(output)))
+            (example, _said(_words(example), self._chosen(output)))
             for example, output in zip(examples, outputs, strict=True)
         ]
 
@@ -171,14 +171,11 @@ class Tag(Objective):
         return found
 
     def frame(self, outputs: Sequence[np.ndarray], examples: Sequence[Example]) -> pd.DataFrame:
-        """Words and tags of each text, as lists."""
+        """Words and tags of each text, as lists; words that are cut off or have no token have no tag, and are left out."""
         import pandas as pd
 
         tags = [self._chosen(output) for output in outputs]
-        words = [
-            (example.question or "").split(" ")[: len(found)] for example, found in zip(examples, tags, strict=True)
-        ]
-        return pd.DataFrame({"words": words, "tags": tags})
+        return pd.DataFrame({"words": [_words(example) for example in examples], "tags": tags})
 
     def _chosen(self, output: np.ndarray) -> list[str]:
         return [self.tags[number] for number in output.argmax(-1)]
@@ -188,11 +185,13 @@ def _example(encoding: Any, content: Tagged, tags: Sequence[int], index: int) ->
     tokens = np.asarray(encoding.ids, dtype=np.int32)
     words = encoding.word_ids
     weights = np.zeros(len(tokens), dtype=np.float32)
-    targets, seen = [], 0
+    ends = np.cumsum([len(word) + 1 for word in content.words]) - 1  # in the words joined by spaces
+    targets, chosen, seen = [], [], 0
     for place, word in enumerate(words):
         if word is not None and (place == 0 or words[place - 1] != word):
             weights[place] = 1.0
             targets.append(tags[word])
+            chosen.append(word)
             seen = word + 1
     return Example(
         trunk=Segment(tokens, weights),
@@ -200,15 +199,30 @@ def _example(encoding: Any, content: Tagged, tags: Sequence[int], index: int) ->
         reference=_said(content.words, content.tags),
         num_cut=len(content.words) - seen,
         index=index,
-        targets=np.array(targets, dtype=np.float32),
+        targets=np.array(
+            [targets, [ends[w] - len(content.words[w]) for w in chosen], ends[chosen]], np.float32
+        ).ravel(),
     )
 
 
 def _tags(example: Example) -> np.ndarray:
+    tags: np.ndarray = _columns(example)[0]
+    return tags
+
+
+def _words(example: Example) -> list[str]:
+    """Return the words that have a tag."""
+    _, starts, ends = _columns(example)
+    return [(example.question or "")[start:end] for start, end in zip(starts, ends, strict=True)]
+
+
+def _columns(example: Example) -> np.ndarray:
+    """Return of each word that has a tag the tag's number, and where in the question the word begins and ends, (3, words)."""
     assert example.targets is not None
-    return example.targets.astype(np.int64)
+    columns: np.ndarray = example.targets.astype(np.int64).reshape(3, -1)
+    return columns
 
 
 def _said(words: Sequence[str], tags: Sequence[str]) -> str:
-    said = [f"{word}/{tag}" for word, tag in zip(words, tags, strict=False) if tag != _OUTSIDE]
+    said = [f"{word}/{tag}" for word, tag in zip(words, tags, strict=True) if tag != _OUTSIDE]
     return " ".join(said) or "nothing"

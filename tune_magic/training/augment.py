@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,17 +90,17 @@ def _with(content: Content, changed: Iterator[str | None]) -> Content | None:
 
 def write(folder: Path, made: Sequence[Made]) -> None:
     """Keep what was made in the run folder."""
-    lines = (files.to_json({"row": one.row + 1, "by": one.kind, **to_plain(one.content)}) for one in made)
-    files.write_text(folder / FILE, "".join(f"{line}\n" for line in lines))
+    files.write_json_lines(
+        folder / FILE, ({"row": one.row + 1, "by": one.kind, **to_plain(one.content)} for one in made)
+    )
 
 
 def read(folder: Path) -> list[Made] | None:
     """Return what was made at an earlier start, None where there was none."""
     try:
-        lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
+        rows = files.read_json_lines(folder / FILE)
     except OSError:
         return None
-    rows = [json.loads(line) for line in lines]
     return [Made(row.pop("row") - 1, row.pop("by"), from_plain(row)) for row in rows]
 
 

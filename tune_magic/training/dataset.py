@@ -57,6 +57,7 @@ class Rows:
         watch: Is shown the training rows in normal form, with the number of each; nothing is taken from the cache then.
         preview: So many rows are made by each augmenter, to be looked at and not trained; None: as the recipe says.
         teacher: Who answers the training prompts, where the objective asks for that; None: the rows stay as they are.
+        most_taught: Most prompts that the teacher is asked; the rest of the rows is left out then.
 
     Attributes:
         sources: What was read so far.
@@ -73,6 +74,7 @@ class Rows:
         watch: Watch | None = None,
         preview: int | None = None,
         teacher: Teacher | None = None,
+        most_taught: int | None = None,
     ) -> None:  # fmt: skip
         self.recipe = recipe
         self.folder = folder
@@ -90,6 +92,7 @@ class Rows:
         self._watch = watch
         self._preview = preview
         self._teacher = teacher
+        self._most_taught = most_taught
 
     @property
     def objective(self) -> Objective:
@@ -214,10 +217,12 @@ class Rows:
                             hint="Leave out `augment`.")  # fmt: skip
         made = taught.read(self.folder)
         if made is None:
+            rows = taught.drawn(rows, self._most_taught, self.recipe.seed)
             contents = self._encoder.contents(data.train, self.objective, set(rows.indices.tolist()))
-            asking = taught.Asking(teacher, self.recipe, self._look, self._tell)
+            asking = taught.Asking(teacher, self.recipe, self.folder, self._look, self._tell)
             made = taught.answered(asking, contents, source_name(data.train))
             taught.write(self.folder, made)
+            made = taught.read(self.folder) or []  # as a resumed run will see them: without secrets
         kept = [one for one in made if one.content is not None]
         self.taught = taught.facts(made)
         head = self.sources[0].head
@@ -338,11 +343,15 @@ class Rows:
 
     def _contents(self, reading: Reading, objective: Objective) -> Iterator[Content]:
         """Yield the rows of a source in normal form."""
-        normaliser = reading.normaliser(objective.known_formats())
+        normaliser, is_empty = reading.normaliser(objective.known_formats()), True
         for rows in reading.parts():
             self._look()
-            yield from (content for content in normaliser.contents(rows) if content is not None)
+            for content in normaliser.contents(rows):
+                if content is not None:
+                    is_empty = False
+                    yield content
         normaliser.raise_if_any()
+        reading.faults.raise_if_any(whole=is_empty)
 
     def _default_objective(self, reading: Reading) -> str:
         """Return what learns from rows of this format.

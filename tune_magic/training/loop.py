@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import time
 from collections import defaultdict
@@ -24,6 +25,7 @@ from tune_magic.training.budget import Budget
 from tune_magic.training.callbacks import Callbacks
 from tune_magic.training.checkpoint import Progress
 from tune_magic.training.optimizer import Plateau, held_bytes, learning_rate, make_optimizer, set_learning_rate
+from tune_magic.training.order import starts
 from tune_magic.training.prepare import Session
 from tune_magic.training.samples import Sampler
 
@@ -410,9 +412,10 @@ class Loop:
         """Yield the states of held-out rows: of each microbatch, or of as many rows as a step compares."""
         session = self.session
         if session.objective.compares_rows:
-            for start in range(0, len(examples), session.recipe.batch_size):
+            begins = starts(len(examples), session.recipe.batch_size, session.objective.fewest_rows)
+            for start, end in itertools.pairwise([*begins, len(examples)]):
                 session.control.check()
-                group = examples[start : start + session.recipe.batch_size]
+                group = examples[start:end]
                 yield together.states_of_group(session.engine, session.objective, group)
             return
         for microbatch in session.engine.microbatches(examples):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,6 +10,17 @@ from tune_magic.data.mixture import Draw
 
 _DRAWN = 104_729  # keeps the permutations of parts apart from those of epochs
 _WINDOW_STEPS = 50  # as far as rows look for their like, so that an epoch stays mixed
+
+
+def starts(count: int, size: int, fewest: int = 1) -> range:
+    """Return where parts of `size` rows begin, up to the last, which ends with the rows.
+
+    Example:
+        >>> list(starts(9, 4)), list(starts(9, 4, fewest=2))
+        ([0, 4, 8], [0, 4])
+    """
+    left = count % size
+    return range(0, count - left if left < min(fewest, count) else count, size)
 
 
 class Order:
@@ -32,6 +42,7 @@ class Order:
         seed: The recipe's seed.
         ranks: A number for each row by which to group, or None for a plain permutation.
         draws: Which rows an epoch has how many of; empty: each row once.
+        fewest: Rows that a step has at least; fewer that are left at an epoch's end join the step before.
     """
 
     def __init__(
@@ -41,26 +52,30 @@ class Order:
         seed: int,
         ranks: Sequence[int] | np.ndarray | None = None,
         draws: Sequence[Draw] = (),
+        *,
+        fewest: int = 1,
     ) -> None:
         self.num_rows = sum(draw.count for draw in draws) if draws else num_rows
         self._draws = draws
         self.batch_size = batch_size
         self.seed = seed
+        self._starts = starts(self.num_rows, batch_size, fewest)
         self._ranks = None if ranks is None else np.asarray(ranks)
         self._epoch: tuple[int, np.ndarray] = (-1, np.empty(0))
 
     @property
     def steps_per_epoch(self) -> int:
         """Steps of one pass over the rows."""
-        return math.ceil(self.num_rows / self.batch_size)
+        return len(self._starts)
 
     def rows(self, step: int) -> list[int]:
         """Return the row numbers of a step, counted from 1."""
         epoch, place = divmod(step - 1, self.steps_per_epoch)
         if self._epoch[0] != epoch:
             self._epoch = (epoch, self._permutation(epoch))
-        start = place * self.batch_size
-        return [int(row) for row in self._epoch[1][start : start + self.batch_size]]
+        is_last = place == self.steps_per_epoch - 1
+        end = self.num_rows if is_last else self._starts[place + 1]
+        return [int(row) for row in self._epoch[1][self._starts[place] : end]]
 
     def _permutation(self, epoch: int) -> np.ndarray:
         draw = np.random.default_rng([self.seed, epoch])

@@ -39,14 +39,14 @@ class OutputEngine(Engine):
         self._objective = objective
 
     def microbatches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
-        """Cut the examples into microbatches, the longest first; rows of one length keep their order."""
-        return packing.padded_groups(sorted(examples, key=len, reverse=True), self.max_tokens)
+        """Cut the examples into microbatches, the largest first; rows of one size keep their order."""
+        size = self._objective.computed_tokens
+        return packing.padded_groups(sorted(examples, key=lambda e: size([e]), reverse=True), self.max_tokens, size)
 
     def lay_out(self, examples: Sequence[Example]) -> Batch:
         """Return a batch that tells how much is computed; what the model reads is the objective's to say."""
-        shape = len(examples), max(map(len, examples))
         nothing = np.empty(0, dtype=np.int64)
-        tokens = np.zeros(shape, dtype=np.int64)
+        tokens = np.zeros((1, self._objective.computed_tokens(examples)), dtype=np.int64)
         return Batch(tokens, tokens, nothing, nothing, np.empty(0, dtype=np.float32), nothing)
 
     def compute(self, batch: Batch, examples: Sequence[Example]) -> Any:

@@ -6,7 +6,7 @@ Shapes: S tokens of a packed row, T targets (tokens with a weight), B rows and L
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -83,17 +83,29 @@ def groups(examples: Sequence[Example], max_tokens: int, *, share: bool) -> Iter
             first = last
 
 
-def padded_groups(examples: Sequence[Example], max_tokens: int) -> Iterator[list[Example]]:
-    """Cut a step's examples, in order, into microbatches of at most `max_tokens` tokens with their padding."""
+def padded_groups(
+    examples: Sequence[Example], max_tokens: int, size: Callable[[Sequence[Example]], int] | None = None
+) -> Iterator[list[Example]]:
+    """Cut a step's examples, in order, into microbatches of at most `max_tokens` tokens with their padding.
+
+    Args:
+        examples: At least one.
+        max_tokens: Of a microbatch of more than one example.
+        size: Returns the tokens of a microbatch; None: each example is padded to the longest.
+    """
+    size = size or _padded_size
     group: list[Example] = []
     for example in examples:
-        longest = max(len(member) for member in [*group, example])
-        if group and (len(group) + 1) * longest > max_tokens:
+        if group and size([*group, example]) > max_tokens:
             yield group
             group = []
         group.append(example)
     if group:
         yield group
+
+
+def _padded_size(examples: Sequence[Example]) -> int:
+    return len(examples) * max(map(len, examples))
 
 
 def pack(examples: Sequence[Example], *, share: bool, worth: int = WORTH) -> Batch:

@@ -161,6 +161,7 @@ def prepare(
     *,
     measure: bool = False,
     is_trial: bool = False,
+    most_steps: int | None = None,
 ) -> Session:
     """Load data and model and log the plan.
 
@@ -174,6 +175,7 @@ def prepare(
         inherited: The plan of an earlier attempt, whose resolved values a resumed run keeps.
         measure: Take two dry steps to correct the forecast of memory, however much room there is.
         is_trial: Nothing will be trained: a teacher that would answer all rows is not asked.
+        most_steps: Only so many steps will be trained: a teacher is asked for the rows of these alone.
 
     Raises:
         TuneError: Data or model are not those of the earlier attempt; no plan is logged then.
@@ -186,6 +188,7 @@ def prepare(
     rows = Rows(
         recipe, folder, vocabulary.tokenizer, longest_example(recipe, model_folder, method, vocabulary),
         look=control.check, tell=Progress(log).tell, teacher=None if is_trial else teacher,
+        most_taught=most_steps and most_steps * recipe.batch_size,
     )  # fmt: skip
     dataset, objective = rows.dataset(), rows.objective
     _check_knobs(recipe, objective, dataset)
@@ -211,7 +214,10 @@ def prepare(
         engine, objective, vocabulary, also=retention.roles(recipe.retain), teacher=teacher, base=model_folder,
         load_base=lambda: _load_base(objective, model_folder, dtype), train=dataset.train,
     )  # fmt: skip
-    order = Order(len(dataset.train), recipe.batch_size, recipe.seed, _ranks(recipe, dataset.train), dataset.draws)
+    order = Order(
+        len(dataset.train), recipe.batch_size, recipe.seed, _ranks(recipe, dataset.train), dataset.draws,
+        fewest=objective.fewest_rows,
+    )  # fmt: skip
     session = Session(
         recipe, folder, log, control, {}, dataset, vocabulary, method, objective, model, engine, order, compared,
         base_held_out, kept_near,
@@ -260,11 +266,20 @@ def _keep_split(rows: Rows, folder: Path) -> None:
 
 
 def _check_knobs(recipe: Recipe, objective: Objective, dataset: Dataset) -> None:
-    """Refuse keys that would change nothing.
+    """Refuse keys that would change nothing, or with which nothing would be learned.
 
     Raises:
-        TuneError: The objective's loss has no labels to smooth; or a rate that follows held-out loss has none to follow.
+        TuneError: The objective's loss has no labels to smooth, or no rows to compare; or a rate that follows held-out
+            loss has none to follow.
     """
+    fewest = objective.fewest_rows
+    if recipe.batch_size < fewest:
+        raise TuneError(f"`batch_size: {recipe.batch_size}` is too few: this loss compares the rows of a step.",
+                        hint=f"Take {fewest} or more; the more, the better it learns.")  # fmt: skip
+    for rows, what, hint in ((dataset.train, "training", "Add rows."),
+                             (dataset.held_out, "held-out", "Hold out more, or none: `data: {held_out: 0}`.")):  # fmt: skip
+        if 0 < len(rows) < fewest:
+            raise TuneError(f"This loss compares rows, and there are too few {what} rows ({len(rows)}).", hint=hint)
     if recipe.label_smoothing_factor and not objective.smooths:
         raise TuneError("`label_smoothing_factor` means nothing to this objective.", hint="Leave it out.")
     if recipe.lr_scheduler_type == "reduce_lr_on_plateau" and not dataset.held_out:

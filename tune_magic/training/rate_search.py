@@ -59,7 +59,7 @@ class Found:
 
 def find_lr(run: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     """Train a few steps at rising rates and log what they tell; returns the fields of the last state event."""
-    session = prepare(build_recipe(run.info["recipe"]), run.path, log, control)
+    session = prepare(build_recipe(run.info["recipe"]), run.path, log, control, most_steps=_STEPS)
     log.append("state", state="running", from_step=0)
     log.append("result", **asdict(search(session)))
     return {"state": "finished"}

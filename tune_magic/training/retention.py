@@ -130,7 +130,8 @@ def retain(
         look: Called now and then; may raise to break off.
 
     Raises:
-        TuneError: `kl_base` where there is no language model, or an earlier task without rows.
+        TuneError: `kl_base` where there is no language model, `ewc` where the loss compares rows, or an earlier task
+            without rows.
     """
     options = recipe.retain
     if not (options.l2_sp or options.ewc or options.kl_base):
@@ -138,6 +139,11 @@ def retain(
     if options.kl_base and not isinstance(engine, TokenEngine):
         raise TuneError(
             "`kl_base` keeps predictions of tokens, and this objective predicts none.",
+            hint="`retain: {l2_sp: 0.01}` keeps the weights near their start instead.",
+        )
+    if options.ewc and objective.fewest_rows > 1:
+        raise TuneError(
+            "`ewc` weighs weights by the loss of each row alone, and this loss compares rows: of one alone it is nothing.",
             hint="`retain: {l2_sp: 0.01}` keeps the weights near their start instead.",
         )
     importance = None
@@ -182,5 +188,8 @@ def _updates(model: Any) -> list[_Update]:
 
 
 def _add(parameter: torch.nn.Parameter, gradient: torch.Tensor) -> None:
+    """Add to a parameter's gradient; what a step does not train gets none, or the optimizer would move it."""
+    if not parameter.requires_grad:
+        return
     gradient = gradient.to(parameter.dtype)
     parameter.grad = gradient if parameter.grad is None else parameter.grad.add_(gradient)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,16 +13,21 @@ import torch
 from tune_magic import files
 from tune_magic.data.content import Content, Message, PromptCompletion, Turns, from_plain, to_plain
 from tune_magic.data.render import Renderer
+from tune_magic.data.table import Table
 from tune_magic.errors import DataError, TuneError
 from tune_magic.models.address import Address
+from tune_magic.models.answers import cached
 from tune_magic.models.find import find_model
 from tune_magic.models.generate import generate
 from tune_magic.models.load import load_causal_lm, load_tokenizer, local_folder
 from tune_magic.models.teacher import Teacher
 from tune_magic.recipe.schema import Recipe
+from tune_magic.storage.folder import RunFolder
 
 FILE = "taught.jsonl"
+PART_FILE = "taught.part.jsonl"  # answers so far, of a run that asks everything anew
 _SHOWN = 3
+_STREAM = 49_979_687  # keeps these random numbers apart from those of order and split
 
 
 @dataclass(frozen=True)
@@ -46,14 +50,23 @@ class Asking:
     Attributes:
         teacher: Who.
         recipe: Its `objective` says how long answers may be.
+        folder: The job folder.
         look: Called now and then; may raise to break off.
         tell: Called with what is done, how much of it, and the whole.
     """
 
     teacher: Teacher
     recipe: Recipe
+    folder: Path
     look: Callable[[], None]
     tell: Callable[[str, int, int | None], None]
+
+
+def drawn(rows: Table, most: int | None, seed: int) -> Table:
+    """Return at most so many rows, drawn by the seed, in their order; None: all."""
+    if most is None or len(rows) <= most:
+        return rows
+    return rows.take(np.sort(np.random.default_rng([seed, _STREAM]).permutation(len(rows))[:most]))
 
 
 def answered(asking: Asking, contents: Mapping[int, Content], source: str) -> list[Answered]:
@@ -80,11 +93,18 @@ def answered(asking: Asking, contents: Mapping[int, Content], source: str) -> li
     options: Any = asking.recipe.objective
     if asking.teacher.kind == "address":
         address = Address(asking.teacher.name, options.teacher_model, options.api_key_env, options.max_new_tokens)
-        answers = address.answers(chats, count)
+        answers = address.answers(chats, count, _kept(asking, address))
     else:
         answers = _here(asking, chats, options.max_new_tokens, count)
     pairs = zip(numbers, answers, strict=True)
     return [Answered(number, _with(contents[number], answer.rstrip())) for number, answer in pairs]
+
+
+def _kept(asking: Asking, address: Address) -> Path:
+    """Return the file of answers that came already: the user's, or the run's own where it was started with `--fresh`."""
+    if RunFolder(asking.folder).info.get("launch", {}).get("fresh"):
+        return asking.folder / PART_FILE
+    return cached(address.url, address.model, address.max_new_tokens)
 
 
 def _chat(content: Content, source: str, number: int) -> list[Message]:
@@ -150,19 +170,17 @@ def _prompt(chat: list[Message], renderer: Renderer) -> str | list[Message]:
 
 def write(folder: Path, made: Sequence[Answered]) -> None:
     """Keep the answers in the run folder."""
-    lines = (
-        files.to_json({"row": one.row + 1, **({} if one.content is None else to_plain(one.content))}) for one in made
-    )
-    files.write_text(folder / FILE, "".join(f"{line}\n" for line in lines))
+    rows = ({"row": one.row + 1, **({} if one.content is None else to_plain(one.content))} for one in made)
+    files.write_json_lines(folder / FILE, rows)
+    files.discard(folder / PART_FILE)
 
 
 def read(folder: Path) -> list[Answered] | None:
     """Return the answers of an earlier start, None where there was none."""
     try:
-        lines = (folder / FILE).read_text(encoding="utf-8").splitlines()
+        rows = files.read_json_lines(folder / FILE)
     except OSError:
         return None
-    rows = [json.loads(line) for line in lines]
     return [Answered(row.pop("row") - 1, from_plain(row) if "kind" in row else None) for row in rows]
 
 
