@@ -218,6 +218,7 @@ class Rows:
             asking = taught.Asking(teacher, self.recipe, self._look, self._tell)
             made = taught.answered(asking, contents, source_name(data.train))
             taught.write(self.folder, made)
+            made = taught.read(self.folder) or []  # as a resumed run will see them: without secrets
         kept = [one for one in made if one.content is not None]
         self.taught = taught.facts(made)
         head = self.sources[0].head
