@@ -249,6 +249,19 @@ def test_cat_is_exactly_the_sum_and_svd_its_best_approximation(stack, weights):
     assert torch.allclose(logits(stack.switch("sum").model), logits(plain), atol=1e-5)
 
 
+@pytest.mark.parametrize("how", ["svd", "dare_linear_svd"])
+def test_a_rank_beyond_a_layers_smaller_side_is_filled_up_with_zeros(stack, how):
+    stack.combine("sum", Combination({"first": 0.7, "second": 0.3}, "cat"))
+    stack.combine(
+        "large", Combination({"first": 0.7, "second": 0.3}, how, density=None if how == "svd" else 1.0, rank=40)
+    )
+    whole, large = updates(stack, "sum"), updates(stack, "large")
+    assert any(min(parts[0].shape[1], len(parts[1])) < 40 for parts in large.values())
+    for layer, (down, up, scale) in large.items():
+        assert (len(down), up.shape[1], scale) == (40, 40, 1.0)
+        assert torch.allclose(delta(large[layer]), delta(whole[layer]), atol=1e-6)
+
+
 def test_linear_is_the_product_of_sums_and_says_how_far_that_is_from_the_sum(stack):
     weights = (0.6, 0.4)
     facts = stack.combine("both", Combination(dict(zip(("first", "second"), weights, strict=True))))
@@ -604,7 +617,7 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("how", "options"), [
-    ("linear", {}), ("cat", {}), ("svd", {"rank": 3}), ("ties", {"density": 0.4}), ("dare_ties_svd", {"seed": 5}),
+    ("linear", {}), ("cat", {}), ("svd", {"rank": 3}), ("svd", {"rank": 20}), ("ties", {"density": 0.4}), ("dare_ties_svd", {"seed": 5}),
 ])  # fmt: skip
 def test_a_merged_run_is_a_run(runs, inline, here, how, options):
     merged = tune_magic.merge_adapters({"first": 0.7, "second": 0.3}, how, name="both", **options)
@@ -614,7 +627,7 @@ def test_a_merged_run_is_a_run(runs, inline, here, how, options):
     facts = stack.combine("both", Combination({"first": 0.7, "second": 0.3}, how, **options))
     model, _ = merged.load()
     assert torch.allclose(logits(model), logits(stack.switch("both").model), atol=1e-6)
-    assert merged.recipe["method"]["r"] == {"cat": 8, "svd": 3}.get(how, 4)
+    assert merged.recipe["method"]["r"] == options.get("rank", {"cat": 8}.get(how, 4))
     assert merged.recipe["method"]["lora_alpha"] == merged.recipe["method"]["r"]
     result = merged.summary().result
     assert result["from_sum"] == pytest.approx(facts["from_sum"], abs=1e-5)
