@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import table_of
+from conftest import fast, plainly, table_of
 
 from tune_magic.data.example import Example, Segment
 from tune_magic.methods.freeze import Freeze, FreezeOptions
@@ -14,7 +14,8 @@ from tune_magic.objectives.classify import Classify
 from tune_magic.objectives.sft import SFT
 from tune_magic.training import trunk
 from tune_magic.training.engine import TokenEngine
-from tune_magic.training.rows import RowEngine, row_logits
+from tune_magic.training.outputs import outputs_of
+from tune_magic.training.rows import RowEngine
 from tune_magic.training.trunk import Trunk
 
 ENCODERS = ["bert", "distilbert", "electra", "roberta", "xlm-roberta", "camembert"]
@@ -79,8 +80,8 @@ def test_rows_without_padding_are_exact_for_every_family(family):
     assert engine.packed, engine.reason
     assert engine.model.training
     for rows in (some_rows(), some_rows(1), some_rows(4, longest=3, prefix=range(3, 20))):
-        ours = loss_and_gradient(engine, engine._fast, rows)
-        theirs = loss_and_gradient(engine, engine._plainly, rows)
+        ours = loss_and_gradient(engine, fast(engine), rows)
+        theirs = loss_and_gradient(engine, plainly(engine), rows)
         torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
         assert (ours[1] - theirs[1]).norm() / theirs[1].norm() < 1e-5
     engine.self_check(some_rows(), Classify(classes=["a", "b", "c"]).loss_sum)
@@ -122,7 +123,7 @@ def test_attention_dropout_is_drawn_for_seen_tokens_alone():
     first = engine.states(rows).logits
     assert not torch.allclose(first, engine.states(rows).logits)
     engine.model.eval()
-    torch.testing.assert_close(engine.states(rows).logits, engine._plainly(rows).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(engine.states(rows).logits, plainly(engine)(rows).logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("change", [{"position_embedding_type": "relative_key"}])
@@ -157,8 +158,9 @@ def test_logits_come_in_the_order_of_the_rows():
     for family in ("bert", "llama"):
         engine = engine_of(classifier(family).eval())
         rows = some_rows(9)
-        alone = torch.cat([engine._plainly([row]).logits.detach() for row in rows])
-        torch.testing.assert_close(row_logits(engine, rows), alone, rtol=1e-4, atol=1e-5)
+        alone = torch.cat([plainly(engine)([row]).logits.detach() for row in rows])
+        found = torch.from_numpy(np.stack(outputs_of(engine, Classify(), rows)))
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_skipped_layers_compute_nothing_and_come_back(tiny):
@@ -166,10 +168,10 @@ def test_skipped_layers_compute_nothing_and_come_back(tiny):
     layers, rows = layers_of(engine.inner), some_rows(2)
     before = engine.states(rows).logits
     with skipped(layers), output_of(layers[-1]) as seen:
-        engine._plainly(rows)
+        plainly(engine)(rows)
         states = seen[0]
     with output_of(engine.inner.bert.embeddings) as embedded:
-        engine._plainly(rows)
+        plainly(engine)(rows)
     torch.testing.assert_close(states, embedded[0])
     assert not any("forward" in vars(layer) for layer in layers)
     torch.testing.assert_close(engine.states(rows).logits, before)
@@ -202,7 +204,7 @@ def test_frozen_layers_computed_once_give_the_same_up_to_half_precision(family, 
     assert plan.size_bytes == 2 * 32 * (len(rows) if one_a_row else sum(map(len, rows)))
     engine.trunk = kept(engine, rows, tmp_path)
     engine.model.eval()
-    fresh = loss_and_gradient(engine, engine._plainly, rows)
+    fresh = loss_and_gradient(engine, plainly(engine), rows)
     ours = loss_and_gradient(engine, engine.states, rows)
     torch.testing.assert_close(ours[0], fresh[0], rtol=2e-3, atol=1e-3)
     assert (ours[1] - fresh[1]).norm() / fresh[1].norm() < 5e-3
@@ -226,7 +228,7 @@ def test_a_language_models_frozen_layers_are_kept_token_by_token(tiny, tmp_path,
     rows = table_of(rows, tmp_path)
     engine.trunk = kept(engine, rows, tmp_path)
     for some in (rows, rows[1:4]):
-        ours, fresh = (loss_and_gradient(engine, way, some, SFT()) for way in (engine.states, engine._plainly))
+        ours, fresh = (loss_and_gradient(engine, way, some, SFT()) for way in (engine.states, plainly(engine)))
         torch.testing.assert_close(ours[0], fresh[0], rtol=1e-3, atol=1e-3)
         assert (ours[1] - fresh[1]).norm() / fresh[1].norm() < 5e-3
 
@@ -255,4 +257,4 @@ def test_numbers_too_large_for_float16_are_kept_in_bfloat16(tmp_path):
     rows = table_of(some_rows(), tmp_path)
     engine.trunk = kept(engine, rows, tmp_path)
     assert engine.trunk._kept.dtype == torch.bfloat16
-    torch.testing.assert_close(engine.states(rows).logits, engine._plainly(rows).logits, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(engine.states(rows).logits, plainly(engine)(rows).logits, rtol=0.05, atol=0.05)

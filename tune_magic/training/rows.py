@@ -234,24 +234,3 @@ class RowEngine(Engine):
         if self._reads_features:
             states.features, states.model = features.float(), self.inner
         return states
-
-
-def row_logits(engine: Engine, examples: Sequence[Example], done: Callable[[int], None] | None = None) -> torch.Tensor:
-    """Return the logits of each example, in their order, shape (rows, classes), float32.
-
-    Args:
-        engine: A `RowEngine`.
-        examples: At least one.
-        done: Called with the number of rows of each batch; may raise to break off.
-    """
-    held = list(examples)  # a table makes an example anew at each look
-    places = {id(example): place for place, example in enumerate(held)}
-    order, parts = [], []
-    with torch.no_grad():
-        for batch in engine.microbatches(held):
-            order += [places[id(example)] for example in batch]
-            parts.append(engine.own_states(batch).logits.cpu())
-            if done is not None:
-                done(len(batch))
-    logits = torch.cat(parts)
-    return logits[torch.tensor(order).argsort()]
