@@ -9,6 +9,7 @@ from tune_magic.data.example import Example, Segment
 from tune_magic.methods.freeze import Freeze, FreezeOptions
 from tune_magic.methods.full import Full, FullOptions
 from tune_magic.methods.lora import Lora, LoraOptions
+from tune_magic.methods.prompts import Prefix, PrefixOptions, Prompt, PromptOptions, PTuning, PTuningOptions
 from tune_magic.models.layers import layers_of, output_of, skipped
 from tune_magic.objectives.classify import Classify
 from tune_magic.objectives.sft import SFT
@@ -152,6 +153,42 @@ def test_the_self_check_catches_a_head_that_reads_another_token():
     engine.self_check(some_rows(), Classify(classes=["a", "b", "c"]).loss_sum)
     assert not engine.packed
     assert "differ" in engine.reason
+
+
+BEFORE_ROWS = {
+    "prompt": (Prompt, PromptOptions),
+    "p_tuning": (PTuning, PTuningOptions),
+    "prefix": (Prefix, PrefixOptions),
+}
+
+
+@pytest.mark.parametrize(("family", "name"), [
+    *((family, "full") for family in ("bert", "llama", "deberta-v2", "modernbert", "albert")),
+    *((family, name) for family in ("bert", "roberta", "llama") for name in BEFORE_ROWS),
+])  # fmt: skip
+def test_features_are_what_the_head_is_given(family, name):
+    kind, options = BEFORE_ROWS.get(name, (Full, FullOptions))
+    method = kind(options(**({"num_virtual_tokens": 3} if name in BEFORE_ROWS else {})))
+    engine = engine_of(classifier(family).eval(), method, reads_features=True)
+    engine.packed = False
+    engine.model.eval()
+    rows = some_rows(3) if family != "llama" else some_rows(1)
+    with output_of(engine._layers[-1]) as found:
+        states = engine.compute(engine.lay_out(rows), rows)
+    given = found[-1] if torch.is_tensor(found[-1]) else found[-1][0]
+    (gradient,) = torch.autograd.grad(states.logits.sum(), given)  # of what is read alone
+    read = gradient.abs().sum(-1) > 0
+    assert read.sum(1).tolist() == [1] * len(rows)
+    assert torch.equal(states.features, given[read])
+
+
+@pytest.mark.parametrize("family", ["deberta-v2", "mpnet"])
+def test_a_family_whose_layers_give_tuples_is_computed_padded(family):
+    engine = engine_of(classifier(family).eval())
+    rows = some_rows(3)
+    assert not engine.packed
+    assert engine.states(rows).features is None
+    assert engine.states(rows).logits.shape == (3, 3)
 
 
 def test_logits_come_in_the_order_of_the_rows():
