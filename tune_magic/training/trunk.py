@@ -19,7 +19,7 @@ import torch
 from tune_magic import files
 from tune_magic.data.example import Example
 from tune_magic.data.table import Table
-from tune_magic.models.layers import before, layers_of, output_of, skipped
+from tune_magic.models.layers import before, layers_of, output_of, skipped, stacks_of
 from tune_magic.training.engine import Engine
 
 _ROWS_AT_ONCE = 4096
@@ -141,7 +141,7 @@ def _keeps_one_token(engine: Engine, depth: int) -> bool:
 
 def _frozen_depth(engine: Engine) -> int:
     """Return how many layers, from the first, give the same for a row in every step of training."""
-    if not (engine.method.packs and engine.keeps_layers) or engine.noise_alpha:
+    if not (engine.method.packs and engine.keeps_layers) or engine.noise_alpha or len(stacks_of(engine.inner)) > 1:
         return 0  # what they read changes, or is not known
     layers = layers_of(engine.inner)
     engine.method.to_training(engine.model)
