@@ -279,6 +279,12 @@ def test_layers_that_change_are_never_kept(tmp_path):
     assert trunk.plan(draws, [rows], tmp_path).depth == 0
 
 
+@pytest.mark.parametrize("family", ["albert", "deberta-v2"])
+def test_layers_that_are_run_often_or_give_more_than_states_are_not_kept(family, tmp_path):
+    engine = engine_of(classifier(family), freeze())
+    assert trunk.plan(engine, [table_of(some_rows(), tmp_path)], tmp_path) == (0, 0)
+
+
 def test_nothing_is_kept_that_the_disk_cannot_hold(tmp_path, monkeypatch):
     monkeypatch.setattr(trunk.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 1500})())
     assert (

@@ -7,6 +7,7 @@ before the first step, in batches that follow from the rows alone, so a run that
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -128,6 +129,10 @@ def plan(engine: Engine, sources: Sequence[Table], folder: Path) -> Plan:
     depth = _frozen_depth(engine)
     if not depth or (not engine.packed and any(source.has_branches for source in sources)):
         return Plan(0, 0)
+    if not engine.packed and not _give_their_states(
+        engine, depth, next(source[0] for source in sources if len(source))
+    ):
+        return Plan(0, 0)
     keeps_one = _keeps_one_token(engine, depth)
     tokens = sum(len(source) if keeps_one else int(source.lengths.sum(dtype=np.int64)) for source in sources)
     size_bytes = 2 * tokens * int(engine.inner.config.get_text_config().hidden_size)
@@ -137,6 +142,19 @@ def plan(engine: Engine, sources: Sequence[Table], folder: Path) -> Plan:
 def _keeps_one_token(engine: Engine, depth: int) -> bool:
     """Whether of each example one token's state is kept, since only the head reads it."""
     return engine.packed and engine.reads_one_token and depth == len(layers_of(engine.inner))
+
+
+def _give_their_states(engine: Engine, depth: int, example: Example) -> bool:
+    """Whether each of the first layers gives its states once for an example: a model may run one often, or give more.
+
+    Families that are packed are known to.
+    """
+    engine.model.eval()
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        given = [stack.enter_context(output_of(layer)) for layer in layers_of(engine.inner)[:depth]]
+        engine.compute(engine.lay_out([example]), [example])
+    engine.method.to_training(engine.model)
+    return all(len(found) == 1 and torch.is_tensor(found[0]) for found in given)
 
 
 def _frozen_depth(engine: Engine) -> int:
