@@ -53,6 +53,16 @@ def normalise(rows, options, source):
     return contents
 
 
+def fast(engine):
+    """Return what computes examples in the way that must prove itself, with everything shared that can be."""
+    return lambda examples: engine.compute(engine._packed(examples, worth=1), examples)
+
+
+def plainly(engine):
+    """Return what computes examples in the way that is right by construction."""
+    return lambda examples: engine.compute(engine._padded(examples), examples)
+
+
 def encode(renderer, contents, source="rows.jsonl", places=None):
     """Encode contents, all at once."""
     from tune_magic.data.read import RowFaults

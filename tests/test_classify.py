@@ -89,15 +89,15 @@ def test_rows_with_a_label_are_classified_unless_told_otherwise(train, tiny, int
 
 
 def test_the_padding_of_a_batch_changes_nothing(encoder, train):
-    from tune_magic.training.rows import row_logits
+    from tune_magic.training.outputs import outputs_of
     from tune_magic.training.tuned import load_tuned
 
     run = train()
     tuned = load_tuned(run)
     held_out = tuned.rows().dataset().held_out
-    together = row_logits(tuned.engine(), held_out)
-    alone = np.stack([row_logits(tuned.engine(), [example])[0].numpy() for example in held_out])
-    assert np.abs(together.numpy() - alone).max() < 1e-5
+    together = outputs_of(tuned.engine(), tuned.objective, held_out)
+    alone = [outputs_of(tuned.engine(), tuned.objective, [example])[0] for example in held_out]
+    assert np.abs(np.stack(together) - np.stack(alone)).max() < 1e-5
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_model, make_tokenizer
+from conftest import make_model, make_tokenizer, plainly
 from test_classify import labelled, make_encoder
 from test_engine import CASES, engine_of, load
 from test_training import SHORT, assert_same, losses, stop_and_resume
@@ -161,7 +161,7 @@ def test_targets_of_both_models_are_the_same_whatever_the_layout(order, tiny, bi
     theirs = states.beside["teacher"]
     for name in ("targets", "weights", "owners"):
         assert torch.equal(getattr(theirs, name), getattr(states, name))
-    plain = teacher._plainly(examples)
+    plain = plainly(teacher)(examples)
     own, at = torch.argsort(theirs.owners, stable=True), torch.argsort(plain.owners, stable=True)
     torch.testing.assert_close(theirs.log_probs()[own], plain.log_probs()[at], rtol=1e-4, atol=1e-4)
 

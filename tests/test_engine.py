@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_model
+from conftest import fast, make_model, plainly
 
 from tune_magic.data.example import Example, Segment
 from tune_magic.methods.base import Method, MethodOptions
@@ -64,8 +64,8 @@ def test_packed_rows_are_exact_for_every_family_on_the_list(family, tmp_path):
     engine = engine_of(load(make_model(tmp_path / family, family, **changes)).eval())
     assert engine.packed, engine.reason
     for name, examples in CASES.items():
-        ours = loss_and_gradient(engine, engine._fast, examples)
-        theirs = loss_and_gradient(engine, engine._plainly, examples)
+        ours = loss_and_gradient(engine, fast(engine), examples)
+        theirs = loss_and_gradient(engine, plainly(engine), examples)
         torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
         error = (ours[1] - theirs[1]).norm() / theirs[1].norm()
         assert error < 1e-5, name
@@ -79,8 +79,8 @@ def test_rows_are_packed_in_half_precision_too(family, method, tmp_path):
     engine.model.eval()
     engine.self_check(CASES["shared prefix"], SFT().loss_sum)
     assert engine.packed, engine.reason
-    loss, gradient = loss_and_gradient(engine, engine._fast, CASES["shared prefix"])
-    reference = loss_and_gradient(engine, engine._plainly, CASES["shared prefix"])
+    loss, gradient = loss_and_gradient(engine, fast(engine), CASES["shared prefix"])
+    reference = loss_and_gradient(engine, plainly(engine), CASES["shared prefix"])
     torch.testing.assert_close(loss, reference[0], rtol=2e-2, atol=2e-2)
     assert (gradient - reference[1]).norm() < 5e-2 * reference[1].norm()
 
@@ -187,7 +187,7 @@ def test_log_probs_in_chunks_are_the_same(tiny, monkeypatch, frozen, objective):
     with torch.no_grad():
         for parameter in engine.model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))  # also where LoRA begins with zeros
-    reference = loss_and_gradient(engine, engine._plainly, CASES["branches"], objective)
+    reference = loss_and_gradient(engine, plainly(engine), CASES["branches"], objective)
     for smallest in (100, 3):
         monkeypatch.setattr(target_states, "_CHUNK_LOGITS", {"cpu": 0})
         monkeypatch.setattr(target_states, "_LEAST_CHUNK", smallest)

@@ -47,6 +47,9 @@ OTHERS = [
     "macro_f1",
     "learning_rate",
     "r",
+    "ties",
+    "preference",
+    "target_modules",
 ]
 
 
@@ -133,6 +136,73 @@ def test_every_name_that_is_offered_is_explained():
         assert topics.find(name).summary, name
     assert complete(SimpleNamespace(user_ns={}), "%tune explain rs") == ("rs", ["rslora"])
     assert complete(SimpleNamespace(user_ns={}), "%tune methods --try lora,do") == ("lora,do", ["lora,dora"])
+
+
+def test_a_key_of_several_plug_ins_is_explained_for_each():
+    for name, owners in {
+        "target_modules": ["lora", "ia3", "oft"], "temperature": ["distill", "embed"], "loss": ["embed", "regression"],
+        "num_virtual_tokens": ["prompt", "p_tuning", "prefix"], "method.target_modules": ["lora", "ia3", "oft"],
+    }.items():  # fmt: skip
+        topic = topics.find(name)
+        for owner in owners:
+            kind = "method" if owner in plugins.names("method") else "objective"
+            field = plugins.get(kind, owner).Options.model_fields[name.rpartition(".")[2]]
+            assert field.description in topic.summary, (name, owner)
+            assert f"`{owner}`" in topic.summary
+    assert topics.find("layer_lr_decay").summary.startswith("Learning rate of a layer")  # the same in both
+    assert "Of `lora`: Default: all-linear." in topics.find("target_modules").when
+    assert topics.find("target_modules").line == "method: {name: lora, target_modules: all-linear}"
+    assert (
+        topics.find("lora_alpha").summary
+        == plugins.get("method", "lora").Options.model_fields["lora_alpha"].description
+    )
+
+
+def test_other_names_that_recipes_take_are_explained():
+    for name, meant in {
+        "rank": "method.r", "method.alpha": "method.lora_alpha", "dropout": "method.lora_dropout", "lr": "learning_rate",
+        "epochs": "num_train_epochs", "method.rank": "method.r", "bf16": "dtype", "load_in_4bit": "quantization.kind",
+        "bnb_4bit_quant_type": "quantization.kind", "gradient_accumulation_steps": "batch_size",
+        "constant_with_warmup": "constant", "mrr": "reciprocal_rank",
+    }.items():  # fmt: skip
+        assert topics.find(name).name == meant
+    from tune_magic.recipe.build import ALIASES, METHOD_ALIASES
+
+    for name in (*ALIASES, *METHOD_ALIASES):
+        assert topics.find(name).summary, name
+        assert name in topics.names()
+    assert topics.find("alpha").name == "objective.alpha"  # a key's own name comes first
+
+
+def test_ways_to_merge_are_explained():
+    from tune_magic.recipe.combination import WAYS
+
+    assert topics.find("linear").of == "lr_scheduler_type"
+    for name in WAYS:
+        topic = topics.find(name)
+        if name != "linear":
+            assert (topic.kind, topic.of) == ("way", "%tune merge")
+            assert parse(COMMANDS["tune merge"], topic.line.removeprefix("%tune merge ")).flags["how"] == name
+    assert topics.find("ties").source == "Yadav et al. 2023, arXiv:2306.01708."
+    assert "ties: way of %tune merge" in tune_magic.explain("ties").card()["text/plain"]
+
+
+def test_formats_say_what_learns_from_them():
+    assert topics.find("messages").when.endswith("sft learns from them by default.")
+    for name in ("preference", "rated"):
+        topic = topics.find(name)
+        assert topic.line == ""
+        assert "nothing that is installed learns from them." in topic.when
+        assert "by default" not in topic.when
+    assert "`columns: {prompt: prompt, completion: chosen}`" in topics.find("preference").when
+    for name, objective, first in (
+        ("extractive", "extractive_qa", "question_answer"), ("text_domain", "domain_adversarial", "text_label"),
+        ("text_task", "multi_task", "text_label"),
+    ):  # fmt: skip
+        said = topics.find(name).when
+        assert f"`objective: {objective}`" in said
+        assert f"`{first}`" in said
+        assert "by default" not in said
 
 
 def test_a_method_without_words_of_its_own_is_told_by_its_docstring():

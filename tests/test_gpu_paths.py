@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import make_model
+from conftest import fast, make_model, plainly
 from test_engine import CASES, engine_of, load, loss_and_gradient, segment
 from test_rows import classifier, some_rows
 from test_rows import engine_of as row_engine_of
@@ -64,15 +64,15 @@ def test_a_tree_by_flex_attention_is_exact(family, tmp_path, flex_on_cpu):
     assert engine.attention == "flex"
     for examples in [*CASES.values(), deep_trees()]:
         assert engine._packed(examples).input_ids.size % 128 == 0
-        ours = loss_and_gradient(engine, engine._fast, examples)
-        theirs = loss_and_gradient(engine, engine._plainly, examples)
+        ours = loss_and_gradient(engine, fast(engine), examples)
+        theirs = loss_and_gradient(engine, plainly(engine), examples)
         torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
         assert (ours[1] - theirs[1]).norm() / theirs[1].norm() < 1e-5
 
 
 def test_a_classifier_by_flex_attention_is_exact(flex_on_cpu):
     engine, rows = row_engine_of(classifier("llama")), some_rows(prefix=range(5, 25))
-    ours, theirs = (loss_and_gradient(engine, way, rows, Classify()) for way in (engine._fast, engine._plainly))
+    ours, theirs = (loss_and_gradient(engine, way, rows, Classify()) for way in (fast(engine), plainly(engine)))
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
     assert (ours[1] - theirs[1]).norm() / theirs[1].norm() < 1e-4
 

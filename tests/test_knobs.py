@@ -9,7 +9,7 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
-from conftest import make_model
+from conftest import fast, make_model, plainly
 from safetensors.torch import load_file
 from test_classify import labelled, make_encoder
 from test_engine import CASES, engine_of, load, loss_and_gradient
@@ -76,7 +76,7 @@ def test_smoothed_losses_and_gradients_are_those_of_torch(method, tied, tmp_path
     for chunk in (2**22, 64):
         monkeypatch.setitem(target_states._CHUNK_LOGITS, "cpu", chunk)
         monkeypatch.setattr(target_states, "_LEAST_CHUNK", 2)
-        for way in (engine._fast, engine._plainly):
+        for way in (fast(engine), plainly(engine)):
             found = loss_and_gradient(engine, way, examples)
             torch.testing.assert_close(found[0], expected.detach(), rtol=1e-5, atol=1e-5)
             assert (found[1] - gradient).norm() / gradient.norm() < 1e-4
@@ -179,7 +179,7 @@ def test_noise_is_drawn_in_training_alone_and_packed_rows_get_that_of_padded_one
     assert engine.packed
     assert not engine.shares
     found = []
-    for way in (engine.states, engine._plainly):
+    for way in (engine.states, plainly(engine)):
         torch.manual_seed(1)
         found.append(loss_and_gradient(engine, way, examples))
     torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-5, atol=1e-5)

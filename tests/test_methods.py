@@ -8,16 +8,20 @@ from conftest import make_model
 from safetensors.torch import load_file
 from test_classify import labelled, make_encoder
 from test_engine import load
+from test_objectives import make_seq2seq
 from test_training import SHORT, assert_same, stop_and_resume
+from transformers import AutoModelForSeq2SeqLM
 
-from tune_magic.errors import RunFailed
+from tune_magic.errors import RunFailed, TuneError
 from tune_magic.executors import local
 from tune_magic.exporters.parity import TorchReader
 from tune_magic.methods.bottleneck import Bottleneck, BottleneckOptions
+from tune_magic.methods.freeze import Freeze, FreezeOptions
 from tune_magic.methods.full import Full, FullOptions
 from tune_magic.methods.lora import Lora, LoraOptions
 from tune_magic.methods.prompts import Prefix, PrefixOptions
 from tune_magic.models.generate import generate
+from tune_magic.models.layers import depths_of, stacks_of
 from tune_magic.recipe import build_recipe
 from tune_magic.training.optimizer import make_optimizer, set_learning_rate
 from tune_magic.training.tuned import load_tuned
@@ -216,6 +220,36 @@ def test_a_bottleneck_is_the_formula_and_starts_as_the_model(tiny):
         assert not torch.allclose(model(ids).logits, plain(ids).logits)
         with method.without(model):
             assert torch.equal(model(ids).logits, plain(ids).logits)
+
+
+@pytest.mark.parametrize("family", ["t5", "bart"])
+def test_an_encoder_and_a_decoder_are_two_stacks(family, tmp_path):
+    def model():
+        return AutoModelForSeq2SeqLM.from_pretrained(folder)
+
+    folder = make_seq2seq(tmp_path / family, family)
+    assert [len(stack) for stack in stacks_of(model())] == [2, 2]
+    for placement, each in (("pfeiffer", (1, 1)), ("houlsby", (2, 3))):  # a decoder has two attention blocks
+        options = BottleneckOptions(bottleneck_size=4, placement=placement)
+        made = Bottleneck(options).apply(model(), "SEQ_2_SEQ_LM")
+        trained = [name for name, p in made.named_parameters() if p.requires_grad and name.endswith("up.weight")]
+        counts = tuple(sum(f"{side}." in name for name in trained) for side in ("encoder", "decoder"))
+        assert counts == (2 * each[0], 2 * each[1])
+        assert sum(count > 0 for count in counts) == 2
+
+    depths = depths_of(model(), "SEQ_2_SEQ_LM")
+    block = "block" if family == "t5" else "layers"
+    found = {
+        (side, number): {depth for name, depth in depths.items() if f"{side}.{block}.{number}." in name}
+        for side in ("encoder", "decoder")
+        for number in (0, 1)
+    }
+    assert found == {("decoder", 1): {1}, ("decoder", 0): {2}, ("encoder", 1): {3}, ("encoder", 0): {4}}
+    assert {depth for name, depth in depths.items() if "shared" in name or "embed" in name} == {5}
+    if family == "t5":
+        assert (depths["decoder.final_layer_norm.weight"], depths["encoder.final_layer_norm.weight"]) == (0, 3)
+    with pytest.raises(TuneError, match="has an encoder and a decoder"):
+        Freeze(FreezeOptions(trainable_layers=1)).apply(model(), "SEQ_2_SEQ_LM")
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "gpt_neox", "phi"])

@@ -43,8 +43,10 @@ from tune_magic.objectives.sft import SFT
 from tune_magic.recipe.schema import CallbackOptions, ObjectiveOptions
 from tune_magic.training.callbacks import Callback
 
+GAMMA = 2.0
+
 class FocalOptions(ObjectiveOptions):
-    gamma: float = Field(2.0, ge=0, description="How much less sure tokens count.")
+    gamma: float = Field(GAMMA, ge=0, description="How much less sure tokens count.")
 
 @tune_magic.objective("focal")
 class Focal(SFT):
@@ -525,15 +527,66 @@ def test_the_hash_is_of_what_the_code_says(cell):
     )
 
 
+VALUE_IN_A_CLASS = """
+import dataclasses, functools
+from pydantic import Field, PrivateAttr
+from tune_magic.objectives.sft import SFT
+from tune_magic.recipe.schema import ObjectiveOptions
+ALPHA = {value}
+{before}
+@tune_magic.objective("o")
+class O(SFT):
+    {inside}
+"""
+
+
+@pytest.mark.parametrize(
+    ("before", "inside"),
+    [
+        ("", "alpha = ALPHA"),
+        ("", "table = {'x': [1, ALPHA]}"),
+        ("", "def __init__(self, options=None): self.alpha = ALPHA"),
+        ("", "alpha = functools.cached_property(lambda self: ALPHA)"),
+        ("class Own(ObjectiveOptions):\n    alpha: float = Field(ALPHA)", "Options = Own"),
+        ("class Own(ObjectiveOptions):\n    alpha: float = Field(1.0, lt=ALPHA + 9)", "Options = Own"),
+        ("class Own(ObjectiveOptions):\n    alpha: float = Field(default_factory=lambda: ALPHA)", "Options = Own"),
+        ("@dataclasses.dataclass\nclass D:\n    alpha: float = ALPHA", "table = D()"),
+        ("class P:\n    alpha = ALPHA\n    def f(self): return 1", "def loss_sum(self, states): return P().alpha"),
+    ],
+)
+def test_a_value_in_a_class_is_part_of_the_hash(cell, before, inside):
+    def of(value):
+        return hash_of(cell, VALUE_IN_A_CLASS.format(value=value, before=before, inside=inside))
+
+    first = of(0.3)
+    assert of(0.5) != first
+    assert of(0.3) == first
+
+
 def test_the_same_code_has_the_same_hash_in_another_process(cell, tmp_path):
     import subprocess
     import sys
 
-    cell(EXTRAS)
-    wanted = [("objective", "focal"), ("method", "my_lora"), ("callback", "watch"), ("callback", "enough")]
+    sets = """
+class SetOptions(ObjectiveOptions):
+    words: set[str] = Field({"a", "b", "c"}, description="Words.")
+
+@tune_magic.objective("with_sets")
+class WithSets(SFT):
+    Options = SetOptions
+    table = {"x": [GAMMA], "y": {"one", "two", "three"}}
+"""
+    cell(EXTRAS + sets)
+    wanted = [
+        ("objective", "focal"),
+        ("objective", "with_sets"),
+        ("method", "my_lora"),
+        ("callback", "watch"),
+        ("callback", "enough"),
+    ]
     here = [code.hash for code in cell_code.of_names(wanted)]
     script = Path(tmp_path / "script.py")
     show = f"from tune_magic import cell_code\nprint([code.hash for code in cell_code.of_names({wanted})])"
-    script.write_text(EXTRAS + show)
+    script.write_text(EXTRAS + sets + show)
     there = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True).stdout
     assert there.strip() == str(here)

@@ -3,18 +3,20 @@
 import numpy as np
 import pytest
 import torch
-from conftest import table_of
+from conftest import fast, plainly, table_of
 
 from tune_magic.data.example import Example, Segment
 from tune_magic.methods.freeze import Freeze, FreezeOptions
 from tune_magic.methods.full import Full, FullOptions
 from tune_magic.methods.lora import Lora, LoraOptions
+from tune_magic.methods.prompts import Prefix, PrefixOptions, Prompt, PromptOptions, PTuning, PTuningOptions
 from tune_magic.models.layers import layers_of, output_of, skipped
 from tune_magic.objectives.classify import Classify
 from tune_magic.objectives.sft import SFT
 from tune_magic.training import trunk
 from tune_magic.training.engine import TokenEngine
-from tune_magic.training.rows import RowEngine, row_logits
+from tune_magic.training.outputs import outputs_of
+from tune_magic.training.rows import RowEngine
 from tune_magic.training.trunk import Trunk
 
 ENCODERS = ["bert", "distilbert", "electra", "roberta", "xlm-roberta", "camembert"]
@@ -79,8 +81,8 @@ def test_rows_without_padding_are_exact_for_every_family(family):
     assert engine.packed, engine.reason
     assert engine.model.training
     for rows in (some_rows(), some_rows(1), some_rows(4, longest=3, prefix=range(3, 20))):
-        ours = loss_and_gradient(engine, engine._fast, rows)
-        theirs = loss_and_gradient(engine, engine._plainly, rows)
+        ours = loss_and_gradient(engine, fast(engine), rows)
+        theirs = loss_and_gradient(engine, plainly(engine), rows)
         torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
         assert (ours[1] - theirs[1]).norm() / theirs[1].norm() < 1e-5
     engine.self_check(some_rows(), Classify(classes=["a", "b", "c"]).loss_sum)
@@ -122,7 +124,7 @@ def test_attention_dropout_is_drawn_for_seen_tokens_alone():
     first = engine.states(rows).logits
     assert not torch.allclose(first, engine.states(rows).logits)
     engine.model.eval()
-    torch.testing.assert_close(engine.states(rows).logits, engine._plainly(rows).logits, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(engine.states(rows).logits, plainly(engine)(rows).logits, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("change", [{"position_embedding_type": "relative_key"}])
@@ -153,12 +155,49 @@ def test_the_self_check_catches_a_head_that_reads_another_token():
     assert "differ" in engine.reason
 
 
+BEFORE_ROWS = {
+    "prompt": (Prompt, PromptOptions),
+    "p_tuning": (PTuning, PTuningOptions),
+    "prefix": (Prefix, PrefixOptions),
+}
+
+
+@pytest.mark.parametrize(("family", "name"), [
+    *((family, "full") for family in ("bert", "llama", "deberta-v2", "modernbert", "albert")),
+    *((family, name) for family in ("bert", "roberta", "llama") for name in BEFORE_ROWS),
+])  # fmt: skip
+def test_features_are_what_the_head_is_given(family, name):
+    kind, options = BEFORE_ROWS.get(name, (Full, FullOptions))
+    method = kind(options(**({"num_virtual_tokens": 3} if name in BEFORE_ROWS else {})))
+    engine = engine_of(classifier(family).eval(), method, reads_features=True)
+    engine.packed = False
+    engine.model.eval()
+    rows = some_rows(3) if family != "llama" else some_rows(1)
+    with output_of(engine._layers[-1]) as found:
+        states = engine.compute(engine.lay_out(rows), rows)
+    given = found[-1] if torch.is_tensor(found[-1]) else found[-1][0]
+    (gradient,) = torch.autograd.grad(states.logits.sum(), given)  # of what is read alone
+    read = gradient.abs().sum(-1) > 0
+    assert read.sum(1).tolist() == [1] * len(rows)
+    assert torch.equal(states.features, given[read])
+
+
+@pytest.mark.parametrize("family", ["deberta-v2", "mpnet"])
+def test_a_family_whose_layers_give_tuples_is_computed_padded(family):
+    engine = engine_of(classifier(family).eval())
+    rows = some_rows(3)
+    assert not engine.packed
+    assert engine.states(rows).features is None
+    assert engine.states(rows).logits.shape == (3, 3)
+
+
 def test_logits_come_in_the_order_of_the_rows():
     for family in ("bert", "llama"):
         engine = engine_of(classifier(family).eval())
         rows = some_rows(9)
-        alone = torch.cat([engine._plainly([row]).logits.detach() for row in rows])
-        torch.testing.assert_close(row_logits(engine, rows), alone, rtol=1e-4, atol=1e-5)
+        alone = torch.cat([plainly(engine)([row]).logits.detach() for row in rows])
+        found = torch.from_numpy(np.stack(outputs_of(engine, Classify(), rows)))
+        torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_skipped_layers_compute_nothing_and_come_back(tiny):
@@ -166,10 +205,10 @@ def test_skipped_layers_compute_nothing_and_come_back(tiny):
     layers, rows = layers_of(engine.inner), some_rows(2)
     before = engine.states(rows).logits
     with skipped(layers), output_of(layers[-1]) as seen:
-        engine._plainly(rows)
+        plainly(engine)(rows)
         states = seen[0]
     with output_of(engine.inner.bert.embeddings) as embedded:
-        engine._plainly(rows)
+        plainly(engine)(rows)
     torch.testing.assert_close(states, embedded[0])
     assert not any("forward" in vars(layer) for layer in layers)
     torch.testing.assert_close(engine.states(rows).logits, before)
@@ -202,7 +241,7 @@ def test_frozen_layers_computed_once_give_the_same_up_to_half_precision(family, 
     assert plan.size_bytes == 2 * 32 * (len(rows) if one_a_row else sum(map(len, rows)))
     engine.trunk = kept(engine, rows, tmp_path)
     engine.model.eval()
-    fresh = loss_and_gradient(engine, engine._plainly, rows)
+    fresh = loss_and_gradient(engine, plainly(engine), rows)
     ours = loss_and_gradient(engine, engine.states, rows)
     torch.testing.assert_close(ours[0], fresh[0], rtol=2e-3, atol=1e-3)
     assert (ours[1] - fresh[1]).norm() / fresh[1].norm() < 5e-3
@@ -226,7 +265,7 @@ def test_a_language_models_frozen_layers_are_kept_token_by_token(tiny, tmp_path,
     rows = table_of(rows, tmp_path)
     engine.trunk = kept(engine, rows, tmp_path)
     for some in (rows, rows[1:4]):
-        ours, fresh = (loss_and_gradient(engine, way, some, SFT()) for way in (engine.states, engine._plainly))
+        ours, fresh = (loss_and_gradient(engine, way, some, SFT()) for way in (engine.states, plainly(engine)))
         torch.testing.assert_close(ours[0], fresh[0], rtol=1e-3, atol=1e-3)
         assert (ours[1] - fresh[1]).norm() / fresh[1].norm() < 5e-3
 
@@ -238,6 +277,12 @@ def test_layers_that_change_are_never_kept(tmp_path):
     assert trunk.plan(engine_of(classifier("bert"), lora), [rows], tmp_path).depth == 2
     draws = engine_of(classifier("bert", hidden_dropout_prob=0.1), lora)
     assert trunk.plan(draws, [rows], tmp_path).depth == 0
+
+
+@pytest.mark.parametrize("family", ["albert", "deberta-v2"])
+def test_layers_that_are_run_often_or_give_more_than_states_are_not_kept(family, tmp_path):
+    engine = engine_of(classifier(family), freeze())
+    assert trunk.plan(engine, [table_of(some_rows(), tmp_path)], tmp_path) == (0, 0)
 
 
 def test_nothing_is_kept_that_the_disk_cannot_hold(tmp_path, monkeypatch):
@@ -255,4 +300,4 @@ def test_numbers_too_large_for_float16_are_kept_in_bfloat16(tmp_path):
     rows = table_of(some_rows(), tmp_path)
     engine.trunk = kept(engine, rows, tmp_path)
     assert engine.trunk._kept.dtype == torch.bfloat16
-    torch.testing.assert_close(engine.states(rows).logits, engine._plainly(rows).logits, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(engine.states(rows).logits, plainly(engine)(rows).logits, rtol=0.05, atol=0.05)

@@ -250,6 +250,19 @@ def test_cat_is_exactly_the_sum_and_svd_its_best_approximation(stack, weights):
     assert torch.allclose(logits(stack.switch("sum").model), logits(plain), atol=1e-5)
 
 
+@pytest.mark.parametrize("how", ["svd", "dare_linear_svd"])
+def test_a_rank_beyond_a_layers_smaller_side_is_filled_up_with_zeros(stack, how):
+    stack.combine("sum", Combination({"first": 0.7, "second": 0.3}, "cat"))
+    stack.combine(
+        "large", Combination({"first": 0.7, "second": 0.3}, how, density=None if how == "svd" else 1.0, rank=40)
+    )
+    whole, large = updates(stack, "sum"), updates(stack, "large")
+    assert any(min(parts[0].shape[1], len(parts[1])) < 40 for parts in large.values())
+    for layer, (down, up, scale) in large.items():
+        assert (len(down), up.shape[1], scale) == (40, 40, 1.0)
+        assert torch.allclose(delta(large[layer]), delta(whole[layer]), atol=1e-6)
+
+
 def test_linear_is_the_product_of_sums_and_says_how_far_that_is_from_the_sum(stack):
     weights = (0.6, 0.4)
     facts = stack.combine("both", Combination(dict(zip(("first", "second"), weights, strict=True))))
@@ -442,6 +455,71 @@ def test_runs_that_cannot_share_a_base_are_refused_with_what_differs(runs, train
         tune_magic.merge_adapters({lora: 1.0, dora: 1.0}, name="no")
 
 
+@pytest.fixture
+def planned(make_run, monkeypatch):
+    """Return a function that makes a run that looks trained: it has a plan and, it seems, a checkpoint."""
+    monkeypatch.setattr(folder.RunFolder, "best_checkpoint", property(lambda run: run.path))
+
+    def make(objective=None, facts=None, **changes):
+        run = make_run(**({"objective": objective} if objective else {}), **changes)
+        with EventLog(run.path / "events.jsonl", attempt=1) as log:
+            about = {"name": objective or "sft", **(facts or {})}
+            log.append("plan", fingerprints={"model": "0" * 64}, objective=about)
+        return run
+
+    return make
+
+
+def test_bases_that_are_rounded_otherwise_are_not_one(planned):
+    lora = {"name": "lora", "r": 4}
+    kinds = {
+        "plain": {}, "nf4": {"quantization": "nf4"}, "int8": {"quantization": "int8"},
+        "once": {"quantization": {"kind": "nf4", "double_quant": False}},
+    }  # fmt: skip
+    made = {name: planned(method=lora, **keys) for name, keys in kinds.items()}
+    for one in kinds:
+        for other in kinds:
+            assert bool(differences({"one": made[one], "other": made[other]})) == (one != other)
+    says = "the quantisation of plain is none, that of nf4 nf4 with its scales in 8 bits"
+    assert differences({"plain": made["plain"], "nf4": made["nf4"]}) == [says]
+    assert differences({"a": made["nf4"], "b": planned(quantization={"kind": "nf4", "double_quant": True})}) == []
+    assert check_combinable({"a": made["nf4"], "b": made["nf4"]}) == {"a": 4, "b": 4}
+    loftq = planned(method=lora | {"init_lora_weights": "loftq"}, quantization="nf4")
+    assert differences({"loftq": loftq, "nf4": made["nf4"]}) == []
+    with pytest.raises(TuneError, match=r"loftq has a start that made up for what rounding took from its base"):
+        check_combinable({"loftq": loftq, "nf4": made["nf4"]})
+
+
+LEARNED = {
+    "sft": {}, "tag": {"tags": ["O", "B-x"]}, "regression": {"mean": 1.0, "deviation": 2.0},
+    "extractive_qa": {}, "embed": {}, "multi_label": {"classes": ["a", "b"]}, "classify": {"classes": ["a", "b"]},
+    "multi_task": {"tasks": {"kind": {"classes": ["a", "b"]}, "length": {"mean": 1.0, "deviation": 2.0}}},
+    "domain_adversarial": {"classes": ["a", "b"], "domains": ["c", "d"]}, "seq2seq": {},
+}  # fmt: skip
+
+
+def test_runs_that_do_other_things_share_no_base_and_only_language_models_are_combined(planned):
+    made = {name: planned(name, facts) for name, facts in LEARNED.items()}
+    for one, run in made.items():
+        for other, another in made.items():
+            assert bool(differences({one: run, "again": another})) == (one != other), (one, other)
+        if one != "sft":
+            told = "a head of classes" if one == "classify" else f"the objective `{one}`, which trains no causal"
+            with pytest.raises(TuneError, match=f"x has {told}"):
+                check_combinable({"x": run, "y": run})
+    assert differences({"a": made["tag"], "b": made["regression"]}) == [
+        "the task of a is `tag` of 2 names, O, B-x, that of b `regression`"
+    ]
+    # what is learned with does not matter where the model is the same, nor do numbers that each run has for itself
+    assert differences({"a": made["sft"], "b": planned("lm")}) == []
+    assert differences({"a": made["regression"], "b": planned("regression", {"mean": 5.0, "deviation": 1.0})}) == []
+    weighed = planned("classify", {"classes": ["a", "b"], "weights": [1.0, 2.0]})
+    assert differences({"a": made["classify"], "b": weighed}) == []
+    tasks = {"kind": {"classes": ["a", "c"]}, "length": {"mean": 1.0, "deviation": 2.0}}
+    assert differences({"a": made["multi_task"], "b": planned("multi_task", {"tasks": tasks})})
+    assert differences({"a": made["tag"], "b": planned("tag", {"tags": ["O", "B-y"]})})
+
+
 def test_a_base_that_was_changed_is_refused(recipe, train, tmp_path):
     folder = make_model(tmp_path / "mine")
     pair = {name: train(model=str(folder), max_steps=1, seed=seed) for name, seed in (("a", 1), ("b", 2))}
@@ -498,7 +576,7 @@ def test_classifiers_are_switched_and_not_combined(train, write):
         held.combine("both", {"a": 1.0, "b": 1.0})
     with pytest.raises(TuneError, match="no trained head"):
         held.predict("good", "base")
-    with pytest.raises(TuneError, match="These runs classify texts"):
+    with pytest.raises(TuneError, match="These runs write no texts"):
         held.generate("good")
     lines = lines.replace(",a", ",c")
     other = train(data={"train": str(write("others.csv", f"text,label\n{lines}"))}, max_steps=2)
@@ -507,6 +585,24 @@ def test_classifiers_are_switched_and_not_combined(train, write):
         match="the task of a is telling 2 classes apart into a, b, that of other telling 2 classes apart into b, c",
     ):
         tune_magic.stack(a=pair["a"], other=other)
+
+
+def test_runs_that_give_numbers_are_switched_and_write_nothing(train, write, runs):
+    lines = "".join(f"{'good ' * (i % 4)}text,{i % 4 + 0.5}\n" for i in range(40))
+    data = {"train": str(write("rows.csv", f"text,score\n{lines}"))}
+    pair = {
+        name: train(data=data, objective="regression", max_steps=3, seed=seed) for name, seed in (("a", 1), ("b", 2))
+    }
+    held = tune_magic.stack(**pair)
+    for name, run in pair.items():
+        found, wanted = held.predict(["good text", "text"], name), run.predict(["good text", "text"])
+        assert list(found.index) == list(wanted.index)
+        assert found["value"].tolist() == pytest.approx(wanted["value"].tolist(), rel=1e-5)
+    with pytest.raises(TuneError, match="These runs write no texts"):
+        held.generate("good")
+    pair["a"].rename("a")
+    with pytest.raises(TuneError, match="a finds something, first answers"):
+        tune_magic.chat(pair["a"], runs["first"])
 
 
 @pytest.fixture
@@ -522,7 +618,7 @@ def here(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("how", "options"), [
-    ("linear", {}), ("cat", {}), ("svd", {"rank": 3}), ("ties", {"density": 0.4}), ("dare_ties_svd", {"seed": 5}),
+    ("linear", {}), ("cat", {}), ("svd", {"rank": 3}), ("svd", {"rank": 20}), ("ties", {"density": 0.4}), ("dare_ties_svd", {"seed": 5}),
 ])  # fmt: skip
 @pytest.mark.sampled(3)
 def test_a_merged_run_is_a_run(runs, inline, here, how, options):
@@ -533,7 +629,7 @@ def test_a_merged_run_is_a_run(runs, inline, here, how, options):
     facts = stack.combine("both", Combination({"first": 0.7, "second": 0.3}, how, **options))
     model, _ = merged.load()
     assert torch.allclose(logits(model), logits(stack.switch("both").model), atol=1e-6)
-    assert merged.recipe["method"]["r"] == {"cat": 8, "svd": 3}.get(how, 4)
+    assert merged.recipe["method"]["r"] == options.get("rank", {"cat": 8}.get(how, 4))
     assert merged.recipe["method"]["lora_alpha"] == merged.recipe["method"]["r"]
     result = merged.summary().result
     assert result["from_sum"] == pytest.approx(facts["from_sum"], abs=1e-5)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_model
+from conftest import fast, make_model, plainly
 from test_engine import FAMILIES, engine_of, load, loss_and_gradient, segment
 from torch.nn import functional
 
@@ -95,8 +95,8 @@ def test_deep_trees_are_exact_for_every_family_on_the_list(family, tmp_path):
     nodes = packing.pack(examples, share=True, worth=1).nodes
     depths = [sum(end <= start < stop for _, end, stop in nodes) for start, _, _ in nodes]
     assert max(depths) >= 3
-    ours = loss_and_gradient(engine, engine._fast, examples)
-    theirs = loss_and_gradient(engine, engine._plainly, examples)
+    ours = loss_and_gradient(engine, fast(engine), examples)
+    theirs = loss_and_gradient(engine, plainly(engine), examples)
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-5, atol=1e-5)
     assert (ours[1] - theirs[1]).norm() / theirs[1].norm() < 1e-5
 

@@ -19,11 +19,14 @@ import linecache
 import sys
 import textwrap
 import types
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
+from pydantic import BaseModel
+from pydantic.errors import PydanticUserError
 
 from tune_magic import plugins
 from tune_magic.errors import TuneError
@@ -35,6 +38,8 @@ if TYPE_CHECKING:
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
 _OVER_A_RUN = ("evaluate", "export", "chat")  # jobs that need what their run needed
 _LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
+_UNSAID = ("_abc_impl", "__annotate__", "__annotate_func__")  # of a class: Python's own
+_SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class CellCode:
         name: As the recipe calls it.
         source: Its text; empty where it cannot be had.
         hash: SHA-256 of what it says: its text without comments, that of the functions and classes it uses, and the
-            values of its globals.
+            values of its globals and of what stands in its classes.
     """
 
     kind: str
@@ -261,25 +266,47 @@ class _Says:
     def _class(self, kind: type) -> str:
         if kind.__module__ not in self._own:
             return f"{kind.__module__}.{kind.__qualname__}"
-        members = {name: value for name, value in vars(kind).items() if not name.startswith("__")}
-        functions = {name: value for name, value in members.items() if _function_of(value) is not None}
+        members = {
+            name: value for name, value in vars(kind).items() if name not in _UNSAID and not isinstance(value, _SLOTS)
+        }
+        functions = {name: value for name, value in members.items() if self._is_own(_function_of(value))}
+        values = {name: value for name, value in members.items() if name not in functions and not name.startswith("__")}
         text = _class_text(kind)
+        said = ""
         if text:
             uses = {name: self._uses(_function_of(value)) for name, value in functions.items()}  # type: ignore[arg-type]
-            said = f"{_plain_text(textwrap.dedent(text))} with {sorted(uses.items())}"
-        elif hasattr(kind, "model_json_schema"):
-            said = json.dumps(kind.model_json_schema(), sort_keys=True)
+            said = f"{_plain_text(textwrap.dedent(text))} with {sorted(uses.items())} and "
         else:
-            plain = {name: value for name, value in members.items() if isinstance(value, (*_PLAIN, list, tuple, type))}
-            said = self._pairs(dict(sorted({**plain, **functions}.items())))
-        options = members.get("Options")
-        parts = [*kind.__bases__, *([options] if isinstance(options, type) and text else [])]
-        return f"class {kind.__qualname__} of {', '.join(map(self.says, parts))}: {said}"
+            values |= functions
+        said += self._pairs(dict(sorted(values.items())))
+        if issubclass(kind, BaseModel):
+            said += f" keys {self._fields(kind)}"
+        return f"class {kind.__qualname__} of {', '.join(map(self.says, kind.__bases__))}: {said}"
+
+    def _is_own(self, function: types.FunctionType | None) -> bool:
+        return function is not None and function.__module__ in self._own
+
+    def _fields(self, kind: type[BaseModel]) -> str:
+        """Say the keys of options: their bounds and words, and their defaults, which a schema has not all of."""
+        defaults = {
+            name: None if field.is_required() else [field.default, field.default_factory]
+            for name, field in kind.model_fields.items()
+        }
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of defaults that JSON does not know
+                schema = json.dumps(_without_defaults(kind.model_json_schema()), sort_keys=True)
+        except PydanticUserError:  # a type that JSON does not know
+            schema = ""
+        return f"{self._pairs(defaults)} {schema}"
 
     def _instance(self, value: Any) -> str:
         if type(value).__module__ in self._own:
             return f"{self.says(type(value))} {self._pairs(getattr(value, '__dict__', {}))}"
         name = f"{type(value).__module__}.{type(value).__qualname__}"
+        around = getattr(value, "__wrapped__", None) or getattr(value, "func", None)  # a cache of a function, say
+        if isinstance(around, types.FunctionType):
+            return f"{name} of {self.says(around)}"
         try:
             return f"{name} {hashlib.sha256(cloudpickle.dumps(value)).hexdigest()}"
         except Exception:  # noqa: BLE001 - whatever cannot be pickled cannot be sent either, and is named then
@@ -289,6 +316,13 @@ class _Says:
 def _function_of(value: Any) -> types.FunctionType | None:
     function = getattr(value, "fget", None) or getattr(value, "__func__", value)
     return function if isinstance(function, types.FunctionType) else None
+
+
+def _without_defaults(schema: Any) -> Any:
+    """Return a JSON schema without its defaults: those that are sets have another order in each process."""
+    if isinstance(schema, dict):
+        return {name: _without_defaults(part) for name, part in schema.items() if name != "default"}
+    return [_without_defaults(part) for part in schema] if isinstance(schema, list) else schema
 
 
 def _global_names(code: types.CodeType) -> set[str]:

@@ -20,6 +20,7 @@ from tune_magic.training import alike
 
 MAX_NEW_TOKENS = 128
 _POLL_S = 0.05
+_DOES = {"texts": "answers", "classes": "classifies", "outputs": "finds something"}
 
 
 @dataclass
@@ -79,7 +80,7 @@ class Chat:
         speakers: Who answers beside the base, by side: ``tuned``, or the names of several runs.
 
     Raises:
-        TuneError: A run has no checkpoint, or some answer texts and others classify.
+        TuneError: A run has no checkpoint, or some write texts and others do not.
 
     Example:
         >>> chat = tune_magic.chat("support_bot")  # doctest: +SKIP
@@ -90,9 +91,9 @@ class Chat:
     def __init__(self, run: Run, *others: Run, base: bool = True) -> None:
         self.run = run
         self.speakers = _sides([run, *others])
-        self.classifies = _all_classify(self.speakers)
+        finds = _all_find(self.speakers)
         have_one_base = len({alike.base_of(one) for one in self.speakers.values()}) == 1
-        self.has_base = base and not self.classifies and have_one_base
+        self.has_base = base and not finds and have_one_base
         options: dict[str, Any] = {"base": self.has_base, "owner": os.getpid()}
         for one in others:
             cell_code.require(one)
@@ -258,17 +259,17 @@ def _sides(runs: Sequence[Run]) -> dict[str, Run]:
     return dict(zip(names_of(runs, ("base",), "-"), runs, strict=True))
 
 
-def _all_classify(speakers: Mapping[str, Run]) -> bool:
-    """Return whether the runs classify.
+def _all_find(speakers: Mapping[str, Run]) -> bool:
+    """Return whether the runs find something in texts, and write none.
 
     Raises:
         TuneError: Some do and some do not.
     """
-    found = {side: alike.classes_of(run) is not None for side, run in speakers.items()}
-    if len(set(found.values())) > 1:
-        each = ", ".join(f"{side} {'classifies' if classifies else 'answers'}" for side, classifies in found.items())
-        raise TuneError(f"Classifiers and models that answer have nothing to say to each other: {each}.")
-    return all(found.values())
+    gives = {side: alike.objective_of(run).gives for side, run in speakers.items()}
+    if "texts" in gives.values() and set(gives.values()) != {"texts"}:
+        each = ", ".join(f"{side} {_DOES[what]}" for side, what in gives.items())
+        raise TuneError(f"Models that answer and models that do not have nothing to say to each other: {each}.")
+    return "texts" not in gives.values()
 
 
 def _system_of(row: Mapping[str, Any]) -> str:

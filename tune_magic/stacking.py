@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tune_magic.errors import TuneError
@@ -89,38 +90,39 @@ class AdapterStack:
             One answer each, in order.
 
         Raises:
-            TuneError: There is no such adapter, or the runs classify.
+            TuneError: There is no such adapter, or the runs write no texts.
         """
         asked: list[Any] = [prompts] if isinstance(prompts, str) else list(prompts)
         if adapter is not None and adapters is not None:
             raise TuneError("`adapter` names one for all prompts, `adapters` one for each; give one of the two.")
         if adapters is not None and (isinstance(adapters, str) or len(adapters) != len(asked)):
             raise TuneError(f"`adapters` must be a list with one name for each of the {len(asked)} prompts.")
-        if self._classifies:
-            raise TuneError("These runs classify texts.", hint="`stack.predict(texts, adapter)` gives probabilities.")
+        if self._finds:
+            raise TuneError(
+                "These runs write no texts.", hint="`stack.predict(texts, adapter)` gives what they find in them."
+            )
         stack = self._loaded()
         names = [adapter or stack.active] * len(asked) if adapters is None else list(adapters)
         return stack.generate(asked, names, max_new_tokens=max_new_tokens)
 
-    def predict(self, texts: str | Sequence[str], adapter: str | None = None) -> pd.DataFrame:
-        """Classify with one adapter, as `Run.predict` does.
+    def predict(self, texts: Any, adapter: str | None = None) -> pd.DataFrame:
+        """Return what one adapter finds in texts, as `Run.predict` does.
 
         Raises:
-            TuneError: The runs do not classify, or there is no such adapter; the base has no trained head.
+            TuneError: The runs write texts, or there is no such adapter; the base has no trained head.
         """
         import pandas as pd
 
-        if not self._classifies:
+        if not self._finds:
             raise TuneError("These runs answer texts.", hint="`stack.generate(prompts)` gives their answers.")
         stack = self._loaded()
         name = adapter or stack.active
         if name == "base":
-            raise TuneError(
-                "The base has no trained head to classify with.", hint=f"There are {', '.join(self.names)}."
-            )
-        rows = [texts] if isinstance(texts, str) else list(texts)
+            raise TuneError("The base has no trained head.", hint=f"There are {', '.join(self.names)}.")
+        rows = [texts] if isinstance(texts, str | bytes | Path) else list(texts)
         found = stack.switch(name).predict(rows)
-        found.index = pd.Index(rows, name="text")
+        if len(found) == len(rows) and all(isinstance(row, str) for row in rows):
+            found.index = pd.Index(rows, name="text")
         return found
 
     def combine(
@@ -169,8 +171,8 @@ class AdapterStack:
         return f"<{type(self).__name__} {', '.join(self.names)}, {state}>"
 
     @property
-    def _classifies(self) -> bool:
-        return any(alike.classes_of(run) is not None for run in self.runs.values())
+    def _finds(self) -> bool:
+        return any(alike.objective_of(run).scores_rows for run in self.runs.values())
 
     def _loaded(self) -> Stack:
         if self._stack is None:

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
-from tune_magic.models.layers import heads_of, layers_of
+from tune_magic.models.layers import heads_of, stacks_of
 from tune_magic.recipe.schema import MethodOptions
 from tune_magic.recipe.variant import Variant
 
@@ -113,7 +113,7 @@ class Bottleneck(Method):
         """
         model.requires_grad_(False)
         self.adds = task == "CAUSAL_LM"  # a head that is trained is not as it was
-        for layer in layers_of(model):
+        for layer in (layer for stack in stacks_of(model) for layer in stack):
             ends = last_linear_layers(layer)
             if self.options.placement == "pfeiffer":
                 ends = ends[-1:]
@@ -144,23 +144,36 @@ class Bottleneck(Method):
 
 
 def last_linear_layers(layer: nn.Module) -> list[tuple[nn.Module, str, int]]:
-    """Return the last linear layer of the attention block and of the rest of a layer: parent, name, outputs.
+    """Return the last linear layer of each attention block, and of the rest of a layer at the end: parent, name, outputs.
 
     Raises:
         TuneError: One of them has none.
     """
-    found: dict[bool, tuple[nn.Module, str, int]] = {}
+    found: dict[str, tuple[nn.Module, str, int]] = {}
     for path, module in layer.named_modules():
         width = _outputs(module)
         if width is not None:
             parent, _, name = path.rpartition(".")
-            found[_ATTENTION in path.partition(".")[0].lower()] = (layer.get_submodule(parent), name, width)
-    if len(found) < 2:
+            found[_attention_of(path)] = (layer.get_submodule(parent), name, width)
+    rest = found.pop("", None)
+    if rest is None or not found:
         raise TuneError(
             "The layers of this model have no attention and feed-forward blocks that end in a linear layer.",
             hint="`method: lora` goes to any linear layer.",
         )
-    return [found[True], found[False]]
+    return [*found.values(), rest]
+
+
+def _attention_of(path: str) -> str:
+    """Return the path of the attention block that a module is in; empty where it is in none.
+
+    Example:
+        >>> _attention_of("layer.1.EncDecAttention.o")
+        'layer.1.EncDecAttention'
+    """
+    parts = path.split(".")
+    place = next((number for number, part in enumerate(parts, start=1) if _ATTENTION in part.lower()), 0)
+    return ".".join(parts[:place])
 
 
 def _outputs(module: nn.Module) -> int | None:

@@ -8,7 +8,7 @@ from pydantic import Field
 
 from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
-from tune_magic.models.layers import after, before, heads_of, layers_of
+from tune_magic.models.layers import after, before, heads_of, layers_of, stacks_of
 from tune_magic.recipe.schema import MethodOptions, QuantizationOptions
 
 if TYPE_CHECKING:
@@ -47,8 +47,17 @@ class Freeze(Method):
         return super().why_not_on(base) if self.options.trainable_layers else None
 
     def apply(self, model: PreTrainedModel, task: str) -> PreTrainedModel:
-        """Freeze the trunk."""
+        """Freeze the trunk.
+
+        Raises:
+            TuneError: Nothing would be trained, the model has fewer layers, or it is an encoder with a decoder.
+        """
         count = self.options.trainable_layers
+        if len(stacks_of(model)) > 1:
+            raise TuneError(
+                "`freeze` is for models that are one stack of layers; this one has an encoder and a decoder.",
+                hint="`method: lora` goes to both; `unfreeze` trains the decoder's layers first, then the encoder's.",
+            )
         if task == "CAUSAL_LM" and not count:
             raise TuneError(
                 "A language model has no head of its own to train.", hint="Try `trainable_layers: 2` with `freeze`."

@@ -15,12 +15,31 @@ if TYPE_CHECKING:
 _HEADLESS = ("CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION")
 
 
+def stacks_of(model: PreTrainedModel) -> list[nn.ModuleList]:
+    """Return every stack of layers from below: an encoder's, then a decoder's that reads it; most models have one.
+
+    Of the lists of modules that are in no other list, each is the longest of its part of the model.
+    """
+    base = model.base_model
+    parts = [part for name in ("encoder", "decoder") if (part := getattr(base, name, None)) is not None]
+    found = [max(lists, key=len) for part in parts if (lists := list(_lists(part)))]
+    return found or [max(_lists(base), key=len)]
+
+
 def layers_of(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the stack of layers: the model's longest list of modules."""
+    """Return the stack of layers; of an encoder with a decoder the decoder's, which is what a head reads."""
+    return stacks_of(model)[-1]
+
+
+def _lists(module: nn.Module) -> Iterator[nn.ModuleList]:
+    """Yield the lists of modules that are in no other list; a layer may be made of one, too."""
     from torch import nn
 
-    stacks = [module for module in model.base_model.modules() if isinstance(module, nn.ModuleList)]
-    return max(stacks, key=len)
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield child
+        else:
+            yield from _lists(child)
 
 
 def heads_of(model: PreTrainedModel, task: str) -> list[nn.Module]:
@@ -54,18 +73,34 @@ def after(model: PreTrainedModel, layers: nn.ModuleList) -> list[nn.Module]:
 def depths_of(model: PreTrainedModel, task: str) -> dict[str, int]:
     """Return how many layers down each parameter lies, by name.
 
-    That is 0 for the head and what comes after the layers, 1 for the top layer; embeddings lie lowest. A language model's
-    output matrix is part of the head unless it is the embedding.
+    That is 0 for the head and what comes after the layers, 1 for the top layer; embeddings lie lowest. A decoder's layers
+    lie above those of the encoder it reads. A language model's output matrix is part of the head unless it is the
+    embedding.
     """
-    layers = layers_of(model)
+    stacks = stacks_of(model)
+    layers = [layer for stack in stacks for layer in stack]
     heights = {id(p): number for number, layer in enumerate(layers, start=1) for p in layer.parameters()}
-    top = [*after(model, layers), *heads_of(model, task)]
+    top = [*after(model, stacks[-1]), *heads_of(model, task)]
+    if len(stacks) > 1:
+        heights |= {id(p): len(stacks[0]) for module in _closing(model, stacks[0]) for p in module.parameters()}
+        top += _closing(model, stacks[-1])
     output = model.get_output_embeddings()
-    if output is not None and output.weight is not model.get_input_embeddings().weight:
+    is_embedding = output is not None and output.weight is model.get_input_embeddings().weight
+    if output is not None and not is_embedding:
         top.append(output)
     heights |= {id(p): len(layers) + 1 for module in top for p in module.parameters()}
+    if is_embedding:
+        heights.pop(id(output.weight), None)
     # what lies in no layer and not above them is an embedding
     return {name: len(layers) + 1 - heights.get(id(p), 0) for name, p in model.named_parameters()}
+
+
+def _closing(model: PreTrainedModel, layers: nn.ModuleList) -> list[nn.Module]:
+    """Return what an encoder or a decoder itself does after its layers; what prepares embeddings is called so."""
+    parent = next(module for module in model.modules() if any(child is layers for child in module.children()))
+    names, children = zip(*parent.named_children(), strict=True)
+    place = next(number for number, child in enumerate(children) if child is layers)
+    return [child for name, child in zip(names[place + 1 :], children[place + 1 :], strict=True) if "embed" not in name]
 
 
 def _children(model: PreTrainedModel, layers: nn.ModuleList) -> tuple[list[nn.Module], int]:

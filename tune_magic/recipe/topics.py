@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, get_origin
@@ -15,8 +15,9 @@ from pydantic_core import PydanticUndefined
 from tune_magic import plugins
 from tune_magic.errors import TuneError
 from tune_magic.recipe import yaml
-from tune_magic.recipe.build import choices
+from tune_magic.recipe.build import ALIASES, BATCH_KEYS, DTYPES, LOADS, METHOD_ALIASES, SCHEDULES, choices
 from tune_magic.recipe.build import keys as recipe_keys
+from tune_magic.recipe.combination import WAYS
 from tune_magic.recipe.schema import Recipe
 from tune_magic.recipe.values import VALUES
 from tune_magic.recipe.variant import Variant
@@ -31,6 +32,10 @@ _LINES = {
     "format": "data: {{train: rows.jsonl, format: {}}}",
     "metric": "%evaluate --metrics {}",
 }
+_MERGE = "%tune merge"
+_OTHER_NAMES = {  # of metrics
+    "mrr": "reciprocal_rank", "mae": "mean_absolute_error", "r2": "r_squared", "rouge": "rouge_l", "seqeval": "entity_f1",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,7 @@ class Topic:
     """Something with an explanation.
 
     Attributes:
-        kind: Of plug-in; ``value`` or ``key`` of the recipe.
+        kind: Of plug-in; ``value`` or ``key`` of the recipe, or a ``way`` to merge.
         name: As it is asked for.
         summary: What it does, in one sentence.
         formula: The same as a formula, in plain text; empty where there is none.
@@ -76,7 +81,7 @@ class Topic:
 
 
 def find(name: str) -> Topic:
-    """Return what goes by a name: a plug-in first, then a variant, a value, a key of the recipe.
+    """Return what goes by a name: a plug-in first, then a variant, a value, a key of the recipe, another name of one.
 
     Raises:
         TuneError: Nothing does; the nearest name is told.
@@ -84,7 +89,7 @@ def find(name: str) -> Topic:
     for kind in plugins.KINDS:
         if name in plugins.names(kind):
             return of_plugin(kind, name, plugins.get(kind, name))
-    makers = (make for found in (_variants(), _values(), _keys()) for known, make in found if known == name)
+    makers = (make for found in _sources() for known, make in found if known == name)
     make = next(makers, None)
     if make is not None:
         return make()
@@ -100,8 +105,12 @@ def find(name: str) -> Topic:
 def names() -> list[str]:
     """Return every name that `find` knows."""
     found = [name for kind in plugins.KINDS for name in plugins.names(kind)]
-    found += [name for source in (_variants(), _values(), _keys()) for name, _ in source]
+    found += [name for source in _sources() for name, _ in source]
     return list(dict.fromkeys(found))
+
+
+def _sources() -> tuple[Iterator[tuple[str, Maker]], ...]:
+    return _variants(), _values(), _ways(), _keys(), _aliases()
 
 
 def methods() -> list[Topic]:
@@ -131,7 +140,8 @@ def of_plugin(kind: str, name: str, plugin: Any) -> Topic:
     """Return a plug-in's topic; what it does not say of itself is taken from its docstring."""
     if kind not in _TRAINED:
         options = _options(plugin.Options, ("kind", "name")) if kind in ("augmenter", "callback") else ()
-        return Topic(kind, name, _first_sentence(plugin), when=_traits(kind, plugin), line=_LINES[kind].format(name), keys=options)  # fmt: skip
+        to_paste = "" if kind == "format" and not _is_learned(plugin) else _LINES[kind].format(name)
+        return Topic(kind, name, _first_sentence(plugin), when=_traits(kind, plugin), line=to_paste, keys=options)
     recipe = {kind: {"name": name}}
     return Topic(
         kind, name, plugin.summary or _first_sentence(plugin), plugin.formula, plugin.source, plugin.when, None, recipe,
@@ -197,21 +207,70 @@ def _of_value(key: str, owner: type[BaseModel], name: str, choice: str) -> Topic
     return Topic("value", choice, _help(owner, name), of=key, recipe=recipe, line=line(recipe), keys=_related(key))
 
 
+def _ways() -> Iterator[tuple[str, Maker]]:
+    """Yield the ways in which adapters are merged."""
+    yield from ((name, partial(_of_way, name)) for name in WAYS)
+
+
+def _of_way(name: str) -> Topic:
+    text, _, source = WAYS[name].removesuffix(")").partition(" (")
+    line_ = f"{_MERGE} both a=0.5 b=0.5 --how {name}"
+    return Topic(
+        "way", name, f"{text[0].upper()}{text[1:]}.", source=f"{source}." if source else "", of=_MERGE, line=line_
+    )
+
+
 def _keys() -> Iterator[tuple[str, Maker]]:
-    """Yield every key of a recipe, by its dotted name and by its own."""
-    for key, owner, name in recipe_keys():
-        make = partial(_of_key, key, owner, name)
+    """Yield every key of a recipe, by its dotted name and by its own; one that several plug-ins have is one."""
+    owners: dict[str, list[type[BaseModel]]] = {}
+    for key, owner, _ in recipe_keys():
+        owners.setdefault(key, []).append(owner)
+    for key, found in owners.items():
+        make = partial(_of_key, key, found)
         yield key, make
-        yield name, make
+        yield key.rpartition(".")[2], make
 
 
-def _of_key(key: str, owner: type[BaseModel], name: str) -> Topic:
-    known, default = choices(key, owner, name), owner.model_fields[name].get_default()
-    is_plain = isinstance(default, str | int | float) and default != ""
-    told = [f"Default: {_default(owner, name)}."] if is_plain else []
-    told += [f"One of {', '.join(known)}."] if known else []
-    to_paste = line(_nested(key, owner, default)) if is_plain else ""
-    return Topic("key", key, _help(owner, name), when=" ".join(told), line=to_paste)
+def _of_key(key: str, owners: Sequence[type[BaseModel]]) -> Topic:
+    name = key.rpartition(".")[2]
+    helps = [_help(owner, name) for owner in owners]
+    told = [_values_of(key, owner, name) for owner in owners]
+    defaults = ((owner, owner.model_fields[name].get_default()) for owner in owners)
+    to_paste = next((line(_nested(key, owner, default)) for owner, default in defaults if _is_plain(default)), "")
+    return Topic("key", key, _of_each(owners, helps), when=_of_each(owners, told), line=to_paste)
+
+
+def _values_of(key: str, owner: type[BaseModel], name: str) -> str:
+    """Return the default of a key and the words it may have, as sentences."""
+    known, told = choices(key, owner, name), []
+    if _is_plain(owner.model_fields[name].get_default()):
+        told.append(f"Default: {_default(owner, name)}.")
+    return " ".join([*told, *([f"One of {', '.join(known)}."] if known else [])])
+
+
+def _is_plain(default: Any) -> bool:
+    return isinstance(default, str | int | float) and default != ""
+
+
+def _of_each(owners: Sequence[type[BaseModel]], texts: Sequence[str]) -> str:
+    """Return what is said of a key of several plug-ins: once where all say the same, else of each."""
+    groups: dict[str, list[str]] = {}
+    for owner, text in zip(owners, texts, strict=True):
+        named = owner.model_fields.get("name")
+        groups.setdefault(text, []).append(f"`{named.default if named else owner.__name__}`")
+    if len(groups) == 1:
+        return texts[0]
+    return " ".join(f"Of {', '.join(dict.fromkeys(names))}: {text}" for text, names in groups.items() if text)
+
+
+def _aliases() -> Iterator[tuple[str, Maker]]:
+    """Yield the other names that recipes and people have for keys, schedules and metrics."""
+    of_methods = {f"{part}{name}": f"method.{key}" for name, key in METHOD_ALIASES.items() for part in ("", "method.")}
+    others = {
+        **ALIASES, **of_methods, **dict.fromkeys(BATCH_KEYS, "batch_size"), **dict.fromkeys(DTYPES, "dtype"),
+        **dict.fromkeys(LOADS, "quantization.kind"), **SCHEDULES, **_OTHER_NAMES,
+    }  # fmt: skip
+    yield from ((name, partial(find, meant)) for name, meant in others.items())
 
 
 def _nested(key: str, owner: type[BaseModel], value: Any) -> dict[str, Any]:
@@ -267,9 +326,30 @@ def _traits(kind: str, plugin: Any) -> str:
     match kind:
         case "format":
             more = f", and may have {', '.join(plugin.uses)}" if plugin.uses else ""
-            return f"Rows that have {', '.join(plugin.needs)}{more}; {plugin.objective} learns from them by default."
+            return f"Rows that have {', '.join(plugin.needs)}{more}; {_learners(plugin)}"
         case "metric":
             return f"Cards call it {plugin.title}; {'higher' if plugin.higher_is_better else 'lower'} is better."
         case "exporter" if plugin.quantizations:
             return f"`--quantize` may be {', '.join(plugin.quantizations)}."
     return ""
+
+
+def _is_learned(plugin: Any) -> bool:
+    return plugin.objective in plugins.names("objective")
+
+
+def _learners(plugin: Any) -> str:
+    """Say what learns from rows of a format: by default, where it is named, or nothing."""
+    if not _is_learned(plugin):
+        advice = f" With `{plugin.advice}` under `data:`, `sft` learns from a part of them." if plugin.advice else ""
+        return f"nothing that is installed learns from them.{advice}"
+    columns = (*plugin.needs, *plugin.uses)
+    before = [
+        f"`{name}`"
+        for name, other in plugins.working("format")
+        if other.rank < plugin.rank and other.find(columns, {}) is not None
+    ]
+    if before:
+        taken = f"such columns are also those of {' and '.join(before)}, which come first"
+        return f"{plugin.objective} learns from them where it is named, `objective: {plugin.objective}`: {taken}."
+    return f"{plugin.objective} learns from them by default."

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tune_magic import plugins
+from tune_magic import cell_code, plugins
 from tune_magic.data.vocabulary import NewToken, NewTokens
 from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
 from tune_magic.methods.by_peft import PeftMethod
+from tune_magic.objectives.base import Objective
 from tune_magic.recipe.build import build_recipe
 from tune_magic.storage.folder import RunFolder
 
-_SHOWN_CLASSES = 3
+_SHOWN_NAMES = 3
+_CAUSAL = "CAUSAL_LM"
 
 
 def method_of(run: RunFolder) -> Method:
@@ -29,10 +31,18 @@ def base_of(run: RunFolder) -> str | None:
     return found
 
 
-def classes_of(run: RunFolder) -> list[str] | None:
-    """Return the names of a run's classes; None where it answers texts."""
-    found: list[str] | None = run.summary().plan.get("objective", {}).get("classes")
-    return found
+def objective_of(run: RunFolder) -> Objective:
+    """Return the objective of a run, with what it learned of the training rows.
+
+    Raises:
+        TuneError: It needs a plug-in of a cell that is not here.
+    """
+    cell_code.require(run)
+    facts = {"name": "sft", **run.summary().plan.get("objective", {})}
+    objective: Objective = plugins.get("objective", facts.pop("name"))(
+        build_recipe(run.info["recipe"]).objective, **facts
+    )
+    return objective
 
 
 def differences(runs: Mapping[str, RunFolder]) -> list[str]:
@@ -78,24 +88,29 @@ def check_combinable(runs: Mapping[str, RunFolder]) -> dict[str, int]:
         TuneError: The runs cannot share a base, or have parts that no weighted sum of matrices covers.
     """
     check(runs)
-    methods: dict[str, Any] = {name: method_of(run).options for name, run in runs.items()}
-    found = [
-        f"{name} has {what}"
-        for name, run in runs.items()
-        for what, is_so in {
-            f"the method `{methods[name].name}`": methods[name].name != "lora",
-            "lengths of columns beside its matrices (`use_dora`)": getattr(methods[name], "use_dora", False),
-            "a head of classes": classes_of(run) is not None,
-            "embeddings of new tokens": bool(_new_tokens(run)),
-        }.items()
-        if is_so
-    ]
+    methods = {name: method_of(run) for name, run in runs.items()}
+    found = [f"{name} has {what}" for name, run in runs.items() for what in _beside_matrices(run, methods[name])]
     if found:
         raise TuneError(
             f"Only the two matrices of `lora` can be combined: {'; '.join(found)}.",
             hint="`tune_magic.stack(...)` switches between such adapters.",
         )
-    return {name: options.r for name, options in methods.items()}
+    return {name: method.options.r for name, method in methods.items()}
+
+
+def _beside_matrices(run: RunFolder, method: Method) -> list[str]:
+    """Return what a run has that no weighted sum of matrices covers."""
+    objective = objective_of(run)
+    facts = {
+        f"the method `{method.options.name}`": method.options.name != "lora",
+        "lengths of columns beside its matrices (`use_dora`)": getattr(method.options, "use_dora", False),
+        "a start that made up for what rounding took from its base (`loftq`)": method.makes_up_for_rounding,
+        "a head of classes": objective.gives == "classes",
+        f"the objective `{_name_of(run)}`, which trains no causal language model": objective.gives != "classes"
+        and objective.task != _CAUSAL,
+        "embeddings of new tokens": bool(_new_tokens(run)),
+    }
+    return [what for what, is_so in facts.items() if is_so]
 
 
 def _is_adapter(method: Method) -> bool:
@@ -104,21 +119,54 @@ def _is_adapter(method: Method) -> bool:
 
 def _facts(run: RunFolder) -> dict[str, Any]:
     """Return what must be the same in all, by what it is called."""
-    tokens, classes = _new_tokens(run), classes_of(run)
+    tokens, quantization = _new_tokens(run), build_recipe(run.info["recipe"]).quantization
     model, print_ = str(run.info["recipe"]["model"]).rstrip("/").rsplit("/", 1)[-1], base_of(run) or "unknown"
-    more = (
-        ""
-        if classes is None
-        else f" into {', '.join(classes[:_SHOWN_CLASSES])}{' …' * (len(classes) > _SHOWN_CLASSES)}"
-    )
+    scales = " with its scales in 8 bits" if quantization.quantizes_scales else ""
     return {
         "the base model": _Shown(print_, f"{model} ({print_[:8]})"),
+        "the quantisation": f"{quantization.kind}{scales}",
         "the method": f"`{method_of(run).options.name}`",
-        "the task": _Shown(
-            classes, "answering texts" if classes is None else f"telling {len(classes)} classes apart{more}"
-        ),
+        "the task": _task(run),
         "the vocabulary": _Shown(tokens, f"the base's own with {len(tokens)} more tokens"),
     }
+
+
+def _task(run: RunFolder) -> _Shown:
+    """Return what decides which head a model has and what that means; numbers that were learned are each run's own."""
+    objective, name = objective_of(run), _name_of(run)
+    if not objective.scores_rows:
+        return _Shown(objective.task, f"answering texts{'' if objective.task == _CAUSAL else f' (`{name}`)'}")
+    words = _words(objective.facts())
+    shown = [word for part in words.values() for word in _flat(part)]
+    some = f"{', '.join(shown[:_SHOWN_NAMES])}{' …' * (len(shown) > _SHOWN_NAMES)}"
+    if objective.gives == "classes":
+        return _Shown((objective.task, words), f"telling {len(shown)} classes apart into {some}")
+    return _Shown((objective.task, name, words), f"`{name}`{f' of {len(shown)} names, {some}' if shown else ''}")
+
+
+def _name_of(run: RunFolder) -> str:
+    return str(run.summary().plan.get("objective", {}).get("name", "sft"))
+
+
+def _words(value: Any) -> Any:
+    """Return the words of JSON-ready facts where they stand, without numbers; None where there are none."""
+    if isinstance(value, Mapping):
+        return {name: found for name, part in value.items() if (found := _words(part)) is not None}
+    if isinstance(value, list):
+        return [found for part in value if (found := _words(part)) is not None] or None
+    return value if isinstance(value, str) else None
+
+
+def _flat(words: Any) -> Iterator[str]:
+    """Yield the words that `_words` found one by one, the names of parts before theirs."""
+    if isinstance(words, str):
+        yield words
+    elif isinstance(words, list):
+        yield from (word for part in words for word in _flat(part))
+    else:
+        for name, part in words.items():
+            yield from (name,) if isinstance(part, Mapping) else ()
+            yield from _flat(part)
 
 
 def _new_tokens(run: RunFolder) -> tuple[NewToken, ...]:

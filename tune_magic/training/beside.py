@@ -142,7 +142,7 @@ def check_teacher(teacher: Teacher | None, objective: Objective, vocabulary: Voc
         return
     hint = "`level: sequence` teaches by answers instead, whatever the tokens." if not objective.scores_rows else None
     if teacher.kind == "run":
-        from tune_magic.training.tuned import objective_of
+        from tune_magic.training.alike import objective_of
 
         taught = objective_of(teacher.run)
         if taught.scores_rows != objective.scores_rows:

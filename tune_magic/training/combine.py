@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch.nn import functional
 
 from tune_magic.errors import TuneError
 from tune_magic.models.lean_peft import peft
@@ -48,6 +49,8 @@ def combine(model: Any, name: str, sources: Sequence[str], combination: Combinat
         raise TuneError(f"These adapters cannot be combined: {error}") from error
     finally:
         model.peft_config[sources[0]] = config
+    if combination.approximates:
+        _fill_up(model, name)
     from tune_magic.methods import lora_linear
 
     lora_linear.fuse(model)
@@ -94,6 +97,22 @@ def geometry(model: Any, name: str, sources: Mapping[str, str], combination: Com
         "between": [[own[i], own[j], cosine(i, j)] for i in range(last) for j in range(i + 1, last)],
         "from_sum": round(missed / total, 6) if total else None,
     }
+
+
+@torch.no_grad()
+def _fill_up(model: Any, name: str) -> None:
+    """Give matrices as many ranks as the adapter has: of a layer with a smaller side there are fewer, the others are 0."""
+    rank = model.peft_config[name].r
+    for module in model.modules():
+        if isinstance(module, peft.tuners.lora.LoraLayer) and name in module.lora_A:
+            down, up = module.lora_A[name].weight, module.lora_B[name].weight
+        elif isinstance(module, peft.tuners.lora.LoraLayer) and name in module.lora_embedding_A:
+            down, up = module.lora_embedding_A[name], module.lora_embedding_B[name]
+        else:
+            continue
+        missing = rank - len(down)
+        down.data = functional.pad(down, (0, 0, 0, missing))
+        up.data = functional.pad(up, (0, missing))
 
 
 def _products(model: Any, names: Sequence[str]) -> torch.Tensor:

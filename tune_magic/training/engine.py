@@ -143,14 +143,6 @@ class Engine(abc.ABC):
     def _padded(self, examples: Sequence[Example]) -> Batch:
         return packing.pad(examples, pad_token_id=self.inner.config.pad_token_id or 0)
 
-    def _fast(self, examples: Sequence[Example]) -> Any:
-        """Compute in the way that must prove itself, with everything shared that can be."""
-        return self.compute(self._packed(examples, worth=1), examples)
-
-    def _plainly(self, examples: Sequence[Example]) -> Any:
-        """Compute in the way that is right by construction."""
-        return self.compute(self._padded(examples), examples)
-
     def self_check(self, examples: Sequence[Example], loss_sum: Callable[[Any], torch.Tensor]) -> None:
         """Compare packed with padded on a few short rows; on a difference, pad from now on and say why in `reason`.
 

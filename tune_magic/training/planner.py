@@ -17,7 +17,7 @@ import torch
 
 from tune_magic.data.example import Example
 from tune_magic.errors import TuneError
-from tune_magic.models.layers import layers_of
+from tune_magic.models.layers import stacks_of
 from tune_magic.models.quantise import workspace_bytes
 from tune_magic.recipe.schema import Recipe
 from tune_magic.training import checkpoint, memory
@@ -183,7 +183,7 @@ class Planner:
     def _peak(self, tokens: int, checkpointing: bool) -> int:
         """Forecast the peak of a microbatch."""
         engine, per_token = self.engine, self.engine.saved_bytes_per_token
-        layers = len(layers_of(engine.inner))
+        layers = sum(map(len, stacks_of(engine.inner)))
         one_layer = per_token / layers
         if checkpointing:
             per_token = layers * engine.inner.config.get_text_config().hidden_size * engine.dtype.itemsize + one_layer

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from tune_magic.data.example import Example
 from tune_magic.methods.base import Method
@@ -136,9 +137,12 @@ class RowEngine(Engine):
         """Run the model over a batch."""
         if batch.attention is None:
             return self.above(self._anchor_states(batch), examples)
+        if not self._reads_features:
+            return self._states(self._padded_logits(batch), examples, None)
         with output_of(self._layers[-1]) as found:
             logits = self._padded_logits(batch)
-        return self._states(logits, examples, self._padded_features(found[0], batch))
+        last: Any = found[-1]  # some families give a tuple, and some run one layer several times
+        return self._states(logits, examples, self._padded_features(last if torch.is_tensor(last) else last[0], batch))
 
     def above(self, states: torch.Tensor, examples: Sequence[Example]) -> RowStates:
         """Run what comes after the last layer over the state it reads of each example, (B, width)."""
@@ -219,39 +223,30 @@ class RowEngine(Engine):
         return logits
 
     def _padded_features(self, states: torch.Tensor, batch: Batch) -> torch.Tensor:
-        """Return what the last layer gives at the token that the head reads of each row; a method's tokens stand before."""
+        """Return what the last layer gives at the token that the head reads of each row.
+
+        An encoder's head reads the first there is, even where that is one that a method put before the row.
+        """
+        if self._reads_first:
+            return states[:, 0]
         own = states[:, -batch.input_ids.shape[1] :]
         anchors = self.tensor(np.array([places[self._anchor] for places in batch.places]))
         return own.flatten(0, 1).index_select(0, anchors)
 
-    def _states(self, logits: torch.Tensor, examples: Sequence[Example], features: torch.Tensor) -> RowStates:
+    @property
+    def _reads_first(self) -> bool:
+        """Whether the head reads a row's first token, also of families that are not packed: those that fill in blanks."""
+        config = self.inner.config
+        fills_in = config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not config.is_encoder_decoder
+        return self._is_encoder or fills_in
+
+    def _states(self, logits: torch.Tensor, examples: Sequence[Example], features: torch.Tensor | None) -> RowStates:
         if examples[0].targets is None:
             given = np.array([example.label for example in examples])
         else:
             given = np.stack([example.targets for example in examples])  # type: ignore[misc]
         smoothing = self.label_smoothing if self.model.training else 0.0
         states = RowStates(logits.float(), self.tensor(given), smoothing)
-        if self._reads_features:
+        if features is not None and self._reads_features:
             states.features, states.model = features.float(), self.inner
         return states
-
-
-def row_logits(engine: Engine, examples: Sequence[Example], done: Callable[[int], None] | None = None) -> torch.Tensor:
-    """Return the logits of each example, in their order, shape (rows, classes), float32.
-
-    Args:
-        engine: A `RowEngine`.
-        examples: At least one.
-        done: Called with the number of rows of each batch; may raise to break off.
-    """
-    held = list(examples)  # a table makes an example anew at each look
-    places = {id(example): place for place, example in enumerate(held)}
-    order, parts = [], []
-    with torch.no_grad():
-        for batch in engine.microbatches(held):
-            order += [places[id(example)] for example in batch]
-            parts.append(engine.own_states(batch).logits.cpu())
-            if done is not None:
-                done(len(batch))
-    logits = torch.cat(parts)
-    return logits[torch.tensor(order).argsort()]

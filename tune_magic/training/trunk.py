@@ -7,6 +7,7 @@ before the first step, in batches that follow from the rows alone, so a run that
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +20,7 @@ import torch
 from tune_magic import files
 from tune_magic.data.example import Example
 from tune_magic.data.table import Table
-from tune_magic.models.layers import before, layers_of, output_of, skipped
+from tune_magic.models.layers import before, layers_of, output_of, skipped, stacks_of
 from tune_magic.training.engine import Engine
 
 _ROWS_AT_ONCE = 4096
@@ -128,6 +129,10 @@ def plan(engine: Engine, sources: Sequence[Table], folder: Path) -> Plan:
     depth = _frozen_depth(engine)
     if not depth or (not engine.packed and any(source.has_branches for source in sources)):
         return Plan(0, 0)
+    if not engine.packed and not _give_their_states(
+        engine, depth, next(source[0] for source in sources if len(source))
+    ):
+        return Plan(0, 0)
     keeps_one = _keeps_one_token(engine, depth)
     tokens = sum(len(source) if keeps_one else int(source.lengths.sum(dtype=np.int64)) for source in sources)
     size_bytes = 2 * tokens * int(engine.inner.config.get_text_config().hidden_size)
@@ -139,9 +144,22 @@ def _keeps_one_token(engine: Engine, depth: int) -> bool:
     return engine.packed and engine.reads_one_token and depth == len(layers_of(engine.inner))
 
 
+def _give_their_states(engine: Engine, depth: int, example: Example) -> bool:
+    """Whether each of the first layers gives its states once for an example: a model may run one often, or give more.
+
+    Families that are packed are known to.
+    """
+    engine.model.eval()
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        given = [stack.enter_context(output_of(layer)) for layer in layers_of(engine.inner)[:depth]]
+        engine.compute(engine.lay_out([example]), [example])
+    engine.method.to_training(engine.model)
+    return all(len(found) == 1 and torch.is_tensor(found[0]) for found in given)
+
+
 def _frozen_depth(engine: Engine) -> int:
     """Return how many layers, from the first, give the same for a row in every step of training."""
-    if not (engine.method.packs and engine.keeps_layers) or engine.noise_alpha:
+    if not (engine.method.packs and engine.keeps_layers) or engine.noise_alpha or len(stacks_of(engine.inner)) > 1:
         return 0  # what they read changes, or is not known
     layers = layers_of(engine.inner)
     engine.method.to_training(engine.model)

@@ -26,6 +26,7 @@ from tune_magic.recipe.schema import QuantizationOptions, Recipe
 from tune_magic.storage import fingerprint
 from tune_magic.storage.folder import RunFolder
 from tune_magic.training import checkpoint
+from tune_magic.training.alike import objective_of
 from tune_magic.training.dataset import Rows
 from tune_magic.training.engine import Engine
 from tune_magic.training.outputs import outputs_of
@@ -139,13 +140,6 @@ def recipe_of(run: RunFolder) -> Recipe:
     """
     cell_code.require(run)
     return build_recipe(run.info["recipe"])
-
-
-def objective_of(run: RunFolder) -> Objective:
-    """Return the objective of a run, with what it learned of the training rows."""
-    recipe, facts = recipe_of(run), {"name": "sft", **run.summary().plan.get("objective", {})}
-    objective: Objective = plugins.get("objective", facts.pop("name"))(recipe.objective, **facts)
-    return objective
 
 
 def tokenizer_of(run: RunFolder) -> Any:

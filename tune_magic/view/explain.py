@@ -55,7 +55,7 @@ def explanation_card(
     amounts = number_facts(numbers, measured)
     about = (
         f"{topic.kind} of {topic.of}"
-        if topic.kind == "value"
+        if topic.kind in ("value", "way")
         else f"a variant of {topic.of}"
         if topic.of
         else topic.kind
