@@ -127,7 +127,7 @@ def page():
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         context = browser.new_context(viewport={"width": 1300, "height": 1400})
-        context.set_default_timeout(60_000)
+        context.set_default_timeout(180_000)
         opened = context.new_page()
         yield opened
         browser.close()
@@ -298,7 +298,7 @@ def test_a_form_starts_a_run_that_a_button_stops_and_a_cell_watches_again(lab, p
     page.locator("text=all keys").click()
     page.locator("label:has-text('max_steps') + input").fill("1000000")
     page.locator("label:text-is('eval.steps') + input").fill("1000000")
-    page.wait_for_selector("text=plan · nothing was trained", timeout=90_000)
+    page.wait_for_selector("text=plan · nothing was trained")
     page.wait_for_selector("text=what it learns")
     page.screenshot(path=PICTURES / "form.png")
 
@@ -396,7 +396,7 @@ def test_f30_hostile_rows_names_and_errors_do_nothing_in_a_trusted_notebook(lab,
     )  # fmt: skip
     lab.open(page, "evil.ipynb")
     run_all(page)
-    page.wait_for_selector(".jp-Notebook .jp-Cell:nth-child(8) .jp-OutputArea-output", timeout=120_000)
+    page.wait_for_selector(".jp-Notebook .jp-Cell:nth-child(8) .jp-OutputArea-output")
     page.wait_for_timeout(500)
     assert page.evaluate("window.hacked") is None
     text = page.locator(".jp-Notebook").inner_text()
@@ -469,17 +469,17 @@ def test_every_panel_works_alone_by_keyboard_and_leaves_text(serve, page, tmp_pa
 
     # data: the rows as they are, then as the model sees them; another length is a cut
     page.wait_for_selector("text=first rows")
-    page.wait_for_selector("text=label lens", timeout=90_000)
+    page.wait_for_selector("text=label lens")
     page.locator("label:text-is('max_length') + input").fill("64")
-    page.wait_for_selector("text=what was cut off", timeout=90_000)
+    page.wait_for_selector("text=what was cut off")
     cells.nth(3).scroll_into_view_if_needed()
     page.screenshot(path=PICTURES / "panel-data.png")
     page.locator("button", has_text="max_length: ").click()  # the line that would mend it
-    page.wait_for_selector("text=what was cut off", state="detached", timeout=90_000)
+    page.wait_for_selector("text=what was cut off", state="detached")
     assert int(page.locator("label:text-is('max_length') + input").input_value()) > 64
 
     # chat, without a mouse: type, tab to the button, press it
-    page.wait_for_selector("text=chat · listening", timeout=90_000)
+    page.wait_for_selector("text=chat · listening")
     message = page.locator("textarea[placeholder^='Say something']")
     message.focus()
     page.keyboard.type("item 3 is")
@@ -495,7 +495,7 @@ def test_every_panel_works_alone_by_keyboard_and_leaves_text(serve, page, tmp_pa
     # export
     cells.nth(5).locator("label:text-is('format') + select").select_option("merged")
     page.click('button:has-text("Export")')
-    page.wait_for_selector("text=exported as merged", timeout=90_000)
+    page.wait_for_selector("text=exported as merged")
     cells.nth(5).scroll_into_view_if_needed()
     page.screenshot(path=PICTURES / "panel-export.png")
 
