@@ -141,6 +141,10 @@ class Objective(abc.ABC):
         """
         return self.loss_sum(states)
 
+    def learning_rate_factor(self, name: str) -> float:
+        """Return what the learning rate of a parameter, by its name in the model, is multiplied by, beside the method's."""
+        return 1.0
+
     def tally(self, states: Any) -> dict[str, float]:
         """Return sums over the batch that evaluations during training show beside the loss, by name."""
         return {}

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 HEAD = "domain_head"
 _UNKNOWN = -1  # class of a row that has none
 _STEEPNESS = 10.0  # of the rise of the reversal's strength, as in the paper
+_HEAD_FACTOR = 10.0  # of the other head's learning rate, as there: it must keep up with the features
 
 
 class DomainAdversarialOptions(ObjectiveOptions):
@@ -41,8 +42,10 @@ class DomainAdversarialOptions(ObjectiveOptions):
 class DomainAdversarial(Classify):
     """The class's log-loss on rows that have one, and that of the domain on all, its gradient reversed below its head.
 
-    The reversal grows with the share p of the steps done: w (2 / (1 + exp(-10 p)) - 1). In evaluations the loss is that
-    of the classes alone: it is what better features are to lower.
+    The reversal grows with the share p of the steps done: w (2 / (1 + exp(-10 p)) - 1). A row whose domain is told no
+    better than by chance has nothing more to hide, and its gradient is not reversed: without that bound, which is not in
+    the paper, features that mislead the domain's head ever more lose the classes, too. In evaluations the loss is that of
+    the classes alone: it is what better features are to lower.
 
     Args:
         options: Its keys in the recipe.
@@ -56,7 +59,7 @@ class DomainAdversarial(Classify):
     reads_features = True
     metrics = ("class_accuracy",)
     summary = "A head learns classes, while the layers below unlearn what would tell the domains of texts apart."
-    formula = "L = − (1 / n) Σ_i [log p(class of i | f_i) + log p(domain of i | R(f_i))];  R(f) = f forwards, its gradient times − w (2 / (1 + exp(−10 p)) − 1);  w = domain_weight, p = share of the steps done"
+    formula = "L = − (1 / n) Σ_i [log p(class of i | f_i) + log p(domain of i | R(f_i))];  R(f) = f forwards, its gradient times − w (2 / (1 + exp(−10 p)) − 1) where p(domain of i) is above chance, else times 0;  w = domain_weight, p = share of the steps done"
     smooths = True
     source = "Ganin et al. 2016, Domain-Adversarial Training of Neural Networks, arXiv:1505.07818."
     when = (
@@ -127,10 +130,16 @@ class DomainAdversarial(Classify):
         from torch.nn import functional
 
         head = getattr(states.model, HEAD)
-        told = head(_reversal().apply(states.features, self.strength))
-        return self.score_sum(states) + functional.cross_entropy(
-            told.float(), states.targets[:, 1].long(), reduction="sum"
-        )
+        domains = states.targets[:, 1].long()
+        assert states.features is not None  # since `reads_features`
+        guess = head(states.features.detach()).float().softmax(-1).gather(1, domains[:, None])
+        strength = self.strength * (guess > 1 / len(self.domains)).to(states.features.dtype)
+        told = head(_reversal().apply(states.features, strength))
+        return self.score_sum(states) + functional.cross_entropy(told.float(), domains, reduction="sum")
+
+    def learning_rate_factor(self, name: str) -> float:
+        """The other head learns faster than what it is to be hidden from."""
+        return _HEAD_FACTOR if HEAD in name.split(".") else 1.0
 
     def score_sum(self, states: RowStates) -> torch.Tensor:
         """Return the sum over rows that have a class."""
@@ -165,17 +174,18 @@ class DomainAdversarial(Classify):
 
 
 def _reversal() -> Any:
-    """Return the function that gives what it is given, and hands its gradient back reversed."""
+    """Return the function that gives what it is given, and hands its gradient back times minus a strength (rows, 1)."""
     import torch
 
     class Reversal(torch.autograd.Function):
         @staticmethod
-        def forward(ctx: Any, features: torch.Tensor, strength: float) -> torch.Tensor:
-            ctx.strength = strength
+        def forward(ctx: Any, features: torch.Tensor, strength: torch.Tensor) -> torch.Tensor:
+            ctx.save_for_backward(strength)
             return features.view_as(features)
 
         @staticmethod
         def backward(ctx: Any, gradient: torch.Tensor) -> Any:
-            return -ctx.strength * gradient, None
+            (strength,) = ctx.saved_tensors
+            return -strength * gradient, None
 
     return Reversal

@@ -63,7 +63,7 @@ class Loop:
     def __init__(self, session: Session, own_checkpoints: set[int], *, base_evaluated: bool = False) -> None:
         self.session = session
         self.checkpoints = session.folder / "checkpoints"
-        self.optimizer = make_optimizer(session.model, session.recipe, session.method)
+        self.optimizer = make_optimizer(session.model, session.recipe, session.method, session.objective)
         decay = session.recipe.ema_decay
         self.average = Average(session.model, decay) if decay is not None else None
         self.progress = Progress()

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from tune_magic.methods.base import Method
+from tune_magic.objectives.base import Objective
 from tune_magic.recipe.schema import Recipe
 from tune_magic.training.lion import Lion
 
@@ -22,17 +23,20 @@ _BLOCK = 256  # numbers of an 8-bit state that share a scale
 _CONSTANT = ("qmap1", "qmap2")  # what 8 bits stand for; the same for all
 
 
-def make_optimizer(model: torch.nn.Module, recipe: Recipe, method: Method) -> torch.optim.Optimizer:
+def make_optimizer(
+    model: torch.nn.Module, recipe: Recipe, method: Method, objective: Objective | None = None
+) -> torch.optim.Optimizer:
     """Return the recipe's optimizer over the trainable parameters.
 
     That is AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101), SGD with momentum, Adafactor (Shazeer and Stern 2018,
     arXiv:1804.04235), Lion, or AdamW or Lion with 8-bit states (Dettmers et al. 2022, arXiv:2110.02861). Biases and
-    norms are not decayed. Parameters whose learning rates the method tells apart are groups of their own.
+    norms are not decayed. Parameters whose learning rates method or objective tell apart are groups of their own.
     """
     groups: dict[tuple[bool, float], list[torch.nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (parameter.ndim < 2, method.learning_rate_factor(name))
+            beside = 1.0 if objective is None else objective.learning_rate_factor(name)
+            key = (parameter.ndim < 2, method.learning_rate_factor(name) * beside)
             groups.setdefault(key, []).append(parameter)
     ordered = [
         {"params": groups[key], "weight_decay": 0.0 if key[0] else recipe.weight_decay, _FACTOR: key[1]}
