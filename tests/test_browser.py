@@ -86,6 +86,7 @@ class Server:
         while time.monotonic() < deadline:
             sessions = [s for s in self.get("/api/sessions") or [] if s["path"] == name]
             if sessions and sessions[0]["kernel"]["execution_state"] == "idle" and sessions[0]["kernel"]["connections"]:
+                page.wait_for_selector('.jp-Notebook-ExecutionIndicator[data-status="idle"]')  # the page knows it, too
                 return
             time.sleep(0.2)
         raise AssertionError(f"no idle kernel for {name}")

@@ -3,17 +3,21 @@
 import json
 import threading
 
+import ipywidgets
 import pandas as pd
 import pytest
 from test_view import Page
 from tune_magic.widgets import FinetunePanel, MemoryGauge, RunPanel
+from tune_magic.widgets import panel as panel_module
 from tune_magic.widgets.memory_gauge import gauges
+from tune_magic.widgets.panel import Panel
 
 import tune_magic
 from tune_magic.errors import TuneError
 from tune_magic.recipe import build_recipe
 from tune_magic.recipe.build import keys
 from tune_magic.view.form import form_bundle
+from tune_magic.view.html import note_bundle
 from tune_magic.view.memory import Gauge, gauges_bundle
 
 
@@ -421,3 +425,40 @@ def test_a_chat_begins_when_shown_and_another_after_silence(train, monkeypatch):
     assert "tuned: AND YOU" in text
     panel.close()
     assert second.closed
+
+
+def test_what_came_last_is_shown_when_a_panel_is_closed(monkeypatch, capsys):
+    """Its thread may be waiting for something else, and the next cell may be the last."""
+    let_go = threading.Event()
+
+    class Busy(Panel):
+        said = "before"
+
+        def act(self):
+            let_go.wait(60)
+
+        def bundle(self):
+            return note_bundle(self.said)
+
+    monkeypatch.setattr(panel_module, "_CLOSING_S", 0.05)
+    panel = Busy(ipywidgets.VBox(), 60.0)
+    panel._ipython_display_()
+    panel.said = "after"
+    panel.close()
+    assert capsys.readouterr().out.split("\n")[-2] == "after"
+    let_go.set()
+    panel._thread.join(20)
+
+
+def test_a_panel_that_failed_is_closed_without_another_error(capsys):
+    class Broken(Panel):
+        def bundle(self):
+            if threading.current_thread() is self._thread or self._has_failed:
+                raise ValueError("no view")
+            return note_bundle("a view")
+
+    panel = Broken(ipywidgets.VBox(), 0.01)
+    panel._ipython_display_()
+    panel._thread.join(20)
+    panel.close()
+    assert "Broken stopped: ValueError: no view" in capsys.readouterr().out

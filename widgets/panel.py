@@ -19,7 +19,7 @@ import ipywidgets
 from tune_magic.display import Live
 from tune_magic.view.html import Bundle, note_bundle
 
-_CLOSING_S = 2.0
+_CLOSING_S = 10.0
 _SETTLED_S, _MOST_SETTLING_S = 0.3, 3.0
 _NOTHING: Bundle = {"text/html": "", "text/plain": ""}
 
@@ -42,6 +42,7 @@ class Panel(abc.ABC):
         self._view: Live | None = None
         self._buttons: Live | None = None
         self._shown: Bundle = {}
+        self._has_failed = False
         self._thread = threading.Thread(target=self._live, name=type(self).__name__, daemon=True)
 
     @abc.abstractmethod
@@ -62,6 +63,8 @@ class Panel(abc.ABC):
         self._changed.set()
         if self._thread.is_alive() and self._thread is not threading.current_thread():
             self._thread.join(_CLOSING_S)
+        if self._view is not None and not self._has_failed:
+            self._draw()  # what came since the thread last looked; this may be the notebook's last cell
 
     def wake(self, *_: Any) -> None:
         """Let the thread look now; safe to call from any callback."""
@@ -101,6 +104,7 @@ class Panel(abc.ABC):
 
     def _show_error(self, error: Exception) -> None:
         assert self._view is not None
+        self._has_failed = True
         self._view.update(note_bundle(f"{type(self).__name__} stopped: {type(error).__name__}: {error}"))
 
     def _draw(self) -> None:
