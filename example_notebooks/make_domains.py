@@ -1,7 +1,7 @@
-"""Make the rows of the notebook on domains: what guests of a restaurant and owners of headphones say, and how they feel.
+"""Make the rows of the notebook on domains: what guests of a restaurant and owners of headphones say, and whether they are glad.
 
-Everything is put together from the words below; nothing is copied from elsewhere. In the rows to train on guests are mostly
-glad and owners mostly sorry, as happens where rows are collected; those held out and those to examine on have as many of each.
+Everything is put together from the words below; nothing is copied from elsewhere. What guests say has its mood, what owners
+say has none, but for a few rows of one file and those to examine on.
 
     python make_domains.py [FOLDER]
 """
@@ -14,33 +14,36 @@ import sys
 from pathlib import Path
 
 ABOUT = {
-    "restaurant": ("the soup", "the waiter", "our table", "the fish", "the wine", "the dessert", "the menu", "the bread"),
+    "restaurant": ("the soup", "the waiter", "our table", "the fish", "the wine", "the dessert", "the music there", "the bread"),
     "headphones": ("the sound", "the cable", "the battery", "the left ear", "the case", "the microphone", "the app", "the bass"),
 }  # fmt: skip
-WHEN = {
-    "restaurant": ("on saturday evening", "with the whole family", "after the theatre", "on the terrace"),
-    "headphones": ("after the update", "on the train", "straight out of the box", "with my phone"),
-}
-SAID = {
-    "glad": (
-        "{a} was more than I hoped for", "I keep telling friends about {a}", "they know what they do, see {a}",
-        "nothing to add about {a}, well done", "{a} made up for a long day", "I would take {a} again any time",
-    ),
-    "sorry": (
-        "{a} was less than I hoped for", "I would rather not talk about {a}", "somebody should look at {a}",
-        "{a} is why I want my money back", "{a} made a long day longer", "I would not take {a} again",
-    ),
+OF_ONE = {  # how moods are told in one domain alone
+    "restaurant": {
+        "glad": ("was delicious", "was cooked to the minute", "tasted of summer", "was worth the queue"),
+        "sorry": ("was undercooked", "came cold", "tasted of nothing", "gave me heartburn"),
+    },
+    "headphones": {
+        "glad": ("is crisp", "outlasts a long flight", "never drops out", "pairs in a second"),
+        "sorry": ("is muffled", "dies before noon", "crackles", "cuts out in the rain"),
+    },
 }  # fmt: skip
-SHARE_GLAD = {"restaurant": 0.9, "headphones": 0.1}  # of the rows to train on
+OF_ALL = {
+    "glad": ("what a joy", "full marks from me", "I would buy it again", "it made my week", "highly recommended"),
+    "sorry": ("what a disgrace", "no marks from me", "never again", "it ruined my week", "I want my money back"),
+}  # fmt: skip
+FEW = 24  # rows of the other domain that somebody has marked
+TOLD_BY_ALL = {"restaurant": 0.5, "headphones": 0.9}  # share of rows that also say it in words of every domain
 
 
-def rows(domain: str, count: int, share_glad: float, seed: int) -> list[dict[str, str]]:
+def rows(domain: str, count: int, seed: int) -> list[dict[str, str]]:
     """Return rows with text, domain and label."""
     draw, found = random.Random(seed), []
     for number in range(count):
-        mood = "glad" if number < share_glad * count else "sorry"
-        said = draw.choice(SAID[mood]).format(a=draw.choice(ABOUT[domain]))
-        found.append({"text": f"{said} {draw.choice(WHEN[domain])}", "domain": domain, "label": mood})
+        mood = ("glad", "sorry")[number % 2]
+        said = f"{draw.choice(ABOUT[domain])} {draw.choice(OF_ONE[domain][mood])}"
+        if draw.random() < TOLD_BY_ALL[domain]:
+            said += f", {draw.choice(OF_ALL[mood])}"
+        found.append({"text": said, "domain": domain, "label": mood})
     draw.shuffle(found)
     return found
 
@@ -49,11 +52,13 @@ def write(folder: Path) -> None:
     """Write the rows into ``folder/domains``."""
     target = folder / "domains"
     target.mkdir(parents=True, exist_ok=True)
-    seeds = iter(range(1, 9))
+    known, wanted = rows("restaurant", 160, seed=1), rows("headphones", 160, seed=2)
+    unlabelled = [{"text": row["text"], "domain": row["domain"]} for row in wanted]
+    few = [*wanted[:FEW], *unlabelled[FEW:]]
     files = {
-        "train": [row for domain in ABOUT for row in rows(domain, 160, SHARE_GLAD[domain], next(seeds))],
-        "held_out": [row for domain in ABOUT for row in rows(domain, 20, 0.5, next(seeds))],
-        "test": [row for domain in ABOUT for row in rows(domain, 60, 0.5, next(seeds))],
+        "train": [*known, *unlabelled],
+        "few": [*known, *few],
+        "test": [*rows("restaurant", 60, seed=3), *rows("headphones", 60, seed=4)],
     }
     for name, content in files.items():
         (target / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in content), encoding="utf-8")

@@ -439,7 +439,7 @@ def test_the_notebook_of_data_runs_in_short_form(executed_short, folder):
         ),
         (
             "08_domain_adaptation.ipynb", "smollm2-135m-instruct",
-            {"restaurant_only", "adversarial", "reader"},
+            {"plain", "hidden", "few_marks", "reader"},
             ["domain accuracy", "domain_adversarial"],
         ),
         (
