@@ -389,13 +389,13 @@ def test_the_rate_of_a_run_falls_after_evaluations_without_gain(train):
     assert plateau.reductions > 0
 
 
-def test_an_evaluation_that_a_budget_brought_changes_no_rate(train, make_run, monkeypatch):
-    changes = PLAIN | KNOBS["plateau"] | {"warmup_steps": 0}
-    whole, run, real = train(**changes), make_run(**changes), Loop._evaluate_if_due
+def evaluate_between(run, monkeypatch):
+    """Train a run that is stopped after step 5 with an evaluation that was not due, as by a budget, and goes on."""
+    real = Loop._evaluate_if_due
 
     def stop(loop):
         real(loop)
-        if loop.progress.step == 5:  # between two that are due
+        if loop.progress.step == 5:
             loop._evaluate_all()
             raise StopRequested
 
@@ -403,6 +403,13 @@ def test_an_evaluation_that_a_budget_brought_changes_no_rate(train, make_run, mo
         patch.setattr(Loop, "_evaluate_if_due", stop)
         local.start(run.path, "inline")
     run.resume("inline")
+
+
+def test_an_evaluation_that_a_budget_brought_changes_no_rate(train, make_run, monkeypatch):
+    changes = PLAIN | KNOBS["plateau"] | {"warmup_steps": 0}
+    whole, run = train(**changes), make_run(**changes)
+
+    evaluate_between(run, monkeypatch)
     rates = [[event["learning_rate"] for event in found.summary().steps.values()] for found in (run, whole)]
     assert rates[0] == rates[1]
     assert losses(run)[0] == losses(whole)[0]
@@ -415,19 +422,10 @@ def test_an_evaluation_that_a_budget_brought_ends_no_run_early(train, make_run, 
         "max_steps": 40,
         "eval": {"steps": 2, "early_stopping_patience": 3, "early_stopping_threshold": 9.0, "samples": 0},
     }
-    whole, run, real = train(**changes), make_run(**changes), Loop._evaluate_if_due
+    whole, run = train(**changes), make_run(**changes)
     assert max(losses(whole)[0]) == 8
 
-    def stop(loop):
-        real(loop)
-        if loop.progress.step == 5:  # between two that are due
-            loop._evaluate_all()
-            raise StopRequested
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Loop, "_evaluate_if_due", stop)
-        local.start(run.path, "inline")
-    run.resume("inline")
+    evaluate_between(run, monkeypatch)
     assert losses(run)[0] == losses(whole)[0]
     assert 5 in losses(run)[1]
 
