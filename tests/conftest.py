@@ -186,6 +186,14 @@ def pytest_collection_modifyitems(config, items):
                 item.add_marker(pytest.mark.skip(reason="sampled: --full runs it"))
 
 
+@pytest.fixture(scope="session")
+def one_shell():
+    """The one shell that a process may have."""
+    from IPython.testing.globalipapp import start_ipython
+
+    return start_ipython()
+
+
 @pytest.fixture
 def full(request):
     """Whether slow proofs run whole (`make test-full`) or sampled (`make test`)."""

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from test_kernel import Kernel
 from test_kernel import folder as of_kernels  # noqa: F401 - a fixture
-from test_shell import one_shell  # noqa: F401 - a fixture
 from test_standby import until, warm_up
 from test_training import SHORT, StopAt, assert_same, losses
 
@@ -90,7 +89,7 @@ def none_left(monkeypatch):
 
 
 @pytest.fixture
-def cell(one_shell, tmp_path, monkeypatch):  # noqa: F811
+def cell(one_shell, tmp_path, monkeypatch):
     """Run a cell of an IPython shell whose working folder is the test's."""
     monkeypatch.chdir(tmp_path)
 

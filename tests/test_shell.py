@@ -9,15 +9,9 @@ import pandas as pd
 import pytest
 from IPython.core.completer import provisionalcompleter
 from IPython.core.error import UsageError
-from IPython.testing.globalipapp import start_ipython
 
 import tune_magic
 from tune_magic.errors import RecipeError, RunFailed, TuneError
-
-
-@pytest.fixture(scope="session")
-def one_shell():
-    return start_ipython()
 
 
 @pytest.fixture
