@@ -477,6 +477,7 @@ def test_a_notebook_of_methods_runs_in_short_form(name, model, runs, said, execu
         ("05_data.ipynb", "held-out accuracy", 0.5, 0.9),
         ("06_methods.ipynb", "accuracy", 0.2, 0.5),
         ("07_instruction_and_chat.ipynb", "held-out loss", 0.8, 0.2),
+        ("08_domain_adaptation.ipynb", "accuracy", 0.6, 0.7),
         ("09_continual_learning.ipynb", "held-out loss", 4.0, 0.3),
         ("10_distillation.ipynb", "accuracy", 0.2, 0.6),
         ("11_custom_loss.ipynb", "held-out loss", 0.7, 0.2),
