@@ -25,14 +25,14 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import cloudpickle
-from pydantic import BaseModel
-from pydantic.errors import PydanticUserError
 
 from tune_magic import plugins
 from tune_magic.errors import TuneError
 from tune_magic.storage.folder import RunFolder
 
 if TYPE_CHECKING:
+    from pydantic import BaseModel
+
     from tune_magic.recipe.schema import Recipe
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
@@ -264,6 +264,8 @@ class _Says:
         return self._pairs(dict(sorted(found.items())))
 
     def _class(self, kind: type) -> str:
+        from pydantic import BaseModel  # late: a kernel that loads the extension reads no recipe yet
+
         if kind.__module__ not in self._own:
             return f"{kind.__module__}.{kind.__qualname__}"
         members = {
@@ -288,6 +290,8 @@ class _Says:
 
     def _fields(self, kind: type[BaseModel]) -> str:
         """Say the keys of options: their bounds and words, and their defaults, which a schema has not all of."""
+        from pydantic.errors import PydanticUserError
+
         defaults = {
             name: None if field.is_required() else [field.default, field.default_factory]
             for name, field in kind.model_fields.items()
