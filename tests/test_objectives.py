@@ -39,6 +39,7 @@ from tune_magic.training.outputs import OutputEngine, outputs_of
 from tune_magic.training.prepare import prepare
 from tune_magic.training.rows import RowStates
 from tune_magic.training.tuned import load_tuned
+from tune_magic.view.card import card
 
 COUNT = 48
 
@@ -539,6 +540,7 @@ def test_domains_are_scored_apart_and_unlabelled_rows_are_not_scored(train, menu
     report = tuned.run.evaluate()
     assert {"class_accuracy", "class_accuracy · bank", "class_accuracy · shop"} <= set(report.comparisons)
     assert "domain accuracy" in tuned.run.summary().best
+    assert "held-out domain accuracy: base" in card(tuned.run)["text/plain"]
     assert not [
         name for name in load_file(tuned.run.export("merged", rows=3).path / "model.safetensors") if "domain" in name
     ]

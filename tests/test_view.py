@@ -558,7 +558,7 @@ def test_drawing_does_not_import_pyplot():
 @pytest.mark.parametrize(
     ("say", "value", "expected"),
     [
-        (words.duration, 0, "0.0 s"), (words.duration, 7.25, "7.2 s"), (words.duration, 10, "10 s"),
+        (words.duration, 0, "0.0 s"), (words.duration, 0.042, "42 ms"), (words.duration, 7.25, "7.2 s"), (words.duration, 10, "10 s"),
         (words.duration, 59.6, "1 min 00 s"), (words.duration, 309, "5 min 09 s"), (words.duration, 3599.6, "1 h 00 min"),
         (words.duration, 7400, "2 h 03 min"), (words.duration, 90_000, "25 h 00 min"),
         (words.size, 0, "0 bytes"), (words.size, 999, "999 bytes"), (words.size, 1000, "1.0 kB"),

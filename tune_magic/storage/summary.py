@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tune_magic.storage.events import Event
+from tune_magic.storage.events import Event, number
 from tune_magic.storage.state import TABLE
+
+_NO_SCORES = ("seq", "attempt", "t", "type", "crc", "step", "targets", "seconds", "rows", "best")  # of an evaluation
 
 
 @dataclass
@@ -117,6 +119,11 @@ class Summary:
         each = sum(evaluations) / len(evaluations) if evaluations else 0.0
         seconds = remaining * sum(latest) / len(latest) + to_come * each
         return min(seconds, max(0.0, self.budget["until"] - time.time())) if self.budget else seconds
+
+
+def scores_of(evaluation: Event) -> dict[str, float]:
+    """Return what an evaluation scored: the loss, and what the objective tallies beside it, by name."""
+    return {name: number(value) for name, value in evaluation.items() if name not in _NO_SCORES}
 
 
 def best_of(evaluations: Mapping[int, Event]) -> Event | None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from tune_magic.diagnosis import diagnose
 from tune_magic.evaluation.comparison import Comparison
 from tune_magic.storage.cell import has_changed
-from tune_magic.storage.events import number
 from tune_magic.storage.folder import RunFolder
 from tune_magic.storage.state import State
-from tune_magic.storage.summary import Summary
+from tune_magic.storage.summary import Summary, scores_of
 from tune_magic.view import words
 from tune_magic.view.frame import COLOURS, about, curve, diagnosis, warning
 from tune_magic.view.html import (
@@ -179,11 +178,12 @@ def _with_loss(summary: Summary, comparisons: Mapping[str, Comparison]) -> dict[
         return dict(comparisons)
     unknown = float("nan")
     found: dict[str, Comparison] = {}
-    for name in ("loss", "accuracy", "mean absolute error", "divergence"):
-        if name in summary.best and name in summary.evaluations[0]:
-            base, tuned = number(summary.evaluations[0][name]), number(summary.best[name])
+    scores = scores_of(summary.best)
+    for name, base in scores_of(summary.evaluations[0]).items():
+        if name in scores:  # without an interval nothing is called better, so that no score needs to say which way is
+            change = scores[name] - base
             found[name] = Comparison(
-                f"held-out {name}", base, tuned, tuned - base, unknown, unknown, higher_is_better=name == "accuracy"
+                f"held-out {name}", base, scores[name], change, unknown, unknown, higher_is_better=False
             )
     return found
 
@@ -220,9 +220,11 @@ def _failure(summary: Summary) -> Html:
 
 
 def _next(name: str, state: State) -> Html | None:
-    commands = _NEXT.get(state)
-    if not commands:
-        return None
+    return next_commands(name, _NEXT[state]) if state in _NEXT else None
+
+
+def next_commands(name: str, commands: Sequence[str]) -> Html:
+    """Return the line of what may be done next, each command with the name of a run."""
     parts: list[object] = [grey("next: ")]
     for number_of, command in enumerate(commands):
         parts += [grey(" · ") if number_of else None, code(command.format(clean(name, 60)))]

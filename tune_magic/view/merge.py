@@ -10,9 +10,9 @@ from tune_magic.recipe.combination import WAYS
 from tune_magic.storage.folder import RunFolder
 from tune_magic.storage.state import State
 from tune_magic.view import words
-from tune_magic.view.card import comparison_line, scores_table
+from tune_magic.view.card import comparison_line, next_commands, scores_table
 from tune_magic.view.frame import COLOURS
-from tune_magic.view.html import BLUE, Bundle, Html, box, bundle, clean, code, div, escape, grey, heading, rule, table
+from tune_magic.view.html import BLUE, Bundle, box, bundle, clean, div, escape, grey, heading, table, ticked
 
 _NEXT = ("%evaluate {}", "%tune chat {}", "%export {} --to adapter")
 _FAR = 0.02  # from the weighted sum, as a share of it, before a card speaks of it
@@ -37,17 +37,16 @@ def merge_card(
     lines = [clean(text, 400) for text in remarks if text]
     cells: list[list[object]] = [[grey(text) for text in header]]
     cells += [[escape(row[0], 80), *row[1:]] for row in rows]
-    commands: list[Html] = [code(command.format(clean(name, 60))) for command in _NEXT] if state == "finished" else []
     body = [
         heading(COLOURS.get(state, BLUE), name, title, f"run {run.id}"),
         table(cells, align="lrrr"),
         scores_table(comparisons or {}),
-        *(div(grey(line)) for line in lines),
-        rule(grey("next: "), *(part for command in commands for part in (command, grey("  ")))) if commands else None,
+        *(div(grey(ticked(line))) for line in lines),
+        next_commands(name, _NEXT) if state == "finished" else None,
     ]
     text = [f"{name}: {title} (run {run.id})", *("  " + _spoken(row) for row in rows), *(f"  {line}" for line in lines)]
     text += [f"  {comparison_line(comparison)}" for comparison in (comparisons or {}).values()]
-    text += ["  next: " + " · ".join(command.format(name) for command in _NEXT)] if commands else []
+    text += ["  next: " + " · ".join(command.format(name) for command in _NEXT)] if state == "finished" else []
     return bundle(box(*(part for part in body if part)), text)
 
 

@@ -89,7 +89,8 @@ def trial_card(title: str, rows: Sequence[Mapping[str, Any]], note: str | None =
     cells: list[list[object]] = [[grey(head.strip()) for head in heads]]
     for row in rows:
         marked = [_marked(row, name, best[name]) for name in scores]
-        cells.append([tag("b", row["method"]), _state(row), *_costs(row), *(cell for pair in marked for cell in pair)])
+        costs = [span(cost, style="white-space:nowrap") for cost in _costs(row)]
+        cells.append([tag("b", row["method"]), _state(row), *costs, *(cell for pair in marked for cell in pair)])
     picture = _picture(rows, scores)
     lines = [title, *([note] if note else []), *_lines(rows, heads, scores)]
     body = [

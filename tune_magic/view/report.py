@@ -27,6 +27,7 @@ from tune_magic.view.html import (
     span,
     table,
     tag,
+    ticked,
 )
 
 _TITLES = {"best": "gained most", "worst": "scored lowest", "regressed": "got worse"}
@@ -48,7 +49,7 @@ def report_card(report: Scores, name: str) -> Bundle:
         heading(GREEN, name, subject, f"checkpoint of step {about['step']}"),
         scores_table(report.comparisons, "untrained head" if report.classes or about.get("new_head") else "base"),
         div(grey("difference with its 95 % interval, paired bootstrap over the rows"), style="margin-top:4px"),
-        *(div(grey(text)) for text in (guessing, caution) if text),
+        *(div(grey(ticked(text))) for text in (guessing, caution) if text),
         *_classes(report),
         wrong,
         *(_examples(_TITLES[kind], rows) for kind, rows in report.notable().items() if rows and not report.classes),

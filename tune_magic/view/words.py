@@ -10,11 +10,13 @@ def duration(seconds: float) -> str:
     """Return seconds as people say them.
 
     Example:
-        >>> duration(309), duration(7.25), duration(7400)
-        ('5 min 09 s', '7.2 s', '2 h 03 min')
+        >>> duration(309), duration(7.25), duration(7400), duration(0.042)
+        ('5 min 09 s', '7.2 s', '2 h 03 min', '42 ms')
     """
     if not math.isfinite(seconds):
         return "–"
+    if 0 < seconds < 0.1:
+        return f"{1000 * seconds:.0f} ms"
     if seconds < 10:
         return f"{seconds:.1f} s"
     whole = round(seconds)
