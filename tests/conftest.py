@@ -8,10 +8,9 @@ from collections import Counter
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TUNE_MAGIC_STANDBY"] = "off"
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as workers have it
-_AT_ONCE = int(
-    os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
-)  # each takes its share of the cores, with all it starts
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _AT_ONCE)))
+os.environ.setdefault(  # tests that run at once share the cores, with all that they start
+    "OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))))
+)
 os.environ.pop("VIRTUAL_ENV", None)  # IPython warns when it runs in another environment than the activated one
 
 import pytest
