@@ -462,7 +462,7 @@ def test_every_panel_works_alone_by_keyboard_and_leaves_text(serve, page, tmp_pa
         f"%%finetune bot\n{recipe}",
         f"%%finetune again\n{recipe}learning_rate: 1e-3\n",
         *panels.values(),
-        "for panel in (data_panel, chat_panel, export_panel, compare_panel): panel.close()",
+        "for panel in (data_panel, chat_panel, export_panel, compare_panel): panel.close()\nprint('closed:', 4)",
     )  # fmt: skip
     lab.open(page, "panels.ipynb")
     cells = page.locator(".jp-Notebook .jp-Cell")
@@ -514,8 +514,9 @@ def test_every_panel_works_alone_by_keyboard_and_leaves_text(serve, page, tmp_pa
     # closed, all of it is text and pictures
     cells.nth(7).click()
     page.keyboard.press("Shift+Enter")
+    page.wait_for_selector(".jp-OutputArea >> text=closed: 4")  # cells out of sight are not in the page
     page.wait_for_function("() => document.querySelectorAll('.jupyter-widgets').length === 0")
-    save(page, tmp_path / "panels.ipynb", "exported as merged")
+    save(page, tmp_path / "panels.ipynb", "closed: 4")  # no earlier save says so
     saved = nbformat.read(tmp_path / "panels.ipynb", as_version=4)
     nbformat.validate(saved)
     assert "application/vnd.jupyter.widget" not in json.dumps(saved)
