@@ -11,7 +11,8 @@ import torch
 
 import tune_magic
 from tune_magic.errors import RunFailed, TuneError
-from tune_magic.evaluation.compare import compare, perplexity
+from tune_magic.evaluation.compare import compare
+from tune_magic.evaluation.measures import Measure, perplexity
 
 
 @pytest.fixture(scope="module")
@@ -140,14 +141,15 @@ def test_the_interval_holds_what_it_should():
     for seed in range(60):
         base = generator.normal(0, 1, 80)
         tuned = base + generator.normal(0.5, 1, 80)
-        found = compare("x", base, tuned, seed=seed)
+        found = compare(Measure("x"), base[:, None], tuned[:, None], seed=seed)
         covered += found.low <= 0.5 <= found.high
     assert 51 <= covered <= 60  # 57 are expected of a 95 % interval
 
 
 def test_weights_make_the_mean_that_of_tokens():
     losses, weights = np.array([1.0, 3.0]), np.array([3.0, 1.0])
-    found = compare("loss", losses, losses, shared=weights, statistic=perplexity, higher_is_better=False)
+    values = np.stack([losses, weights], axis=-1)
+    found = compare(Measure("perplexity", perplexity, higher_is_better=False), values, values)
     assert found.base == pytest.approx(math.exp(1.5))
     assert found.verdict == "unclear"
 

@@ -223,37 +223,46 @@ def evaluate(
     run: Run | str,
     data: Any = None,
     metrics: Sequence[str] | str | None = None,
-    against: str = "base",
+    against: Run | str | Sequence[Run | str] = "base",
     *,
+    by: Sequence[str] | str | None = None,
     max_new_tokens: int | None = None,
     limit: int | None = None,
 ) -> Report:
-    """Score base and tuned over the same rows; the twin of ``%evaluate``.
+    """Score base and tuned, and other runs, over the same rows; the twin of ``%evaluate``.
+
+    What a model said of rows is kept: a base is asked once, whichever of its runs is evaluated.
 
     Args:
         run: A run, or its name or id.
         data: Rows: a file, a DataFrame or a list of dicts. Default: the recipe's ``test``, else its held-out rows.
-        metrics: Names, or one text with commas. Of loss, perplexity, exact_match, rouge_l and plug-ins; default: all four.
-        against: What to compare with; only ``base`` is known.
+        metrics: Names, or one text with commas: `%tune explain metrics` lists them. Default: loss, perplexity, exact_match
+            and rouge_l of texts, accuracy, macro_f1 and loss of classes, else those of the objective.
+        against: Other runs to compare with, beside the base, which always is.
+        by: Columns of the rows, or one text with commas: rows are scored value by value, too; numbers in four parts,
+            ``length`` is that of a row in tokens.
         max_new_tokens: Longest answer; default: half as much again as the longest reference.
         limit: Only this many rows.
 
     Raises:
-        Stopped: It was stopped. RunFailed: It failed.
+        Stopped: It was stopped. RunFailed: It failed, such as over runs that find other things.
     """
     run = _resolve(run)
-    if against != "base":
-        raise TuneError(f"A run is compared with its base, not with {against!r}.", hint='`against="base"`')
-    run.best_checkpoint  # noqa: B018 - without one, say so before a worker is started
+    named = [against] if isinstance(against, Run | str) else against
+    others = [_resolve(other) for other in named if other != "base"]
+    for one in (run, *others):
+        one.best_checkpoint  # noqa: B018 - without one, say so before a worker is started
     given = {}
     if data is not None and not isinstance(data, str | Path):
         given, data = tables.serialise({"data": data}), "$data"
     wanted = _names(metrics)
     options = {
-        "data": None if data is None else _absolute(data), "metrics": wanted,
-        "max_new_tokens": max_new_tokens, "limit": limit,
+        "data": None if data is None else _absolute(data), "metrics": wanted, "by": _names(by),
+        "against": [str(other.path) for other in others], "max_new_tokens": max_new_tokens, "limit": limit,
     }  # fmt: skip
-    job = launching.new_job(run, "evaluate", options, [("metric", name) for name in wanted or ()])
+    plugged = [("metric", name) for name in wanted or ()]
+    plugged += [(code["kind"], code["name"]) for other in others for code in other.info.get("cell_code", ())]
+    job = launching.new_job(run, "evaluate", options, plugged)
     tables.write(job.path, given)
     local.start(job.path)
     live = display.Live(run)
@@ -486,8 +495,8 @@ def _model_if_any() -> str | None:
         return None
 
 
-def _names(metrics: Sequence[str] | str | None) -> list[str] | None:
-    names = metrics.split(",") if isinstance(metrics, str) else metrics or []
+def _names(given: Sequence[str] | str | None) -> list[str] | None:
+    names = given.split(",") if isinstance(given, str) else given or []
     return [name.strip() for name in names if name.strip()] or None
 
 

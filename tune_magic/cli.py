@@ -51,7 +51,7 @@ def _main(words: list[str]) -> int:
     if verb == "finetune":
         return _finetune(parsed)
     if verb == "evaluate":
-        api.evaluate(_run(parsed.positional), **parsed.flags)
+        api.evaluate(_run(parsed.positional), against=[_run(name) for name in parsed.rest], **parsed.flags)
     elif verb == "export":
         if "to" not in parsed.flags:
             raise BadUsage(f"--to is missing. Usage: {command.usage(_PREFIX)}")

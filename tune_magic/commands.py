@@ -136,13 +136,15 @@ COMMANDS = {
             "in a cell: the name the run is bound to; on a line: a recipe file", False, (*LAUNCH_FLAGS, _SHOW_CODE), True,
         ),
         Command(
-            "evaluate", "Score base and tuned model over the same rows.", "RUN", _RUN, False,
+            "evaluate", "Score base and tuned model, and other runs, over the same rows.", "RUN", _RUN, False,
             (
                 Flag("data", "rows to score: a file or $name; default: test, else the held-out rows", "DATA"),
-                Flag("metrics", "comma-separated: loss,perplexity,exact_match,rouge_l", "NAMES"),
+                Flag("metrics", "comma-separated: loss,exact_match,bleu ...; default: what suits the rows", "NAMES"),
+                Flag("by", "columns, comma-separated: score the rows of each value too; length: in tokens", "COLUMNS"),
                 Flag("max-new-tokens", "longest answer in tokens", "N", kind=int),
                 Flag("limit", "only this many rows", "N", kind=int),
             ),
+            more="[RUN ...]",
         ),
         Command(
             "export", "Write the tuned model for other programs.", "RUN", _RUN, False,

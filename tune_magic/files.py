@@ -64,17 +64,33 @@ def write_text(path: Path, text: str, *, durable: bool = True) -> None:
 
 
 def write_json_lines(path: Path, rows: Iterable[Any]) -> None:
-    """Write each of `rows` to `path` as a line of JSON, atomically; `read_json_lines` reads them."""
-    write_bytes(path, "".join(f"{to_json(row)}\n" for row in rows).encode())
+    """Write each of `rows` to `path` as a line of JSON, as they come, atomically; `each_json_line` reads them."""
+
+    def write(temporary: Path) -> None:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            for row in rows:
+                write_all(descriptor, f"{to_json(row)}\n".encode())
+        finally:
+            os.close(descriptor)
+
+    produce(path, write)
 
 
-def read_json_lines(path: Path) -> list[Any]:
-    """Return what `write_json_lines` wrote; a text may hold every mark of a line's end but the one between rows.
+def each_json_line(path: Path) -> Iterator[Any]:
+    """Yield what `write_json_lines` wrote; a text may hold every mark of a line's end but the one between rows.
 
     Raises:
         OSError: There is no such file.
     """
-    return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+    with path.open("rb") as lines:  # in bytes: only \n ends a line
+        for line in lines:
+            yield json.loads(line)
+
+
+def read_json_lines(path: Path) -> list[Any]:
+    """Return all that `each_json_line` yields."""
+    return list(each_json_line(path))
 
 
 def write_bytes(path: Path, data: bytes, *, durable: bool = True) -> None:

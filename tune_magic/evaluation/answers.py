@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,48 +10,41 @@ import torch
 
 from tune_magic import plugins
 from tune_magic.data.example import Example
+from tune_magic.data.table import Table
 from tune_magic.errors import TuneError
-from tune_magic.evaluation.compare import compare, perplexity, weighted_mean
-from tune_magic.evaluation.comparison import Comparison
-from tune_magic.evaluation.metrics import Metric
-from tune_magic.evaluation.scorer import ExampleScorer
+from tune_magic.evaluation.measures import Measure, perplexity, weighted_mean
+from tune_magic.evaluation.metrics import Metric, OutputMetric
+from tune_magic.evaluation.scorer import Said, Scorer
 from tune_magic.models.generate import generate
 from tune_magic.training.tuned import Tuned
 
 DEFAULT_METRICS = ("loss", "perplexity", "exact_match", "rouge_l")
-_BY_ENGINE = {"loss": weighted_mean, "perplexity": perplexity}
+_BY_ENGINE = {
+    "loss": Measure("loss", weighted_mean, higher_is_better=False),
+    "perplexity": Measure("perplexity", perplexity, higher_is_better=False),
+}
 _MOST_NEW_TOKENS = 512
 
 
-@dataclass
-class Answers:
-    """One model over all rows.
-
-    Attributes:
-        losses: Mean loss of each row, shape (rows,).
-        texts: Generated answers, None when no metric needs them.
-    """
-
-    losses: np.ndarray
-    texts: list[str] | None
-
-
-class AnswerScorer(ExampleScorer):
+class AnswerScorer(Scorer):
     """Losses by the engine, answers by greedy generation."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self.wanted = self.options.get("metrics") or DEFAULT_METRICS
-        self.metrics = self._metrics()
-        self.max_new_tokens = self.options.get("max_new_tokens") or longest_answer(
-            self.examples, self.tuned.vocabulary.base
-        )
-        self.total = 2 * len(self.examples) * (2 if self.metrics else 1)
+    def prepare(self, rows: Table) -> None:
+        """Choose the metrics; texts without an answer have none that read answers."""
+        wanted = self.options.get("metrics") or DEFAULT_METRICS
+        self.metrics = self._metrics([name for name in wanted if name not in _BY_ENGINE], rows)
+        self.measures = {name: _measure(metric) for name, metric in self.metrics.items()}
+        self.measures |= {name: measure for name, measure in _BY_ENGINE.items() if name in wanted}
+        self.max_new_tokens = 0
+        if self.metrics:
+            own = self.options.get("max_new_tokens")
+            self.max_new_tokens = own or longest_answer(rows, self.tuned.vocabulary.base)
+        self.asked = {"max_new_tokens": self.max_new_tokens}
+        self.passes = 2 if self.metrics else 1
 
-    def score(self, side: Tuned, examples: Sequence[Example]) -> Answers:
-        """Return losses and, where a metric reads them, answers."""
-        texts = None
-        losses = self._losses(side, examples)
+    def ask(self, side: Tuned, examples: Sequence[Example]) -> list[Said]:
+        """Return the loss of each row, summed over its trained tokens, and the answer where a metric reads it."""
+        found: list[Said] = [{"loss": loss} for loss in self._losses(side, examples).tolist()]
         if self.metrics:
             texts = generate(
                 side.model,
@@ -62,65 +54,47 @@ class AnswerScorer(ExampleScorer):
                 between=lambda: self.advance(0),
                 done=self.advance,
             )
-        return Answers(losses, texts)
-
-    def row(self, number: int, base: Answers, tuned: Answers) -> dict[str, Any]:
-        """Return loss, answer and each metric, for both."""
-        reference = self.examples[number].reference or ""
-        columns: dict[str, Any] = {}
-        for side, scored in (("base", base), ("tuned", tuned)):
-            columns[f"loss_{side}"] = float(scored.losses[number])
-            if scored.texts is not None:
-                columns[side] = scored.texts[number]
-                for name, metric in self.metrics.items():
-                    columns[f"{name}_{side}"] = metric.score(scored.texts[number], reference)
-        return columns
-
-    def compare(self, base: Answers, tuned: Answers) -> dict[str, Comparison]:
-        """Compare every metric that was asked for."""
-        found = {
-            name: compare(
-                metric.title,
-                self._scores(metric, base),
-                self._scores(metric, tuned),
-                higher_is_better=metric.higher_is_better,
-            )
-            for name, metric in self.metrics.items()
-        }
-        weights = np.array([example.weight for example in self.examples])
-        for name, statistic in _BY_ENGINE.items():
-            if name in self.wanted:
-                found[name] = compare(
-                    name, base.losses, tuned.losses, shared=weights, statistic=statistic, higher_is_better=False
-                )
+            found = [{**row, "text": text} for row, text in zip(found, texts, strict=True)]
         return found
 
-    def about(self) -> dict[str, Any]:
+    def values(self, said: Sequence[Said], examples: Sequence[Example]) -> dict[str, np.ndarray]:
+        """Return the loss as a mean over the tuned model's tokens, whose tokens ever it was summed over."""
+        weights = np.array([example.weight for example in examples])
+        losses = np.array([row["loss"] for row in said]) / weights
+        found = {name: np.stack([losses, weights], axis=-1) for name in self.measures if name in _BY_ENGINE}
+        for name, metric in self.metrics.items():
+            pairs = [(row["text"], example.reference or "") for row, example in zip(said, examples, strict=True)]
+            if isinstance(metric, OutputMetric):
+                found[name] = metric.values([answer for answer, _ in pairs], [reference for _, reference in pairs])
+            else:
+                found[name] = np.array([[metric.score(answer, reference)] for answer, reference in pairs], dtype=float)
+        return found
+
+    def columns(self, said: Said) -> dict[str, Any]:
+        """Return the answer, where there is one."""
+        return {"": said["text"]} if "text" in said else {}
+
+    def about(self, rows: Table) -> dict[str, Any]:
         """The longest answer, where there are answers."""
-        return {"max_new_tokens": self.max_new_tokens if self.metrics else None}
+        return {"max_new_tokens": self.max_new_tokens or None}
 
-    def _scores(self, metric: Metric, scored: Answers) -> np.ndarray:
-        pairs = zip(scored.texts or [], self.examples, strict=True)
-        return np.array([metric.score(text, example.reference or "") for text, example in pairs])
-
-    def _metrics(self) -> dict[str, Metric]:
-        """Return the metrics that read answers; texts without an answer have none."""
-        chosen = {name: plugins.get("metric", name)() for name in self.wanted if name not in _BY_ENGINE}
-        wrong = [name for name, metric in chosen.items() if not isinstance(metric, Metric)]
+    def _metrics(self, wanted: Sequence[str], rows: Table) -> dict[str, Metric | OutputMetric]:
+        chosen = {name: plugins.get("metric", name)() for name in wanted}
+        wrong = [name for name, metric in chosen.items() if not reads_answers(metric)]
         if wrong:
             raise TuneError(f"`{wrong[0]}` compares classes; this run answers texts.")
-        if chosen and any(example.reference is None for example in self.examples):
+        if chosen and any(example.reference is None for example in rows):
             if self.options.get("metrics"):
                 raise TuneError("These rows are plain texts: there is no answer to compare with.")
             return {}
         return chosen
 
     def _losses(self, side: Tuned, examples: Sequence[Example]) -> np.ndarray:
-        """Return each row's loss as a mean over the tuned model's tokens: both sides are scored on the same texts."""
+        """Return each row's loss, summed over its trained tokens, (rows,)."""
         engine = side.engine()
         engine.self_check(examples[:8], side.objective.score_sum)
         places = {id(example): place for place, example in enumerate(examples)}
-        losses, weights = np.zeros(len(examples)), np.array([example.weight for example in self.examples])
+        losses = np.zeros(len(examples))
         with torch.no_grad():
             for microbatch in engine.microbatches(examples):
                 states = engine.states(microbatch)
@@ -128,12 +102,23 @@ class AnswerScorer(ExampleScorer):
                     0, states.owners.cpu(), -(states.log_probs() * states.weights).cpu()
                 )
                 own = [places[id(example)] for example in microbatch]  # they come in the engine's order
-                losses[own] = sums.numpy() / weights[own]
+                losses[own] = sums.numpy()
                 self.advance(len(microbatch))
         return losses
 
 
-def longest_answer(examples: Any, tokenizer: Any) -> int:
+def reads_answers(metric: Any) -> bool:
+    """Return whether a metric can be asked about texts."""
+    return isinstance(metric, Metric) or (isinstance(metric, OutputMetric) and metric.reads_texts)
+
+
+def _measure(metric: Metric | OutputMetric) -> Measure:
+    if isinstance(metric, OutputMetric):
+        return Measure(metric.title, metric.statistic, metric.higher_is_better)
+    return Measure(metric.title, higher_is_better=metric.higher_is_better)
+
+
+def longest_answer(examples: Iterable[Example], tokenizer: Any) -> int:
     """Leave room for half as much again as the longest reference, in tokens."""
-    lengths = [len(tokenizer(example.reference or "")["input_ids"]) for example in examples]
+    lengths = (len(tokenizer(example.reference or "")["input_ids"]) for example in examples)
     return min(_MOST_NEW_TOKENS, max(lengths) * 3 // 2 + 8)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,106 +10,102 @@ import torch
 
 from tune_magic import plugins
 from tune_magic.data.example import Example
+from tune_magic.data.table import Table
 from tune_magic.errors import TuneError
-from tune_magic.evaluation.compare import compare, weighted_mean
-from tune_magic.evaluation.comparison import Comparison
-from tune_magic.evaluation.metrics import ClassMetric
+from tune_magic.evaluation.measures import Measure
+from tune_magic.evaluation.metrics import Accuracy, ClassMetric, ProbabilityMetric
 from tune_magic.evaluation.report import PER_CLASS
-from tune_magic.evaluation.scorer import ExampleScorer
+from tune_magic.evaluation.scorer import Said, Scorer
 from tune_magic.training.outputs import outputs_of
 from tune_magic.training.tuned import Tuned
 
 DEFAULT_METRICS = ("accuracy", "macro_f1", "loss")
+_DIGITS = 6  # of a probability that is kept
 
 
-@dataclass
-class Choices:
-    """One model over all rows.
-
-    Attributes:
-        losses: -log p of the given class, shape (rows,).
-        chosen: Number of the likeliest class, shape (rows,).
-        probability: Its probability, shape (rows,).
-    """
-
-    losses: np.ndarray
-    chosen: np.ndarray
-    probability: np.ndarray
-
-
-class ClassScorer(ExampleScorer):
+class ClassScorer(Scorer):
     """One pass over the rows in length-sorted batches."""
 
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
+    def prepare(self, rows: Table) -> None:
+        """Choose the metrics."""
         self.classes: list[str] = self.tuned.objective.facts()["classes"]
-        self.given = np.array([example.label for example in self.examples])
-        self.wanted = self.options.get("metrics") or DEFAULT_METRICS
-        self.metrics: dict[str, ClassMetric] = {
-            name: plugins.get("metric", name)() for name in self.wanted if name != "loss"
-        }
-        wrong = [name for name, metric in self.metrics.items() if not isinstance(metric, ClassMetric)]
+        wanted = self.options.get("metrics") or DEFAULT_METRICS
+        self.metrics = {name: plugins.get("metric", name)() for name in wanted if name != "loss"}
+        wrong = [name for name, m in self.metrics.items() if not isinstance(m, ClassMetric | ProbabilityMetric)]
         if wrong:
             raise TuneError(f"`{wrong[0]}` compares answers; this run chooses classes.")
-        self.total = 2 * len(self.examples)
+        self.measures = {name: _measure(metric) for name, metric in self.metrics.items()}
+        if "loss" in wanted:
+            self.measures["loss"] = Measure("loss", higher_is_better=False)
+        self._needs_all = any(isinstance(metric, ProbabilityMetric) for metric in self.metrics.values())
+        self.asked = {"probabilities": self._needs_all}
 
-    def score(self, side: Tuned, examples: Sequence[Example]) -> Choices:
-        """Return what a model chooses and how sure it is."""
+    def ask(self, side: Tuned, examples: Sequence[Example]) -> list[Said]:
+        """Return the number of the likeliest class of each row, how likely it is, and -log p of the given one."""
         logits = np.stack(outputs_of(side.engine(), side.objective, examples, done=self.advance))
         log_p = torch.log_softmax(torch.from_numpy(logits), -1).numpy()
-        chosen = log_p.argmax(-1)
-        rows = np.arange(len(chosen))
-        return Choices(-log_p[rows, self.given], chosen, np.exp(log_p[rows, chosen]))
-
-    def row(self, number: int, base: Choices, tuned: Choices) -> dict[str, Any]:
-        """Return the class, its probability, whether it is right, and the loss, for both."""
-        columns: dict[str, Any] = {}
-        for side, scored in (("base", base), ("tuned", tuned)):
-            columns[side] = self.classes[scored.chosen[number]]
-            columns[f"probability_{side}"] = round(float(scored.probability[number]), 6)
-            columns[f"accuracy_{side}"] = float(scored.chosen[number] == self.given[number])
-            columns[f"loss_{side}"] = float(scored.losses[number])
-        return columns
-
-    def compare(self, base: Choices, tuned: Choices) -> dict[str, Comparison]:
-        """Compare every metric that was asked for."""
-        found = {
-            name: compare(
-                metric.title,
-                base.chosen,
-                tuned.chosen,
-                shared=self.given,
-                statistic=metric.statistic,
-                higher_is_better=metric.higher_is_better,
-            )
-            for name, metric in self.metrics.items()
+        chosen, rows = log_p.argmax(-1), np.arange(len(examples))
+        given = np.array([example.label for example in examples])
+        likely = np.exp(log_p)
+        columns: dict[str, list[Any]] = {
+            "class": chosen.tolist(),
+            "probability": np.round(likely[rows, chosen], _DIGITS).tolist(),
+            "loss": (-log_p[rows, given]).tolist(),
         }
-        if "loss" in self.wanted:
-            found["loss"] = compare(
-                "loss", base.losses, tuned.losses, statistic=weighted_mean, higher_is_better=False
-            )  # fmt: skip
-        return found
+        if self._needs_all:
+            columns["probabilities"] = np.round(likely, _DIGITS).tolist()
+        return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
-    def about(self) -> dict[str, Any]:
+    def values(self, said: Sequence[Said], examples: Sequence[Example]) -> dict[str, np.ndarray]:
+        """Return of each row the class chosen and the one given, or what a metric makes of probabilities."""
+        given = np.array([example.label for example in examples])
+        chosen = np.array([row["class"] for row in said])
+        found = {}
+        for name, metric in self.metrics.items():
+            if isinstance(metric, ProbabilityMetric):
+                found[name] = metric.values(np.array([row["probabilities"] for row in said]), given)
+            elif isinstance(metric, Accuracy):
+                found[name] = (chosen == given).astype(float)[:, None]
+            else:
+                found[name] = np.stack([chosen, given], axis=-1)
+        return found | ({"loss": np.array([[row["loss"]] for row in said])} if "loss" in self.measures else {})
+
+    def columns(self, said: Said) -> dict[str, Any]:
+        """Return the class and its probability."""
+        return {"": self.classes[said["class"]], "probability": said["probability"]}
+
+    def about(self, rows: Table) -> dict[str, Any]:
         """What guessing would score: always the class that most training rows have."""
         train: dict[str, int] = self.tuned.run.summary().plan.get("class_rows", {})
-        if not train:
+        if not train or rows.labels is None:
             return {}
         name = max(train, key=lambda name: train[name])
-        share = float(np.mean(self.given == self.classes.index(name)))
+        share = float(np.mean(rows.labels == self.classes.index(name)))
         return {"most_frequent": {"class": name, "accuracy": share}}
 
-    def tables(self, base: Choices, tuned: Choices) -> dict[str, Any]:
+    def tables(self, said: Iterable[Said], rows: Table) -> dict[str, Any]:
         """Return class names, each class's scores, and the tuned model's confusion matrix, rows given, columns chosen."""
         from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-        numbers = list(range(len(self.classes)))
+        numbers, chosen = list(range(len(self.classes))), np.array([row["class"] for row in said])
         table: np.ndarray = np.stack(
-            precision_recall_fscore_support(self.given, tuned.chosen, labels=numbers, zero_division=0.0)
+            precision_recall_fscore_support(rows.labels, chosen, labels=numbers, zero_division=0.0)
         )
         per_class = [
             {"class": name, **dict(zip(PER_CLASS, scores, strict=True))}
             for name, scores in zip(self.classes, table.T.tolist(), strict=True)
         ]
-        matrix = confusion_matrix(self.given, tuned.chosen, labels=numbers)
+        matrix = confusion_matrix(rows.labels, chosen, labels=numbers)
         return {"classes": self.classes, "per_class": per_class, "confusion": matrix.tolist()}
+
+
+def _measure(metric: ClassMetric | ProbabilityMetric) -> Measure:
+    if isinstance(metric, Accuracy):  # a mean of rows that are right or wrong, for which there is an exact test
+        return Measure(metric.title)
+    if isinstance(metric, ProbabilityMetric):
+        return Measure(metric.title, metric.statistic, metric.higher_is_better)
+
+    def statistic(values: np.ndarray) -> np.ndarray:
+        return metric.statistic(values[..., 0], values[..., 1])
+
+    return Measure(metric.title, statistic, metric.higher_is_better)

@@ -18,6 +18,8 @@ class Comparison:
         low: Lower end of the 95% interval of the difference.
         high: Upper end.
         higher_is_better: Which way is good.
+        p: How likely chance alone makes a difference as large, in [0, 1]; None where no test was made.
+        test: ``McNemar`` or ``permutation``; empty where none was made.
     """
 
     title: str
@@ -27,6 +29,8 @@ class Comparison:
     low: float
     high: float
     higher_is_better: bool
+    p: float | None = None
+    test: str = ""
 
     @property
     def verdict(self) -> str:

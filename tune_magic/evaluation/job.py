@@ -1,31 +1,54 @@
-"""The evaluate job: base and tuned over the same rows, scored, compared, written down."""
+"""The evaluate job: the tuned model and others over the same rows, scored, compared, written down."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+import contextlib
+import itertools
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tune_magic import files
-from tune_magic.data.example import Example
 from tune_magic.data.locate import ensure, held_out_source, references, source_name
 from tune_magic.data.table import Table
-from tune_magic.errors import DataError
+from tune_magic.errors import DataError, TuneError
+from tune_magic.evaluation import kept, slices
 from tune_magic.evaluation.answers import AnswerScorer
 from tune_magic.evaluation.classes import ClassScorer
+from tune_magic.evaluation.compare import compare
+from tune_magic.evaluation.comparison import Comparison
+from tune_magic.evaluation.measures import weighted_mean
 from tune_magic.evaluation.outputs import OutputScorer
-from tune_magic.evaluation.report import FORMAT
+from tune_magic.evaluation.report import BASE, FORMAT, TUNED
 from tune_magic.evaluation.scorer import Scorer
 from tune_magic.storage import fingerprint
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
-from tune_magic.training.tuned import Tuned, check_unchanged, load_tuned
+from tune_magic.training.tuned import Tuned, check_unchanged, load_tuned, without_weights
 
 _SCORERS: dict[str, type[Scorer]] = {"texts": AnswerScorer, "classes": ClassScorer, "outputs": OutputScorer}
+Values = dict[str, np.ndarray]
+
+
+@dataclass
+class Side:
+    """One of the models that are compared.
+
+    Attributes:
+        name: As cards and columns call it.
+        rows: The rows by its tokens, in the same order as those of all others.
+        loaded: Opens the model.
+        facts: What the model is, so that what it said can be found again; None: it is asked each time.
+    """
+
+    name: str
+    rows: Table
+    loaded: Callable[[], contextlib.AbstractContextManager[Tuned]]
+    facts: list[Any] | None = None
 
 
 def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
@@ -35,11 +58,8 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     tuned = load_tuned(RunFolder(job.path.parent.parent))
     rows, split = rows_to_score(tuned, job.path, options.get("data"))
     rows = rows.take(range(min(len(rows), options.get("limit") or len(rows))))
-    by_base = None
-    if tuned.vocabulary.is_extended:
-        by_base, places = _by_base(tuned, job.path, options.get("data"), rows)
-        rows = rows.take(places)
-    examples = rows[:]
+    sides = _sides(job, tuned, rows)
+    rows = sides[0].rows
     done = 0
 
     def advance(count: int) -> None:
@@ -47,25 +67,197 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
         control.check()
         done += count
         if count:
-            log.append("progress", done=done, total=scorer.total)
+            log.append("progress", done=done, total=len(sides) * scorer.passes * len(rows))
 
-    scorer = _SCORERS[tuned.objective.gives](tuned, examples, options, advance)
-    scored = scorer.score(tuned, examples)
-    base = _score_base(tuned, scorer, examples if by_base is None else by_base[:])
-    scores = scorer.rows(base, scored)
-    about = {
-        "split": split,
-        "rows": len(scores),
-        "step": tuned.run.best_checkpoint.name.removeprefix("step-"),
-        "chose_checkpoint": split == "held-out",
-        **({"new_head": True} if tuned.objective.new_head else {}),
-        **scorer.about(),
-    }
-    metrics = {name: comparison.to_dict() for name, comparison in scorer.compare(base, scored).items()}
-    content = {"format": FORMAT, "about": about, "metrics": metrics, **scorer.tables(base, scored)}
-    files.write_json_lines(job.path / "rows.jsonl", scores)
+    scorer = _SCORERS[tuned.objective.gives](tuned, rows, options, advance)
+    with kept.folder(job.path) as folder:
+        said = [_ask(scorer, side, folder, job.path) for side in sides]
+        values = [_values(scorer, path, rows) for path in said]
+        tuned_values, base_values, *others = values
+        parts = _parts(scorer, rows)
+        about = {
+            "split": split,
+            "rows": len(next(iter(tuned_values.values()))),
+            "step": tuned.run.best_checkpoint.name.removeprefix("step-"),
+            "chose_checkpoint": split == "held-out",
+            **({"new_head": True} if tuned.objective.new_head else {}),
+            **scorer.about(rows),
+        }
+        content = {
+            "format": FORMAT,
+            "about": about,
+            "metrics": _compared(scorer, base_values, tuned_values, parts),
+            "against": {
+                side.name: _compared(scorer, own, tuned_values, {}) for side, own in zip(sides[2:], others, strict=True)
+            },
+            "slices": slices.compare_slices(scorer.measures, base_values, tuned_values, _columns(job, tuned, rows)),
+            **scorer.tables(files.each_json_line(said[0]), rows),
+        }
+        names = [side.name for side in sides]
+        files.write_json_lines(job.path / "rows.jsonl", _lines(scorer, rows, names, said, values))
     files.write_json(job.path / "report.json", content)
     return {"state": "finished"}
+
+
+def _sides(job: RunFolder, tuned: Tuned, rows: Table) -> list[Side]:
+    """Return the tuned model, its base, and other runs, with the rows that all of them read whole.
+
+    Raises:
+        TuneError: Another run gives something else, so that the two cannot be compared.
+    """
+    reference, folder = _source(job, tuned)
+
+    @contextlib.contextmanager
+    def itself() -> Iterator[Tuned]:
+        yield tuned
+
+    @contextlib.contextmanager
+    def base() -> Iterator[Tuned]:
+        if tuned.method.adds:
+            with tuned.without_tuning() as bare:
+                yield bare
+        else:
+            tuned.model.cpu()  # both at once may not fit
+            yield tuned.load_base()
+
+    def other(run: RunFolder) -> Callable[[], contextlib.AbstractContextManager[Tuned]]:
+        @contextlib.contextmanager
+        def loaded() -> Iterator[Tuned]:
+            tuned.model.cpu()
+            yield load_tuned(run)
+
+        return loaded
+
+    everything = np.arange(len(rows))
+    found = [(Side(TUNED, rows, itself, kept.facts_of_tuned(tuned)), everything)]
+    bare, places = rows, everything
+    if tuned.vocabulary.is_extended:
+        unextended = replace(tuned, vocabulary=tuned.vocabulary.unextended())
+        bare, places = _read_again(unextended, folder, reference, rows)
+    found.append((Side(BASE, bare, base, kept.facts_of_base(tuned)), places))
+    for path in job.info["options"].get("against") or ():
+        run = RunFolder(Path(path))
+        theirs = without_weights(run)
+        _check_comparable(tuned, theirs)
+        own, places = _read_again(theirs, folder, reference, rows)
+        found.append((Side(run.name or run.id, own, other(run), kept.facts_of_tuned(theirs)), places))
+    common = everything
+    for _, places in found:
+        common = np.intersect1d(common, places)
+    if not len(common):
+        raise DataError(
+            "Every row is cut at `max_length`, so the models cannot be compared on the same texts.",
+            hint="Train with a larger `max_length`, or name shorter rows: `%evaluate NAME --data FILE`.",
+        )
+    for side, places in found:
+        at = {place: number for number, place in enumerate(places.tolist())}
+        side.rows = side.rows.take([at[place] for place in common.tolist()])
+    return [side for side, _ in found]
+
+
+def _source(job: RunFolder, tuned: Tuned) -> tuple[str, Path]:
+    """Return where the rows come from, and the job folder that holds them where they were given as an object."""
+    named = job.info["options"].get("data")
+    if named:
+        return named, job.path
+    return tuned.recipe.data.test or held_out_source(tuned.recipe), tuned.run.path
+
+
+def _check_comparable(ours: Tuned, theirs: Tuned) -> None:
+    names = [tuned.run.name or tuned.run.id for tuned in (ours, theirs)]
+    if ours.objective.gives != theirs.objective.gives:
+        raise TuneError(f"{names[0]} and {names[1]} cannot be compared: one finds {ours.objective.gives}, the other "
+                        f"{theirs.objective.gives}.")  # fmt: skip
+    classes = [tuned.objective.facts().get("classes") for tuned in (ours, theirs)]
+    if classes[0] != classes[1]:
+        raise TuneError(f"{names[0]} and {names[1]} cannot be compared: they tell other classes apart.")
+
+
+def _read_again(tuned: Tuned, folder: Path, reference: str, rows: Table) -> tuple[Table, np.ndarray]:
+    """Return rows by another model's tokens, and their places among `rows`; those that one of the two cuts are left out."""
+    return tuned.rows(folder).read_again(reference, rows)
+
+
+def _ask(scorer: Scorer, side: Side, folder: Path, job: Path) -> Path:
+    """Return the file with what a model says of every row: a line each, now or from before."""
+    can_be_found = side.facts is not None and scorer.asked is not None
+    path = kept.path_of(folder, [side.facts, scorer.asked] if can_be_found else None, side.rows, job)
+    if kept.is_there(path):
+        scorer.advance(scorer.passes * len(side.rows))
+        return path
+    with side.loaded() as model:
+        lines = (
+            {**said, "place": said.get("place", number) + start}
+            for start, examples in _chunks(side.rows, scorer.at_once)
+            for number, said in enumerate(scorer.ask(model, examples))
+        )
+        files.write_json_lines(path, lines)
+    return path
+
+
+def _chunks(rows: Table, size: int | None) -> Iterator[tuple[int, list[Any]]]:
+    size = size or len(rows)
+    for start in range(0, len(rows), size):
+        yield start, rows[start : start + size]
+
+
+def _values(scorer: Scorer, path: Path, rows: Table) -> Values:
+    """Return the numbers of all rows for each measure."""
+    lines, found = files.each_json_line(path), []
+    for _, examples in _chunks(rows, scorer.at_once):
+        said = list(itertools.islice(lines, len(examples)))
+        found.append(scorer.values(said, examples))
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+
+def _parts(scorer: Scorer, rows: Table) -> dict[str, np.ndarray]:
+    """Return which rows are of which part, where the objective has parts that are scored apart."""
+    groups = scorer.parts(rows[:]) if scorer.at_once is None else None
+    if groups is None or len(set(groups)) < 2:
+        return {}
+    return {part: np.array(groups) == part for part in sorted(set(groups))}
+
+
+def _compared(scorer: Scorer, base: Values, tuned: Values, parts: dict[str, np.ndarray]) -> dict[str, dict[str, Any]]:
+    """Return each measure of both, over all rows and over each part of them."""
+    found: dict[str, Comparison] = {}
+    for name, own in tuned.items():
+        measure = scorer.measures[name]
+        found[name] = compare(measure, base[name], own)
+        for part, within in parts.items():
+            if not np.isnan(own[within]).any(-1).all():
+                found[f"{name} · {part}"] = compare(slices.titled(measure, part), base[name][within], own[within])
+    return {name: comparison.to_dict() for name, comparison in found.items()}
+
+
+def _columns(job: RunFolder, tuned: Tuned, rows: Table) -> dict[str, list[Any]]:
+    """Return the values of the columns by which rows are sliced."""
+    names = job.info["options"].get("by")
+    reference, folder = _source(job, tuned)
+    return tuned.rows(folder).columns(reference, names, rows) if names else {}
+
+
+def _lines(
+    scorer: Scorer, rows: Table, names: list[str], said: list[Path], values: list[Values]
+) -> Iterator[dict[str, Any]]:
+    """Yield every row with what each model said of it, and the measures that are one number a row; the base comes first."""
+    order = [1, 0, *range(2, len(names))]
+    shown = [name for name, own in values[0].items() if own.shape[1] == 1 or _is_mean(scorer, name)]
+    for number, answers in enumerate(zip(*map(files.each_json_line, said), strict=True)):
+        example = rows[answers[0]["place"]]
+        line: dict[str, Any] = {"row": example.index, "question": example.question, "reference": example.reference}
+        for which in order:
+            side = names[which]
+            for name, value in scorer.columns(answers[which]).items():
+                line[f"{name}_{side}" if name else side] = value
+            for name in shown:
+                if not np.isnan(values[which][name][number]).any():
+                    line[f"{name}_{side}"] = float(values[which][name][number, 0])
+        yield line
+
+
+def _is_mean(scorer: Scorer, name: str) -> bool:
+    return scorer.measures[name].statistic is weighted_mean
 
 
 def rows_to_score(tuned: Tuned, folder: Path, named: str | None = None) -> tuple[Table, str]:
@@ -96,29 +288,3 @@ def rows_to_score(tuned: Tuned, folder: Path, named: str | None = None) -> tuple
     if not examples:
         raise DataError("There are no held-out rows to evaluate on.", hint="Name some: `%evaluate NAME --data FILE`.")
     return examples, split
-
-
-def _by_base(tuned: Tuned, folder: Path, named: str | None, rows: Table) -> tuple[Table, np.ndarray]:
-    """Return rows by the base's own tokens, and their places among `rows`; those that one of the two cuts are left out.
-
-    Raises:
-        DataError: None is left.
-    """
-    bare = replace(tuned, vocabulary=tuned.vocabulary.unextended())
-    reference = named or tuned.recipe.data.test or held_out_source(tuned.recipe)
-    found, places = bare.rows(folder if named else None).read_again(reference, rows)
-    if not len(places):
-        raise DataError(
-            "Every row is cut at `max_length`, so base and tuned model cannot be compared on the same texts.",
-            hint="Train with a larger `max_length`, or name shorter rows: `%evaluate NAME --data FILE`.",
-        )
-    return found, places
-
-
-def _score_base(tuned: Tuned, scorer: Scorer, examples: Sequence[Example]) -> Any:
-    """Score the base over the rows, by its own tokens."""
-    if tuned.method.adds:
-        with tuned.without_tuning() as base:
-            return scorer.score(base, examples)
-    tuned.model.cpu()  # both at once may not fit
-    return scorer.score(tuned.load_base(), examples)

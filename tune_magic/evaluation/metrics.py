@@ -1,4 +1,4 @@
-"""Metrics: of answers against references, one number a row, and of chosen against given classes, one over rows."""
+"""Metrics: of answers against references, one number a row, and of classes and other findings, one over rows."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class ClassMetric(abc.ABC):
         """Return the score, shape (...), from class numbers, each (..., rows); called on many resamples at once."""
 
 
-class OutputMetric(abc.ABC):
-    """Base class of metrics over what else models find, and their contract: numbers of each row, one score from all.
+class ProbabilityMetric(abc.ABC):
+    """Base class of metrics over how likely classes are, and their contract: numbers of each row, one score from all.
 
     Attributes:
         title: What cards call it.
@@ -52,6 +52,28 @@ class OutputMetric(abc.ABC):
 
     title: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
+
+    @abc.abstractmethod
+    def values(self, probabilities: np.ndarray, given: np.ndarray) -> np.ndarray:
+        """Return what counts of each row, (rows, k), from probabilities, (rows, classes), and class numbers, (rows,)."""
+
+    def statistic(self, values: np.ndarray) -> np.ndarray:
+        """Return the score, shape (...), from (..., rows, k); called on many resamples at once. Default: the mean."""
+        return np.asarray(values[..., 0].mean(-1))
+
+
+class OutputMetric(abc.ABC):
+    """Base class of metrics over what else models find, and their contract: numbers of each row, one score from all.
+
+    Attributes:
+        title: What cards call it.
+        higher_is_better: Which way is good.
+        reads_texts: Whether what models answer is scored by it too: texts, each with the one that was wanted.
+    """
+
+    title: ClassVar[str]
+    higher_is_better: ClassVar[bool] = True
+    reads_texts: ClassVar[bool] = False
 
     @abc.abstractmethod
     def values(self, found: Sequence[Any], given: Sequence[Any]) -> np.ndarray:

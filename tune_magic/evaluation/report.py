@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = 1
+TUNED, BASE = "tuned", "base"
 _SHOWN = 3
 _SHOWN_WRONG = 6
 PER_CLASS = ("precision", "recall", "f1", "rows")
@@ -26,6 +27,8 @@ class Scores:
 
     Attributes:
         comparisons: By metric name, base and tuned with their paired difference and its 95% interval.
+        against: The same with another run in the base's place, by that run's name.
+        by_slice: Of each slice of the rows its column, value and number of rows, and its comparisons; see `slices`.
         rows: One mapping a row: row, question, reference, base, tuned, and each metric for both.
         about: What was scored: data, split, number of rows, checkpoint step.
         classes: Names of the classes, empty where texts are answered.
@@ -34,14 +37,13 @@ class Scores:
     def __init__(self, path: Path) -> None:
         self.path = path
         content = json.loads((path / "report.json").read_text(encoding="utf-8"))
-        known = [field.name for field in fields(Comparison)]
         self.about: dict[str, Any] = content["about"]
         self.classes: list[str] = content.get("classes", [])
         self._per_class: list[dict[str, Any]] = content.get("per_class", [])
         self._confusion: list[list[int]] = content.get("confusion", [])
-        self.comparisons = {
-            name: Comparison(**{key: _read(value[key]) for key in known}) for name, value in content["metrics"].items()
-        }
+        self.comparisons = _comparisons(content["metrics"])
+        self.against = {name: _comparisons(metrics) for name, metrics in content.get("against", {}).items()}
+        self.by_slice = [(own, _comparisons(own.pop("metrics"))) for own in content.get("slices", [])]
 
     def __repr__(self) -> str:
         scores = ", ".join(f"{c.title} {c.base:.2f} → {c.tuned:.2f}" for c in self.comparisons.values())
@@ -82,6 +84,20 @@ class Scores:
         return pd.DataFrame(self._per_class, columns=["class", *PER_CLASS]).set_index("class").astype({"rows": int})
 
     @property
+    def slices(self) -> pd.DataFrame:
+        """Each measure over the rows of each slice: column, value, rows, metric, base, tuned, difference, low, high, p."""
+        import pandas as pd
+
+        names = ("base", "tuned", "difference", "low", "high", "p")
+        lines = [
+            {**own, "metric": metric,
+             **{name: getattr(comparison, name) for name in names}}
+            for own, comparisons in self.by_slice
+            for metric, comparison in comparisons.items()
+        ]  # fmt: skip
+        return pd.DataFrame(lines, columns=["column", "value", "rows", "metric", *names])
+
+    @property
     def confusion(self) -> pd.DataFrame:
         """How often rows of a class (row) were given a class (column) by the tuned model."""
         import pandas as pd
@@ -94,7 +110,7 @@ class Scores:
         The base of a classifier guesses, so only the wrong ones are told of it, the surest first.
         """
         if self.classes:
-            wrong = [row for row in self.rows if row["accuracy_tuned"] == 0]
+            wrong = [row for row in self.rows if row["tuned"] != row["reference"]]
             return {"wrong": sorted(wrong, key=lambda row: -row["probability_tuned"])[:_SHOWN_WRONG]}
         rows = self.rows
         others = [name for name in self.comparisons if name not in (*_ORDER, "loss")]
@@ -120,6 +136,12 @@ class Scores:
 def newest_report(run: Path) -> Path | None:
     """Return the folder of a run's newest finished evaluation, if any."""
     return max((path.parent for path in (run / "evals").glob("*/report.json")), default=None)
+
+
+def _comparisons(metrics: dict[str, dict[str, Any]]) -> dict[str, Comparison]:
+    """Return what `Comparison.to_dict` wrote, also what earlier versions did."""
+    known = [field.name for field in fields(Comparison)]
+    return {name: Comparison(**{key: _read(own[key]) for key in known if key in own}) for name, own in metrics.items()}
 
 
 def _read(value: Any) -> Any:

@@ -1,78 +1,93 @@
-"""What scores a model over rows: by its answers, or by the classes it chooses."""
+"""What scores a model over rows: it is asked about some rows at a time, and what it said becomes numbers."""
 
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
+
+import numpy as np
 
 from tune_magic.data.example import Example
-from tune_magic.evaluation.comparison import Comparison
+from tune_magic.data.table import Table
+from tune_magic.evaluation.measures import Measure
 from tune_magic.training.tuned import Tuned
+
+Said = dict[str, Any]  # what a model said of a row, as JSON can keep it
 
 
 class Scorer(abc.ABC):
-    """Scores a model over rows.
+    """Asks models about rows and scores what they say; memory holds a few numbers of each row, never what was said.
 
     Args:
         tuned: The run's model with recipe, objective and method.
-        examples: The rows.
+        rows: The rows.
         options: Of the evaluate job: metrics, max_new_tokens.
         advance: Called with the number of rows done, also with 0; may raise to break off.
 
     Attributes:
-        total: Rows that `advance` will have been told for base and tuned together.
+        measures: What is scored, by name.
+        asked: What models are asked, beside the rows; together with those it decides what a model says. None: a plug-in
+            without a version has a say.
+        passes: How often `advance` is told of each row.
+        at_once: How many rows are asked about at once; None: all, since rows are compared with each other.
     """
 
-    total: int
+    passes = 1
+    at_once: ClassVar[int | None] = 4096
 
-    def __init__(
-        self, tuned: Tuned, examples: Sequence[Example], options: dict[str, Any], advance: Callable[[int], None]
-    ) -> None:
+    def __init__(self, tuned: Tuned, rows: Table, options: dict[str, Any], advance: Callable[[int], None]) -> None:
         self.tuned = tuned
-        self.examples = examples
         self.options = options
         self.advance = advance
+        self.measures: dict[str, Measure] = {}
+        self.asked: dict[str, Any] | None = {}
+        self.prepare(rows)
 
     @abc.abstractmethod
-    def score(self, side: Tuned, examples: Sequence[Example]) -> Any:
-        """Return what a model does with every row.
+    def prepare(self, rows: Table) -> None:
+        """Set `measures` and what depends on the rows.
 
-        Args:
-            side: The tuned model or its base.
-            examples: The rows, by the tokens of that model.
+        Raises:
+            TuneError: What was asked for cannot be measured of these rows.
         """
 
-    def about_row(self, example: Example) -> dict[str, Any]:
-        """Return the columns that tell a row."""
-        return {"row": example.index, "question": example.question, "reference": example.reference}
+    @abc.abstractmethod
+    def ask(self, side: Tuned, examples: Sequence[Example]) -> list[Said]:
+        """Return what a model says of every row.
+
+        Where several examples are one row, ``place`` is the number of its first one among `examples`.
+
+        Args:
+            side: A model: the tuned one, its base, or another of its kind.
+            examples: Rows, by the tokens of that model.
+        """
 
     @abc.abstractmethod
-    def rows(self, base: Any, tuned: Any) -> list[dict[str, Any]]:
-        """Return every row with what both models made of it."""
+    def values(self, said: Sequence[Said], examples: Sequence[Example]) -> dict[str, np.ndarray]:
+        """Return the numbers of rows for each measure, (rows, k); NaN for rows that it does not read.
+
+        Args:
+            said: What a model said.
+            examples: The rows it was asked about, by the tuned model's tokens.
+        """
 
     @abc.abstractmethod
-    def compare(self, base: Any, tuned: Any) -> dict[str, Comparison]:
-        """Return each metric of both with the interval of their difference."""
+    def columns(self, said: Said) -> dict[str, Any]:
+        """Return what readers are shown of what a model said; the answer itself under an empty name."""
 
-    def about(self) -> dict[str, Any]:
+    def parts(self, examples: Sequence[Example]) -> list[str] | None:
+        """Return the part of the rows that each row is of, where parts are scored apart, too."""
+        return None
+
+    def about(self, rows: Table) -> dict[str, Any]:
         """Return what else a reader must know about the scores."""
         return {}
 
-    def tables(self, base: Any, tuned: Any) -> dict[str, Any]:
-        """Return what the report holds beside metrics."""
+    def tables(self, said: Iterable[Said], rows: Table) -> dict[str, Any]:
+        """Return what the report holds of the tuned model beside scores."""
         return {}
 
-
-class ExampleScorer(Scorer):
-    """Base of scorers of which each example is a row."""
-
-    def rows(self, base: Any, tuned: Any) -> list[dict[str, Any]]:
-        """Return every example with what both models made of it."""
-        return [
-            {**self.about_row(example), **self.row(number, base, tuned)} for number, example in enumerate(self.examples)
-        ]
-
-    @abc.abstractmethod
-    def row(self, number: int, base: Any, tuned: Any) -> dict[str, Any]:
-        """Return the columns of an example, each for base and tuned."""
+    def score(self, name: str, side: Tuned, examples: Sequence[Example]) -> float:
+        """Return one score of a model over some rows."""
+        return self.measures[name].of(self.values(self.ask(side, examples), examples)[name])

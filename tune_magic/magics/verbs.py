@@ -92,7 +92,8 @@ def _evaluate(shell: Any, parsed: Parsed, body: str | None) -> Any:
     data = options.get("data")
     if data is not None and data.startswith("$"):
         options["data"] = _object(shell, data, None)
-    return api.evaluate(_run(shell, parsed.positional), **options)
+    against = [_run(shell, name) for name in parsed.rest]
+    return api.evaluate(_run(shell, parsed.positional), against=against, **options)
 
 
 def _export(shell: Any, parsed: Parsed, body: str | None) -> Any:

@@ -90,10 +90,10 @@ class MethodConformance(Conformance):
         heads = [name for name, child in base.named_children() if child is not base.base_model]
         assert any(head in name.split(".") for name in saved for head in heads), f"{heads[0]} is not trained"
         if tuned.method.adds:
-            rows = rows_to_score(tuned, run.path)[0][:]
+            rows = rows_to_score(tuned, run.path)[0]
             scorer = ClassScorer(tuned, rows, {}, lambda count: None)
             with tuned.without_tuning() as shown:
-                found = scorer.compare(scorer.score(shown, rows), scorer.score(tuned, rows))["loss"].base
+                found = scorer.score("loss", shown, rows[:])
             first = float(run.summary().evaluations[0]["loss"])
             assert abs(found - first) <= 1e-3 * first, f"`without` shows a loss of {found}, the base had {first}"
 

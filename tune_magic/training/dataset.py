@@ -170,6 +170,24 @@ class Rows:
         found = again.take([place for index in same for place in ours[index]])
         return found, np.array([place for index in same for place in theirs[index]], dtype=np.int64)
 
+    def columns(self, reference: str, names: Sequence[str], rows: Table) -> dict[str, list[Any]]:
+        """Return the values of columns of a source, as they stand there, for rows that were read of it.
+
+        Args:
+            reference: The source.
+            names: Of the columns; ``length``, where there is no such column, is the number of tokens.
+            rows: The rows.
+
+        Raises:
+            DataError: There is no such column.
+        """
+        places = rows.indices.tolist()
+        found = self._encoder.columns(reference, self.objective, names, set(places))
+        return {
+            name: [found[name].get(place) for place in places] if name in found else rows.lengths.tolist()
+            for name in names
+        }
+
     def _split(self) -> tuple[Table, Table]:
         """Return the rows of `train` that are trained on, and those that are held out."""
         data = self.recipe.data

@@ -20,7 +20,7 @@ from tune_magic.data.locate import read, source_name
 from tune_magic.data.read import Row, RowFaults
 from tune_magic.data.render import Part, Renderer
 from tune_magic.data.table import Table, TableWriter
-from tune_magic.errors import TuneError
+from tune_magic.errors import DataError, TuneError
 from tune_magic.objectives.base import Objective
 from tune_magic.recipe.schema import DataOptions, SourceOptions
 from tune_magic.storage.events import EventLog
@@ -28,6 +28,7 @@ from tune_magic.storage.events import EventLog
 _PART_ROWS = 4096  # read, recognised and encoded at once
 _HEAD_ROWS = 64  # kept for people to look at
 _SECONDS_BETWEEN = 2.0  # lines on the progress of reading
+LENGTH = "length"  # of a row in tokens, where no column is called so
 _MOST_SKIPPED_SHARE = 0.5  # of the rows; with more, it is the recipe that does not fit
 
 Watch = Callable[[Sequence[Content], Sequence[int]], None]
@@ -158,6 +159,30 @@ class Encoder:
             contents = mending.mend(normaliser.contents([rows[number] for number in chosen]), place)
             pairs = zip(chosen, contents, strict=True)
             found |= {place + number: content for number, content in pairs if content is not None}
+            place += len(rows)
+        return found
+
+    def columns(
+        self, reference: str, objective: Objective, names: Sequence[str], wanted: set[int]
+    ) -> dict[str, dict[int, Any]]:
+        """Return the values of columns as they stand in a source, of some rows, by their numbers.
+
+        Raises:
+            DataError: There is no such column; that of ``length`` need not be there.
+        """
+        reading, place = Reading(reference, self._folder, self._data, self._data), 0
+        known = {name for row in reading.first for name in row.values}
+        for name in names:
+            if name not in known and name != LENGTH:
+                raise DataError(
+                    f"{reading.faults.source} has no column `{name}`.", hint=f"Its columns: {', '.join(sorted(known))}."
+                )
+        reading.normaliser(objective.known_formats())
+        found: dict[str, dict[int, Any]] = {name: {} for name in names if name in known}
+        for rows in reading.parts():
+            for number in wanted.intersection(range(place, place + len(rows))):
+                for name, values in found.items():
+                    values[number] = rows[number - place].values.get(name)
             place += len(rows)
         return found
 

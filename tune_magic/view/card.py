@@ -45,7 +45,7 @@ _NEXT = {
     "lost": ("%tune resume {}",),
     "failed": ("%tune resume {}",),
 }
-_VERDICTS = {"better": GREEN, "worse": RED, "unclear": GREY}
+VERDICTS = {"better": GREEN, "worse": RED, "unclear": GREY}
 
 
 def card(run: RunFolder, comparisons: Mapping[str, Comparison] | None = None, banner: str | None = None) -> Bundle:
@@ -108,18 +108,20 @@ def scores_table(comparisons: Mapping[str, Comparison], base: str = "base") -> H
     """Return base, tuned and difference of each metric; `base` is what the first model is called."""
     if not comparisons:
         return None
-    rows: list[list[object]] = [["", grey(base), grey("tuned"), grey("difference")]]
+    tested = any(comparison.p is not None for comparison in comparisons.values())
+    rows: list[list[object]] = [["", grey(base), grey("tuned"), grey("difference"), *([grey("p")] if tested else [])]]
     for comparison in comparisons.values():
         known = not math.isnan(comparison.low)  # a single loss has no interval
         interval = f" ({words.signed(comparison.low)} to {words.signed(comparison.high)})" if known else ""
-        colour = _VERDICTS[comparison.verdict] if known else GREY
+        colour = VERDICTS[comparison.verdict] if known else GREY
         rows.append([
             span(comparison.title, style=f"color:{GREY}"),
             words.value(comparison.base),
             tag("b", words.value(comparison.tuned)),
             span(words.signed(comparison.difference) + interval, style=f"color:{colour}"),
+            *([grey("" if comparison.p is None else words.chance(comparison.p))] if tested else []),
         ])  # fmt: skip
-    return table(rows, align="lrrl")
+    return table(rows, align="lrrlr")
 
 
 def outcome(run: RunFolder, state: State, summary: Summary) -> str:
@@ -169,7 +171,8 @@ def comparison_line(comparison: Comparison) -> str:
     interval = f" ({words.signed(comparison.low)} to {words.signed(comparison.high)})"
     known = not math.isnan(comparison.low)
     values = f"base {words.value(comparison.base)}, tuned {words.value(comparison.tuned)}"
-    return f"{comparison.title}: {values}, {change}{interval if known else ''}"
+    p = "" if comparison.p is None else f", p {words.chance(comparison.p)}"
+    return f"{comparison.title}: {values}, {change}{interval if known else ''}{p}"
 
 
 def _with_loss(summary: Summary, comparisons: Mapping[str, Comparison]) -> dict[str, Comparison]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
+from tune_magic.evaluation.comparison import Comparison
 from tune_magic.evaluation.report import PER_CLASS, Scores
 from tune_magic.storage.events import number
 from tune_magic.view import words
-from tune_magic.view.card import comparison_line, scores_table
+from tune_magic.view.card import VERDICTS, comparison_line, scores_table
 from tune_magic.view.figure import confusion_figure, svg
 from tune_magic.view.html import (
     GREEN,
@@ -16,6 +18,7 @@ from tune_magic.view.html import (
     Html,
     box,
     bundle,
+    clean,
     code,
     details,
     div,
@@ -48,8 +51,10 @@ def report_card(report: Scores, name: str) -> Bundle:
     body = [
         heading(GREEN, name, subject, f"checkpoint of step {about['step']}"),
         scores_table(report.comparisons, "untrained head" if report.classes or about.get("new_head") else "base"),
-        div(grey("difference with its 95 % interval, paired bootstrap over the rows"), style="margin-top:4px"),
+        div(grey(_how(report)), style="margin-top:4px"),
         *(div(grey(ticked(text))) for text in (guessing, caution) if text),
+        _against(report),
+        *_slices(report),
         *_classes(report),
         wrong,
         *(_examples(_TITLES[kind], rows) for kind, rows in report.notable().items() if rows and not report.classes),
@@ -57,7 +62,66 @@ def report_card(report: Scores, name: str) -> Bundle:
     lines = [f"{name}: {subject} (checkpoint of step {about['step']})"]
     lines += [f"  {comparison_line(comparison)}" for comparison in report.comparisons.values()]
     lines += [f"  {text}" for text in (guessing, caution) if text]
+    lines += [
+        f"  {other} · {comparison_line(comparison).replace('base', other, 1)}"
+        for other, comparisons in report.against.items()
+        for comparison in comparisons.values()
+    ]
+    lines += [
+        f"  {column} {value} ({rows} rows) · {comparison_line(comparison)}"
+        for column, value, rows, comparison in _sliced(report)
+    ]
     return bundle(box(*(part for part in body if part)), lines)
+
+
+def _how(report: Scores) -> str:
+    tests = sorted({comparison.test for comparison in report.comparisons.values() if comparison.test})
+    by = f"; p by {' and '.join(f'{test} test' for test in tests)}" if tests else ""
+    return f"difference with its 95 % interval, paired bootstrap over the rows{by}"
+
+
+def _against(report: Scores) -> Html | None:
+    """Return the scores of other runs, each with what the tuned model has more."""
+    if not report.against:
+        return None
+    rows: list[list[object]] = [[grey(text) for text in ("", "", "its score", "tuned − it", "p")]]
+    for name, comparisons in report.against.items():
+        for number_of, comparison in enumerate(comparisons.values()):
+            first = tag("b", escape(name, 60)) if number_of == 0 else ""
+            rows.append([first, grey(comparison.title), words.value(comparison.base), *_change(comparison)])
+    return rule(tag("b", "against other runs"), table(rows, align="llrlr"))
+
+
+def _change(comparison: Comparison) -> list[object]:
+    """Return the difference with its interval, in the colour of its verdict, and p."""
+    interval = (
+        f"{words.signed(comparison.difference)} ({words.signed(comparison.low)} to {words.signed(comparison.high)})"
+    )
+    p = "" if comparison.p is None else words.chance(comparison.p)
+    return [span(interval, style=f"color:{VERDICTS[comparison.verdict]}"), grey(p)]
+
+
+def _sliced(report: Scores) -> list[tuple[str, str, int, Comparison]]:
+    """Return column, value, number of rows and the first measure of each slice."""
+    return [
+        (own["column"], clean(own["value"], 60), own["rows"], comparison)
+        for own, comparisons in report.by_slice
+        for comparison in list(comparisons.values())[:1]
+    ]
+
+
+def _slices(report: Scores) -> list[Html]:
+    """Return a table for each column by which rows were sliced: the first measure, slice by slice."""
+    found = []
+    for column, lines in itertools.groupby(_sliced(report), key=lambda line: line[0]):
+        rows: list[list[object]] = [[grey(text) for text in (column, "rows", "base", "tuned", "difference", "p")]]
+        title = ""
+        for _, value, count, comparison in lines:
+            title = comparison.title
+            scores = [words.value(comparison.base), tag("b", words.value(comparison.tuned))]
+            rows.append([escape(value, 60), str(count), *scores, *_change(comparison)])
+        found.append(rule(tag("b", f"{title} by {clean(column, 60)}"), table(rows, align="lrrrlr")))
+    return found
 
 
 def _classes(report: Scores) -> list[Html]:

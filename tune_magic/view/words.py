@@ -27,6 +27,18 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def chance(p: float) -> str:
+    """Return a p value.
+
+    Example:
+        >>> chance(0.00004), chance(0.0312), chance(0.5)
+        ('< 0.001', '0.031', '0.50')
+    """
+    if p < 0.001:
+        return "< 0.001"
+    return f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
 def size(num_bytes: float) -> str:
     """Return bytes in decimal units.
 

@@ -1,0 +1,118 @@
+"""What models said of rows, kept in the user's cache by model, rows and what was asked: a base is asked once.
+
+The oldest go when there are too many. Deleting the folder costs time, nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tune_magic import cell_code, files
+from tune_magic.data.table import Table
+from tune_magic.storage import fingerprint, places
+from tune_magic.training.prepare import device
+from tune_magic.training.tuned import Tuned
+
+_DAYS = 30
+_MOST_BYTES = 1_000_000_000
+
+
+@contextlib.contextmanager
+def folder(job: Path) -> Iterator[Path]:
+    """Yield the folder for what is said; a folder of the job, gone afterwards, where the cache cannot be written."""
+    cache = places.cache_folder() / "said"
+    try:
+        files.make_folder(cache)
+        _prune(cache)
+    except OSError:
+        cache = job
+    before = set(job.iterdir())
+    try:
+        yield cache
+    finally:
+        for path in set(job.glob("*.said")) - before:
+            files.discard(path)
+
+
+def path_of(folder: Path, facts: list[Any] | None, rows: Table, job: Path) -> Path:
+    """Return the file for what a model says of rows, one line a row.
+
+    Args:
+        folder: As `folder` yields it.
+        facts: What the model is and what it is asked; None: it cannot be told from another, so nothing is kept.
+        rows: The rows, by its tokens.
+        job: The job folder.
+    """
+    if facts is None:
+        return job / f"{len(list(job.glob('*.said')))}.said"
+    versions = fingerprint.versions()
+    return folder / f"{fingerprint.of_text(json.dumps([facts, _of_rows(rows), versions], sort_keys=True))}.said"
+
+
+def is_there(path: Path) -> bool:
+    """Return whether all was said before, and note that it was wanted again."""
+    with contextlib.suppress(OSError):
+        files.touch(path)
+        return True
+    return False
+
+
+def facts_of_base(tuned: Tuned) -> list[Any] | None:
+    """Return what the base of a tuned model is; None where a plug-in without a version is part of it."""
+    if not _is_known(tuned.objective):
+        return None
+    recipe, plan = tuned.recipe, tuned.run.summary().plan
+    own_start = [recipe.method.model_dump(mode="json"), recipe.seed]
+    starts_its_own_way = tuned.objective.new_head or not tuned.method.adds or tuned.is_quantized
+    return [
+        plan["fingerprints"]["model"],
+        recipe.quantization.model_dump(mode="json"),
+        type(tuned.objective).__qualname__,
+        tuned.objective.facts(),
+        recipe.objective.model_dump(mode="json") if recipe.objective else None,
+        cell_code.prints(recipe),
+        own_start if starts_its_own_way else None,
+        device().type,
+    ]
+
+
+def facts_of_tuned(tuned: Tuned) -> list[Any] | None:
+    """Return what a tuned model is; None where a plug-in without a version is part of it."""
+    base = facts_of_base(tuned)
+    if base is None or not _is_known(tuned.method):
+        return None
+    return [*base, fingerprint.of_file(tuned.run.best_checkpoint / "manifest.json")]
+
+
+def _is_known(plugin: Any) -> bool:
+    """Return whether a plug-in has a version: it is ours, or a cell's, whose hash is known."""
+    module = type(plugin).__module__
+    return module.startswith("tune_magic.") or module == "__main__"
+
+
+def _of_rows(rows: Table) -> str:
+    """Return the SHA-256 of all that models and metrics see of rows."""
+    found = hashlib.sha256()
+    for row in rows:
+        for segment in (row.trunk, *row.branches):
+            found.update(segment.tokens.tobytes() + segment.weights.tobytes())
+        found.update(json.dumps([row.answer_start, row.question, row.reference, row.label]).encode())
+        for content in (row.targets, row.media):
+            found.update(b"" if content is None else bytes(content))
+    return found.hexdigest()
+
+
+def _prune(cache: Path) -> None:
+    """Let go of what was not wanted for long, and of the oldest where there is too much."""
+    size = 0
+    for path in sorted(cache.iterdir(), key=lambda path: -path.stat().st_mtime):
+        about = path.stat()
+        size += about.st_size
+        if size > _MOST_BYTES or time.time() - about.st_mtime > _DAYS * 86_400:
+            files.discard(path)
