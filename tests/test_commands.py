@@ -52,6 +52,7 @@ def known(reason, *values):
         ("finetune", ["bot", "--output", "a b", "data=it's"], "bot", {"output": "a b"}, {"data": "it's"}),
         ("evaluate", "bot --limit 5 --metrics loss,rouge_l", "bot", {"limit": 5, "metrics": "loss,rouge_l"}, {}),
         ("evaluate", "--max-new-tokens=7", None, {"max_new_tokens": 7}, {}),
+        ("evaluate", "bot older --by kind,length", "bot", {"by": "kind,length"}, {}),
         ("export", "bot --to merged", "bot", {"to": "merged"}, {}),
         ("export", "bot --to of_a_plugin", "bot", {"to": "of_a_plugin"}, {}),
         ("tune runs", "--all", None, {"all": True}, {}),

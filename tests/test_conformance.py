@@ -80,15 +80,18 @@ NUMBERS = ([1.0, 2.5, 3.0, 2.0], [1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0])
 SETS = ([["a"], ["a", "b"], []], [["a"], ["b"], ["c"]], [["a"], ["b"], ["c"]])
 TAGS = ([["O", "B-x"], ["B-y"]], [["O", "B-x"], ["B-x"]], [["O", "B-x"], ["B-x"]])
 RANKS = ([1, 3, 2], [1, 1, 1], [1, 1, 1])
+TEXTS = (["a red car", "b"], ["a red car stops here", "c d"], ["a red car stops here", "c d"])
 SPANS = (["a red car", "b"], [["a red car"], ["c", "d"]], ["a red car", "d"])
 FINDINGS = {
     "class_accuracy": (["a", "b", "c"], ["a", "b", "b"], ["a", "b", "b"]), "entity_f1": TAGS, "tag_accuracy": TAGS, "exact_sets": SETS,
-    "micro_f1": SETS, "found_first": RANKS, "reciprocal_rank": RANKS, "span_exact_match": SPANS, "span_f1": SPANS,
+    "bleu": TEXTS, "semantic_similarity": TEXTS, "micro_f1": SETS, "found_first": RANKS, "reciprocal_rank": RANKS, "span_exact_match": SPANS, "span_f1": SPANS,
 } | dict.fromkeys(("mean_absolute_error", "pearson", "r_squared", "spearman"), NUMBERS)  # fmt: skip
 
 
 def perfect_score(name):
-    return 0.0 if name == "mean_absolute_error" else 1.0
+    if name in ("mean_absolute_error", "brier", "calibration_error"):
+        return 0.0
+    return {"bleu": None, "chrf": 100.0, "meteor": None}.get(name, 1.0)  # BLEU of very short texts; an order's penalty
 
 
 globals().update(classes_of("metric", MetricConformance, findings=FINDINGS.get, perfect=perfect_score))

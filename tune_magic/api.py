@@ -236,8 +236,8 @@ def evaluate(
     Args:
         run: A run, or its name or id.
         data: Rows: a file, a DataFrame or a list of dicts. Default: the recipe's ``test``, else its held-out rows.
-        metrics: Names, or one text with commas: `%tune explain metrics` lists them. Default: loss, perplexity, exact_match
-            and rouge_l of texts, accuracy, macro_f1 and loss of classes, else those of the objective.
+        metrics: Names, or one text with commas; README lists them. Default: loss, perplexity, exact_match and rouge_l of
+            texts; accuracy, macro_f1 and loss of classes; else those of the objective.
         against: Other runs to compare with, beside the base, which always is.
         by: Columns of the rows, or one text with commas: rows are scored value by value, too; numbers in four parts,
             ``length`` is that of a row in tokens.

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, create_model
 
 from tune_magic import plugins
 from tune_magic.errors import TuneError
-from tune_magic.evaluation.metrics import ClassMetric, Metric, OutputMetric
+from tune_magic.evaluation.metrics import ClassMetric, Metric, OutputMetric, ProbabilityMetric
 from tune_magic.training.callbacks import Answer, Callback, Numbers
 
 if TYPE_CHECKING:
@@ -89,7 +89,9 @@ def method(name: str) -> Decorator[Any]:
 
 
 def metric(name: str, *, higher_is_better: bool = True) -> Decorator[Any]:
-    """Register a metric: a `Metric`, `ClassMetric` or `OutputMetric` class, or a function ``(answer, reference) -> float``.
+    """Register a metric: a `Metric`, `ClassMetric`, `ProbabilityMetric` or `OutputMetric` class, or a function.
+
+    The function is ``(answer, reference) -> float``.
 
     Args:
         name: What ``%evaluate --metrics`` calls it.
@@ -98,7 +100,7 @@ def metric(name: str, *, higher_is_better: bool = True) -> Decorator[Any]:
 
     def decorate(given: Any) -> Any:
         if isinstance(given, type):
-            return _register("metric", name, given, (Metric, ClassMetric, OutputMetric))
+            return _register("metric", name, given, (Metric, ClassMetric, ProbabilityMetric, OutputMetric))
         about = {"title": name.replace("_", " "), "higher_is_better": higher_is_better}
         _wrap("metric", name, given, (_FunctionMetric,), takes=2, about=about)
         return given

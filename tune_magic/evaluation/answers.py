@@ -74,6 +74,18 @@ class AnswerScorer(Scorer):
         """Return the answer, where there is one."""
         return {"": said["text"]} if "text" in said else {}
 
+    def unreadable(self, said: Iterable[Said]) -> dict[str, int]:
+        """Return how many answers have no number, or are no JSON, where that is what a metric reads."""
+        readers = {
+            name: metric for name, metric in self.metrics.items()
+            if isinstance(metric, Metric) and type(metric).parses is not Metric.parses
+        }  # fmt: skip
+        counts = dict.fromkeys(readers, 0)
+        for row in said if readers else ():
+            for name, metric in readers.items():
+                counts[name] += not metric.parses(row["text"])
+        return counts
+
     def about(self, rows: Table) -> dict[str, Any]:
         """The longest answer, where there are answers."""
         return {"max_new_tokens": self.max_new_tokens or None}

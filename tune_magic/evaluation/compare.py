@@ -16,8 +16,8 @@ from tune_magic.evaluation.measures import Measure, is_read, mean
 
 RESAMPLES = 10_000
 CONFIDENCE = 0.95
-_LEAST_RESAMPLES = 1000
-_CELLS = 400_000_000  # drawn at most: with very many rows fewer resamples tell as much
+_LEAST_RESAMPLES = 300
+_CELLS = 100_000_000  # drawn at most: with very many rows fewer resamples tell as much
 _CELLS_A_CHUNK = 1 << 22
 
 

@@ -81,6 +81,9 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
             "step": tuned.run.best_checkpoint.name.removeprefix("step-"),
             "chose_checkpoint": split == "held-out",
             **({"new_head": True} if tuned.objective.new_head else {}),
+            "unreadable": {
+                side.name: scorer.unreadable(files.each_json_line(path)) for side, path in zip(sides, said, strict=True)
+            },
             **scorer.about(rows),
         }
         content = {

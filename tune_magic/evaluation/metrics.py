@@ -25,6 +25,10 @@ class Metric(abc.ABC):
     def score(self, answer: str, reference: str) -> float:
         """Return the score of one answer."""
 
+    def parses(self, answer: str) -> bool:
+        """Return whether an answer can be read; reports count those that cannot."""
+        return True
+
 
 class ClassMetric(abc.ABC):
     """Base class of metrics over classes, and their contract: one score from all rows.

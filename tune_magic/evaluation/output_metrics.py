@@ -168,7 +168,7 @@ class SpanF1(OutputMetric):
     def values(self, found: Sequence[Any], given: Sequence[Any]) -> np.ndarray:
         """Return F1 in [0, 1], (rows, 1)."""
         pairs = zip(found, given, strict=True)
-        return np.array([[max(_word_f1(ours, one) for one in right)] for ours, right in pairs])
+        return np.array([[max(word_f1(ours, one) for one in right)] for ours, right in pairs])
 
 
 class ReciprocalRank(OutputMetric):
@@ -198,7 +198,8 @@ def _plain(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", bare).split())
 
 
-def _word_f1(one: str, other: str) -> float:
+def word_f1(one: str, other: str) -> float:
+    """Return F1 of the words of two texts in [0, 1], case, articles and punctuation aside."""
     ours, theirs = _plain(one).split(), _plain(other).split()
     if not ours or not theirs:
         return float(ours == theirs)

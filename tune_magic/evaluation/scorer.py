@@ -76,6 +76,10 @@ class Scorer(abc.ABC):
     def columns(self, said: Said) -> dict[str, Any]:
         """Return what readers are shown of what a model said; the answer itself under an empty name."""
 
+    def unreadable(self, said: Iterable[Said]) -> dict[str, int]:
+        """Return how many answers cannot be read by those metrics that read more than words."""
+        return {}
+
     def parts(self, examples: Sequence[Example]) -> list[str] | None:
         """Return the part of the rows that each row is of, where parts are scored apart, too."""
         return None

@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import numpy as np
 import pytest
 
-from tune_magic.evaluation.metrics import ClassMetric, Metric, OutputMetric
+from tune_magic.evaluation.metrics import ClassMetric, Metric, OutputMetric, ProbabilityMetric
 from tune_magic.testing.trial import Conformance
 
 _HOSTILE = ("", " ", "\n", "\x00", "a" * 5000, "é☃😀", "<b>", "0", "nan")
 
 
 class MetricConformance(Conformance):
-    """Tests of a `Metric`, `ClassMetric` or `OutputMetric`: finite, best where nothing is wrong, the same each time.
+    """Tests of a metric of any kind: finite, best where nothing is wrong, the same each time.
 
     Attributes:
         pairs: Answers and references that differ, for a metric of answers.
@@ -69,6 +69,23 @@ class MetricConformance(Conformance):
         np.testing.assert_allclose(scores, alone)
         if self.perfect is not None:
             np.testing.assert_allclose(metric.statistic(given, given), self.perfect)
+
+    def test_probabilities_are_scored_from_numbers_of_each_row(self) -> None:
+        """Numbers of each row, (rows, k), that make the score of any draw of rows; certainty of the right class is best."""
+        if not issubclass(self.plugin, ProbabilityMetric):
+            pytest.skip("it reads no probabilities")
+        metric, draw = self.plugin(), np.random.default_rng(0)
+        given = draw.integers(4, size=40)
+        values = metric.values(draw.dirichlet(np.ones(4), size=40), given)
+        assert values.shape[0] == 40 and values.ndim == 2
+        rows = draw.integers(40, size=(20, 40))
+        scores = np.asarray(metric.statistic(values[rows]))
+        assert scores.shape == (20,) and np.isfinite(scores).all()
+        np.testing.assert_allclose(scores, [float(metric.statistic(values[own])) for own in rows])
+        sign = 1 if metric.higher_is_better else -1
+        best = float(metric.statistic(metric.values(np.eye(4)[given], given)))
+        assert sign * float(metric.statistic(values)) < sign * best
+        assert self.perfect is None or math.isclose(best, self.perfect)
 
     def test_findings_are_scored_from_numbers_of_each_row(self) -> None:
         """Numbers of each row, (rows, k), that make the score of any draw of rows, many at once."""

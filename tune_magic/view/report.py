@@ -48,11 +48,12 @@ def report_card(report: Scores, name: str) -> Bundle:
     guess = about.get("most_frequent")
     guessing = f"Always answering “{guess['class']}” would score {words.value(guess['accuracy'])}." if guess else None
     wrong = _wrong(report) if report.classes else None
+    notes = [text for text in (guessing, *_unreadable(report), caution) if text]
     body = [
         heading(GREEN, name, subject, f"checkpoint of step {about['step']}"),
         scores_table(report.comparisons, "untrained head" if report.classes or about.get("new_head") else "base"),
         div(grey(_how(report)), style="margin-top:4px"),
-        *(div(grey(ticked(text))) for text in (guessing, caution) if text),
+        *(div(grey(ticked(text))) for text in notes),
         _against(report),
         *_slices(report),
         *_classes(report),
@@ -61,7 +62,7 @@ def report_card(report: Scores, name: str) -> Bundle:
     ]
     lines = [f"{name}: {subject} (checkpoint of step {about['step']})"]
     lines += [f"  {comparison_line(comparison)}" for comparison in report.comparisons.values()]
-    lines += [f"  {text}" for text in (guessing, caution) if text]
+    lines += [f"  {text}" for text in notes]
     lines += [
         f"  {other} · {comparison_line(comparison).replace('base', other, 1)}"
         for other, comparisons in report.against.items()
@@ -78,6 +79,18 @@ def _how(report: Scores) -> str:
     tests = sorted({comparison.test for comparison in report.comparisons.values() if comparison.test})
     by = f"; p by {' and '.join(f'{test} test' for test in tests)}" if tests else ""
     return f"difference with its 95 % interval, paired bootstrap over the rows{by}"
+
+
+def _unreadable(report: Scores) -> list[str]:
+    """Say how many answers could not be read, metric by metric, where there are some."""
+    found = []
+    counts: dict[str, dict[str, int]] = report.about.get("unreadable", {})
+    for name, comparison in report.comparisons.items():
+        own = {side: numbers[name] for side, numbers in counts.items() if numbers.get(name)}
+        if own:
+            said = ", ".join(f"{clean(side, 60)} {count}" for side, count in own.items())
+            found.append(f"Answers that {comparison.title} cannot read, of {report.about['rows']}: {said}.")
+    return found
 
 
 def _against(report: Scores) -> Html | None:

@@ -1,0 +1,235 @@
+"""Evaluations of several models over the same rows: against runs, by slices, by metrics, kept and streamed."""
+
+import json
+
+import numpy as np
+import psutil
+import pytest
+
+from tune_magic import files, plugins
+from tune_magic.errors import RunFailed, TuneError
+from tune_magic.evaluation import classes, kept, slices
+from tune_magic.evaluation.measures import Measure
+from tune_magic.executors import local
+from tune_magic.handles import Report
+from tune_magic.storage import places
+from tune_magic.testing import models as testing
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    """Jobs run in this process."""
+    start = local.start
+    monkeypatch.setattr(local, "start", lambda path, *_: start(path, "inline"))
+
+
+@pytest.fixture
+def named(train):
+    """Train a run in this process and give it a name."""
+
+    def start(name, **changes):
+        run = train(**changes)
+        run.raise_for_state()
+        run.rename(name)
+        return run
+
+    return start
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Count how often models are asked for answers."""
+    from tune_magic.evaluation import answers
+
+    calls, generate = [], answers.generate
+
+    def counted(model, tokenizer, prompts, **options):
+        calls.append(len(prompts))
+        return generate(model, tokenizer, prompts, **options)
+
+    monkeypatch.setattr(answers, "generate", counted)
+    return calls
+
+
+def test_runs_are_compared_with_each_other_and_with_the_base(named, inline):
+    long = named("long", max_steps=40)
+    short = named("short", max_steps=4, method={"name": "full"}, learning_rate=1e-4)
+    report = long.evaluate(against=short, limit=6, max_new_tokens=8)
+    assert set(report.against) == {"short"}
+    own, theirs = report.comparisons["loss"], report.against["short"]["loss"]
+    assert own.tuned == theirs.tuned < theirs.base
+    alone = short.evaluate(limit=6, max_new_tokens=8)
+    assert theirs.base == pytest.approx(alone.metrics["loss"], rel=1e-5)
+    assert alone.base["loss"] == pytest.approx(own.base, rel=1e-6)
+    assert {"loss_short", "short", "tuned", "base", "exact_match_short"} <= set(report.frame())
+    assert report.frame()["short"].tolist() == alone.frame()["tuned"].tolist()
+    assert 0 < theirs.p <= 1 and theirs.test == "permutation"
+    text = report.card()["text/plain"]
+    assert "short · loss: short " in text
+    assert "against other runs" in report.card()["text/html"]
+    assert "McNemar" in report.card()["text/html"]
+
+
+def test_runs_that_find_other_things_are_not_compared(named, inline, tmp_path):
+    answers = named("answers", max_steps=1)
+    rows = tmp_path / "classes.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"{'ab'[i % 2]} {i}", "label": "xy"[i % 2]}) + "\n" for i in range(40)))
+    encoder = testing.make_encoder(tmp_path / "encoder")
+    chooser = named("chooser", model=str(encoder), data={"train": str(rows)}, max_steps=1)
+    with pytest.raises(RunFailed, match="one finds texts, the other classes"):
+        answers.evaluate(against=chooser, limit=2)
+    with pytest.raises(TuneError):
+        answers.evaluate(against="nobody")
+    assert chooser.evaluate(against="base").against == {}
+
+
+def test_what_was_said_once_is_not_asked_again(named, inline, asked):
+    first = named("first", max_steps=6)
+    report = first.evaluate(limit=5, max_new_tokens=4)
+    assert asked == [5, 5]
+    again = first.evaluate(limit=5, max_new_tokens=4, metrics="chrf,token_f1,loss")
+    assert asked == [5, 5]  # other metrics of the same answers
+    assert again.frame()["tuned"].tolist() == report.frame()["tuned"].tolist()
+    assert again.metrics["loss"] == report.metrics["loss"]
+    named("second", max_steps=6, learning_rate=1e-3).evaluate(limit=5, max_new_tokens=4)
+    assert asked == [5, 5, 5]  # another tuned model; the base is the same
+    first.evaluate(limit=5, max_new_tokens=5)
+    first.evaluate(limit=4, max_new_tokens=4)
+    assert len(asked) == 7  # asked otherwise, and about other rows
+    log = (
+        [event for event in first.evaluations[-1].events() if event["type"] == "progress"]
+        if hasattr(first, "evaluations")
+        else []
+    )
+    assert all(event["done"] <= event["total"] for event in log)
+
+
+def test_without_a_cache_everything_is_asked_each_time(train, inline, asked, monkeypatch, tmp_path):
+    run = train(max_steps=2)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(kept.places, "cache_folder", lambda: tmp_path / "file" / "cache")
+    for _ in range(2):
+        report = run.evaluate(limit=3, max_new_tokens=3)
+    assert asked == [3] * 4
+    assert not list(report.path.glob("*.said"))
+
+
+def test_the_oldest_answers_go(train, inline, monkeypatch):
+    run = train(max_steps=2)
+    run.evaluate(limit=3, max_new_tokens=3)
+    folder = places.cache_folder() / "said"
+    assert len(list(folder.iterdir())) == 2
+    monkeypatch.setattr(kept, "_MOST_BYTES", 10)
+    run.evaluate(limit=2, max_new_tokens=3)
+    assert len(list(folder.iterdir())) == 2  # the new ones
+    assert all(len(path.read_text().splitlines()) == 2 for path in folder.iterdir())
+
+
+def test_rows_are_scored_by_the_values_of_a_column(train, inline, tmp_path):
+    rows = [
+        {"prompt": f"item {i} is", "completion": ["red", "blue"][i % 2], "kind": "ab"[i % 2], "size": i, "who": f"u{i}"}
+        for i in range(40)
+    ]
+    path = tmp_path / "kinds.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = train(max_steps=4)
+    report = run.evaluate(data=str(path), by="kind,size,who,length", max_new_tokens=4, metrics="exact_match,loss")
+    frame = report.slices
+    assert set(frame["column"]) == {"kind", "size", "who", "length"}
+    kinds = frame[(frame["column"] == "kind") & (frame["metric"] == "loss")].set_index("value")
+    scored = report.frame()
+    for value, remainder in (("a", 0), ("b", 1)):
+        own = scored[scored["row"] % 2 == remainder]
+        assert kinds.loc[value, "rows"] == len(own) == 20
+        assert kinds.loc[value, "tuned"] == pytest.approx(own["loss_tuned"].mean(), rel=0.2)  # weighted by tokens
+    assert frame[frame["column"] == "size"]["value"].nunique() == 4
+    assert frame[frame["column"] == "who"]["value"].nunique() == 12
+    text = report.card()
+    assert "exact match by kind" in text["text/html"] or "loss by kind" in text["text/html"]
+    assert "kind a (20 rows) · " in text["text/plain"]
+    with pytest.raises(RunFailed, match=r"has no column `colour`.*") as failed:
+        run.evaluate(data=str(path), by="colour", limit=4, metrics="loss")
+    assert "completion, kind, prompt" in str(failed.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([1, 2, True, None], ["1", "2", "True", "none"]),
+        (list(range(100)), ["up to 24.75"] * 25 + ["24.75 to 49.5"] * 25 + ["49.5 to 74.25"] * 25 + ["above 74.25"] * 25),
+        ([float("nan")], ["none"]),
+    ],
+)  # fmt: skip
+def test_values_become_slices(values, expected):
+    assert slices.sliced(values) == expected
+
+
+def test_rare_values_are_one_slice():
+    found = slices.sliced(["a"] * 50 + ["b"] * 40 + [f"rare {i}" for i in range(30)])
+    assert len(set(found)) == 12
+    assert found.count(slices.OTHERS) == 21
+
+
+def test_slices_without_rows_that_count_are_left_out():
+    values = np.array([[1.0], [np.nan], [0.0], [np.nan]])
+    found = slices.compare_slices({"x": Measure("x")}, {"x": values}, {"x": values}, {"side": ["l", "r", "l", "r"]})
+    assert [(own["value"], list(own["metrics"])) for own in found] == [("l", ["x"]), ("r", [])]
+
+
+def test_answers_that_cannot_be_read_are_counted(train, inline):
+    run = train(max_steps=2)
+    report = run.evaluate(limit=4, max_new_tokens=4, metrics="json_fields,number_match")
+    assert set(report.about["unreadable"]) == {"tuned", "base"}
+    assert report.about["unreadable"]["base"]["json_fields"] == sum(
+        not plugins.get("metric", "json_fields")().parses(text) for text in report.frame()["base"]
+    )
+    assert "cannot read, of 4: " in report.card()["text/plain"]
+
+
+def test_reports_of_earlier_versions_are_read(tmp_path):
+    comparison = {
+        "title": "loss", "base": 2.0, "tuned": 1.0, "difference": -1.0, "low": "nan", "high": "nan", "higher_is_better": False,
+    }  # fmt: skip
+    about = {"rows": 3, "split": "test", "step": "1", "chose_checkpoint": False}
+    (tmp_path / "report.json").write_text(json.dumps({"format": 1, "about": about, "metrics": {"loss": comparison}}))
+    (tmp_path / "rows.jsonl").write_text("")
+    report = Report(tmp_path)
+    assert report.comparisons["loss"].p is None
+    assert report.against == {} and report.slices.empty
+
+
+def test_a_hundred_thousand_rows_are_scored_in_the_memory_of_a_few(tmp_path, train, inline, monkeypatch):
+    """A few numbers of each row stay; what is answered, and how likely each class was, goes to disk."""
+    count = 100_000
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\n" + "".join(f"item {i},{'xy'[i % 2]}\n" for i in range(count)))
+    few = tmp_path / "few.csv"
+    few.write_text("".join(rows.read_text().splitlines(keepends=True)[:41]))
+    run = train(model=str(testing.make_encoder(tmp_path / "encoder")), data={"train": str(few)}, max_steps=1)
+
+    def guessed(engine, objective, examples, done):
+        done(len(examples))
+        return [np.array([0.0, float(example.label)]) for example in examples]
+
+    monkeypatch.setattr(classes, "outputs_of", guessed)  # the model itself would take minutes
+    run.evaluate(data=str(few), metrics="accuracy,brier")
+    process = psutil.Process()
+    before, most, write = process.memory_info().rss, 0, files.write_json_lines
+
+    def watched(path, lines):
+        def each():
+            nonlocal most
+            for number, line in enumerate(lines):
+                if number % 5000 == 0:
+                    most = max(most, process.memory_info().rss - before)
+                yield line
+
+        write(path, each())
+
+    monkeypatch.setattr(files, "write_json_lines", watched)
+    report = run.evaluate(data=str(rows), metrics="accuracy,brier")
+    assert report.about["rows"] == count
+    assert report.metrics["accuracy"] == 1.0
+    assert most < 150e6  # as lists of what was said they would be 400 MB
+    with (report.path / "rows.jsonl").open() as lines:
+        assert sum(1 for _ in lines) == count
