@@ -198,6 +198,13 @@ def one_shell():
 
 
 @pytest.fixture
+def slow(full):
+    """Marks a test that only --full runs; it stands first among the fixtures, so that none is made for nothing."""
+    if not full:
+        pytest.skip("sampled: --full runs it")
+
+
+@pytest.fixture
 def full(request):
     """Whether slow proofs run whole (`make test-full`) or sampled (`make test`)."""
     return request.config.getoption("--full")

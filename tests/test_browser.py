@@ -356,7 +356,7 @@ def test_a_form_starts_a_run_that_a_button_stops_and_a_cell_watches_again(lab, p
     assert "widgets" not in saved.metadata
 
 
-def test_a_finished_panel_leaves_no_widget_behind(lab, page, tmp_path, tiny, data_file):
+def test_a_finished_panel_leaves_no_widget_behind(slow, lab, page, tmp_path, tiny, data_file):
     notebook_in(
         tmp_path,
         "short.ipynb",
@@ -407,7 +407,7 @@ def test_f30_hostile_rows_names_and_errors_do_nothing_in_a_trusted_notebook(lab,
     page.screenshot(path=PICTURES / "hostile.png", full_page=True)
 
 
-def test_a_second_run_waits_in_its_cell_and_two_tabs_see_the_same(lab, page, tmp_path, tiny, data_file):
+def test_a_second_run_waits_in_its_cell_and_two_tabs_see_the_same(slow, lab, page, tmp_path, tiny, data_file):
     recipe = f"model: {tiny}\ndata: rows.jsonl\nbatch_size: 4\nmax_steps: 1000000\neval: {{steps: 100000}}\n"
     notebook_in(
         tmp_path, "one.ipynb", "%load_ext tune_magic", f"%%finetune first --background\n{recipe}",

@@ -52,7 +52,7 @@ def known(reason, *values):
         ("finetune", ["bot", "--output", "a b", "data=it's"], "bot", {"output": "a b"}, {"data": "it's"}),
         ("evaluate", "bot --limit 5 --metrics loss,rouge_l", "bot", {"limit": 5, "metrics": "loss,rouge_l"}, {}),
         ("evaluate", "--max-new-tokens=7", None, {"max_new_tokens": 7}, {}),
-        ("evaluate", "bot older --by kind,length", "bot", {"by": "kind,length"}, {}),
+        ("evaluate", "bot --by kind,length", "bot", {"by": "kind,length"}, {}),
         ("export", "bot --to merged", "bot", {"to": "merged"}, {}),
         ("export", "bot --to of_a_plugin", "bot", {"to": "of_a_plugin"}, {}),
         ("tune runs", "--all", None, {"all": True}, {}),
@@ -96,7 +96,7 @@ def test_a_line_is_understood(name, line, positional, flags, given):
         ("tune runs", "bot", "What is `bot`? Usage: %tune runs [--all]"),
         ("tune merge", "both", "RUN=WEIGHT ... is missing. Usage: %tune merge NAME RUN=WEIGHT ... [--how WAY]"),
         ("tune merge", "both a=1 --how tie", "Did you mean ties?"),
-        ("evaluate", "bot lr=1", "What is `lr=1`?"),
+        ("export", "bot lr=1", "What is `lr=1`?"),
         ("finetune", "bot 'unclosed", "The line cannot be read: No closing quotation."),
     ],
 )

@@ -1,4 +1,4 @@
-"""Evaluate, export and the command line, through real workers."""
+"""Evaluate, export and the command line, through real workers where these have a say."""
 
 import json
 import math
@@ -13,6 +13,7 @@ import tune_magic
 from tune_magic.errors import RunFailed, TuneError
 from tune_magic.evaluation.compare import compare
 from tune_magic.evaluation.measures import Measure, perplexity
+from tune_magic.executors import local
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +22,6 @@ def trained(request, tiny, tmp_path_factory):
 
     from conftest import rows
 
-    from tune_magic.executors import local
     from tune_magic.handles import Run
     from tune_magic.recipe import build_recipe
     from tune_magic.storage import folder
@@ -42,8 +42,17 @@ def trained(request, tiny, tmp_path_factory):
     return made
 
 
+@pytest.fixture
+def inline(monkeypatch):
+    """Jobs run in this process."""
+    start = local.start
+    monkeypatch.setattr(local, "start", lambda path, *_: start(path, "inline"))
+
+
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_evaluate_compares_base_and_tuned_over_the_same_rows(trained, method):
+def test_evaluate_compares_base_and_tuned_over_the_same_rows(trained, method, request):
+    if method == "full":  # the other one by a real worker
+        request.getfixturevalue("inline")
     run = trained[method]
     report = tune_magic.evaluate(run, max_new_tokens=8)
     assert report.about["rows"] == 13
@@ -63,7 +72,7 @@ def test_evaluate_compares_base_and_tuned_over_the_same_rows(trained, method):
     assert "ROUGE-L" in run.card()["text/plain"]
 
 
-def test_answers_are_those_of_transformers_one_by_one(trained):
+def test_answers_are_those_of_transformers_one_by_one(trained, inline):
     run = trained["lora"]
     report = run.evaluate(limit=6, max_new_tokens=8)
     model, tokenizer = run.load()
@@ -85,7 +94,7 @@ def test_answers_are_those_of_transformers_one_by_one(trained):
         assert tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == row["tuned"]
 
 
-def test_evaluate_on_other_rows_and_without_answers(trained, tmp_path):
+def test_evaluate_on_other_rows_and_without_answers(trained, inline, tmp_path):
     rows = [{"messages": [{"role": "user", "content": "item is red"}, {"role": "assistant", "content": "red"}]}] * 5
     report = tune_magic.evaluate(trained["lora"], data=rows, metrics=["loss", "exact_match"], max_new_tokens=4)
     assert set(report.metrics) == {"loss", "exact_match"}
@@ -95,7 +104,7 @@ def test_evaluate_on_other_rows_and_without_answers(trained, tmp_path):
 
 
 @pytest.mark.parametrize("method", ["lora", "full"])
-def test_a_merged_export_is_a_plain_transformers_model(trained, method, tokenizer):
+def test_a_merged_export_is_a_plain_transformers_model(trained, method, inline, tokenizer):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     run = trained[method]
@@ -126,7 +135,7 @@ def test_an_adapter_export_reloads_in_plain_peft(trained, tiny, tokenizer, tmp_p
         tune_magic.export(trained["lora"], to="adapter", output=tmp_path / "adapter")
 
 
-def test_what_cannot_be_exported_says_so(trained, make_run):
+def test_what_cannot_be_exported_says_so(trained, inline, make_run):
     with pytest.raises(RunFailed, match="no adapter"):
         trained["full"].export("adapter")
     with pytest.raises(TuneError, match="Did you mean `merged`"):
@@ -154,7 +163,7 @@ def test_weights_make_the_mean_that_of_tokens():
     assert found.verdict == "unclear"
 
 
-def test_changed_rows_are_never_called_held_out(tiny, data_file, tmp_path, monkeypatch):
+def test_changed_rows_are_never_called_held_out(tiny, data_file, inline, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tune_magic.finetune(model=str(tiny), data="rows.jsonl", max_steps=1, eval={"samples": 0}, executor="inline")
     data_file.write_text(data_file.read_text() + data_file.read_text().split("\n")[0] + "\n")
