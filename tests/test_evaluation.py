@@ -8,12 +8,13 @@ import pytest
 
 from tune_magic import files, plugins
 from tune_magic.errors import RunFailed, TuneError
-from tune_magic.evaluation import classes, kept, slices
+from tune_magic.evaluation import baselines, classes, kept, slices
 from tune_magic.evaluation.measures import Measure
 from tune_magic.executors import local
 from tune_magic.handles import Report
 from tune_magic.storage import places
 from tune_magic.testing import models as testing
+from tune_magic.training.tuned import load_tuned
 
 
 @pytest.fixture
@@ -66,7 +67,7 @@ def test_runs_are_compared_with_each_other_and_with_the_base(named, inline):
     assert 0 < theirs.p <= 1 and theirs.test == "permutation"
     text = report.card()["text/plain"]
     assert "short · loss: short " in text
-    assert "against other runs" in report.card()["text/html"]
+    assert "against others" in report.card()["text/html"]
     assert "McNemar" in report.card()["text/html"]
 
 
@@ -233,3 +234,61 @@ def test_a_hundred_thousand_rows_are_scored_in_the_memory_of_a_few(tmp_path, tra
     assert most < 150e6  # as lists of what was said they would be 400 MB
     with (report.path / "rows.jsonl").open() as lines:
         assert sum(1 for _ in lines) == count
+
+
+@pytest.mark.parametrize("chat", [True, False])
+def test_examples_stand_before_the_question_and_only_its_answer_counts(chat, train, inline, tmp_path, tokenizer):
+    """By hand: four training rows as turns behind the system message, or as text; losses are of the last answer alone."""
+    rows = [{"prompt": f"item {i} is", "completion": ["red", "blue"][i % 2]} for i in range(40)]
+    path = tmp_path / "asked.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = {"train": str(path), "held_out": 0.25, "chat_template": chat}
+    run = train(max_steps=20, data=data, max_length=64)
+    report = run.evaluate(baselines="zero,few,rag", limit=5, max_new_tokens=3)
+    assert report.about["shots"] == {"few-shot": 4, "retrieval": 4}
+    assert set(report.against) == {"few-shot", "retrieval"}
+    frame = report.frame()
+    for column in ("few-shot", "retrieval", "loss_few-shot", "exact_match_retrieval"):
+        assert column in frame
+    tuned = load_tuned(run)
+    known = baselines._shots(tuned)
+    held_out = set(frame["question"])
+    assert len(known) == 30 and not held_out & {question for question, _ in known}
+    rows = tuned.rows().held_out()
+    table, places, _ = baselines.rows_of(tuned, "few", 4, (str(path), tmp_path), rows)
+    assert places.tolist() == list(range(10))
+    shown = [known[n] for n in np.random.default_rng(tuned.recipe.seed).choice(30, 4, replace=False)]
+    example, own = table[0], rows[0]
+    text = tokenizer.decode(example.trunk.tokens)
+    if chat:
+        turns = [{"role": r, "content": t} for shot in shown for r, t in zip(("user", "assistant"), shot, strict=True)]
+        asked = [*turns, {"role": "user", "content": own.question}]
+        before = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    else:
+        before = "".join(f"{question} {answer}\n\n" for question, answer in shown) + own.question
+    assert text.startswith(before) or before in text
+    assert tokenizer.decode(example.prompt).endswith(before[-12:])
+    trained = [row.trunk.tokens[row.trunk.weights > 0].tolist() for row in (example, own)]
+    assert trained[0] == trained[1]  # the answer's own, not those of the examples
+    near = baselines._nearest(known, 4)
+    assert near(known[7][0], 4)[-1] == known[7]
+
+
+def test_rows_that_are_too_long_for_four_examples_have_fewer(train, inline, tmp_path):
+    rows = [{"prompt": f"item {i} " + "and " * 40, "completion": "red"} for i in range(40)]
+    path = tmp_path / "long.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = train(max_steps=1, data={"train": str(path), "held_out": 0.25}, max_length=512)
+    report = run.evaluate(baselines="few", limit=3, max_new_tokens=2, metrics="loss,exact_match")
+    assert 0 < report.about["shots"]["few-shot"] < 4
+    assert report.about["rows"] == 3
+
+
+def test_baselines_are_for_runs_that_answer(train, inline, tmp_path):
+    rows = tmp_path / "classes.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"{'ab'[i % 2]} {i}", "label": "xy"[i % 2]}) + "\n" for i in range(40)))
+    run = train(model=str(testing.make_encoder(tmp_path / "encoder")), data={"train": str(rows)}, max_steps=1)
+    with pytest.raises(RunFailed, match="writes no texts"):
+        run.evaluate(baselines="few")
+    with pytest.raises(TuneError, match="no baseline 'many'"):
+        run.evaluate(baselines="many")

@@ -562,7 +562,7 @@ def test_predictions_are_what_was_learned(name, train, menu):
 
 @pytest.mark.parametrize("name", ROWS)
 def test_merged_and_adapter_exports_are_the_model(name, train, menu, inline, full):
-    if not full and name not in BY_LORA:
+    if not full and name not in (*BY_LORA, "classify_audio"):  # which has no embeddings of tokens
         pytest.skip("sampled: --full exports every objective")
     run = train(**menu(name, max_steps=6, method={"name": "lora"}))
     run.raise_for_state()

@@ -12,6 +12,7 @@ from tune_magic.checkup import CheckUp
 from tune_magic.comparing import ComparedRuns, names_of
 from tune_magic.data.hub import is_hub
 from tune_magic.errors import ModelError, RunFailed, TuneError
+from tune_magic.evaluation.report import BASELINES
 from tune_magic.executors import local
 from tune_magic.explaining import Explanation, MethodList
 from tune_magic.follow import follow, follow_in_background, follow_job
@@ -226,6 +227,8 @@ def evaluate(
     against: Run | str | Sequence[Run | str] = "base",
     *,
     by: Sequence[str] | str | None = None,
+    baselines: Sequence[str] | str | None = None,
+    shots: int | None = None,
     max_new_tokens: int | None = None,
     limit: int | None = None,
 ) -> Report:
@@ -241,6 +244,9 @@ def evaluate(
         against: Other runs to compare with, beside the base, which always is.
         by: Columns of the rows, or one text with commas: rows are scored value by value, too; numbers in four parts,
             ``length`` is that of a row in tokens.
+        baselines: What the base does without training when it is asked better: ``few`` puts some training rows before
+            each question, ``rag`` those nearest to it; ``zero`` is the base as it is, which is always there.
+        shots: Training rows before each question; default: 4, fewer where a row would be too long.
         max_new_tokens: Longest answer; default: half as much again as the longest reference.
         limit: Only this many rows.
 
@@ -250,6 +256,10 @@ def evaluate(
     run = _resolve(run)
     named = [against] if isinstance(against, Run | str) else against
     others = [_resolve(other) for other in named if other != "base"]
+    asked = _names(baselines) or []
+    unknown = [name for name in asked if name not in BASELINES]
+    if unknown:
+        raise TuneError(f"There is no baseline {unknown[0]!r}.", hint=f"There are: {', '.join(BASELINES)}.")
     for one in (run, *others):
         one.best_checkpoint  # noqa: B018 - without one, say so before a worker is started
     given = {}
@@ -258,7 +268,7 @@ def evaluate(
     wanted = _names(metrics)
     options = {
         "data": None if data is None else _absolute(data), "metrics": wanted, "by": _names(by),
-        "against": [str(other.path) for other in others], "max_new_tokens": max_new_tokens, "limit": limit,
+        "against": [str(other.path) for other in others], "baselines": asked, "shots": shots, "max_new_tokens": max_new_tokens, "limit": limit,
     }  # fmt: skip
     plugged = [("metric", name) for name in wanted or ()]
     plugged += [(code["kind"], code["name"]) for other in others for code in other.info.get("cell_code", ())]

@@ -141,6 +141,8 @@ COMMANDS = {
                 Flag("data", "rows to score: a file or $name; default: test, else the held-out rows", "DATA"),
                 Flag("metrics", "comma-separated: loss,exact_match,bleu ...; default: what suits the rows", "NAMES"),
                 Flag("by", "columns, comma-separated: score the rows of each value too; length: in tokens", "COLUMNS"),
+                Flag("baselines", "comma-separated: zero, few, rag; the base with training rows before each question", "NAMES"),
+                Flag("shots", "training rows before each question; default: 4", "N", kind=int),
                 Flag("max-new-tokens", "longest answer in tokens", "N", kind=int),
                 Flag("limit", "only this many rows", "N", kind=int),
             ),

@@ -237,7 +237,7 @@ class Renderer:
         if isinstance(content, PromptCompletion) and not self.uses_template:
             prompt = f"{content.system}\n\n{content.prompt}" if content.system else content.prompt
             return [(prompt, False), (content.completion, True)]
-        return self._chat_pieces(_as_turns(content))
+        return self._chat_pieces(as_turns(content))
 
     def _is_templated(self, content: Content) -> bool:
         """A rendered chat brings its own opening and closing tokens; other texts get the tokenizer's."""
@@ -374,7 +374,7 @@ def exchanges(content: Content) -> list[tuple[str | None, str | None]]:
     """Return (question, answer) of each trained span, in order; a plain text has neither."""
     if isinstance(content, Text):
         return [(None, None)]
-    turns = _as_turns(content)
+    turns = as_turns(content)
     found: list[tuple[str | None, str | None]] = []
     asked, trained = None, set(turns.trained())
     for index, message in enumerate(turns.messages):
@@ -385,7 +385,12 @@ def exchanges(content: Content) -> list[tuple[str | None, str | None]]:
     return found
 
 
-def _as_turns(content: Content) -> Turns:
+def as_turns(content: Content) -> Turns:
+    """Return an answered text as a chat.
+
+    Raises:
+        TypeError: It is no text that is answered.
+    """
     if isinstance(content, Turns):
         return content
     if not isinstance(content, PromptCompletion):

@@ -15,14 +15,14 @@ from tune_magic import files
 from tune_magic.data.locate import ensure, held_out_source, references, source_name
 from tune_magic.data.table import Table
 from tune_magic.errors import DataError, TuneError
-from tune_magic.evaluation import kept, slices
+from tune_magic.evaluation import baselines, kept, slices
 from tune_magic.evaluation.answers import AnswerScorer
 from tune_magic.evaluation.classes import ClassScorer
 from tune_magic.evaluation.compare import compare
 from tune_magic.evaluation.comparison import Comparison
 from tune_magic.evaluation.measures import weighted_mean
 from tune_magic.evaluation.outputs import OutputScorer
-from tune_magic.evaluation.report import BASE, FORMAT, TUNED
+from tune_magic.evaluation.report import BASE, FORMAT, TUNED, ZERO
 from tune_magic.evaluation.scorer import Scorer
 from tune_magic.storage import fingerprint
 from tune_magic.storage.control import Control
@@ -58,7 +58,7 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     tuned = load_tuned(RunFolder(job.path.parent.parent))
     rows, split = rows_to_score(tuned, job.path, options.get("data"))
     rows = rows.take(range(min(len(rows), options.get("limit") or len(rows))))
-    sides = _sides(job, tuned, rows)
+    sides, shots = _sides(job, tuned, rows)
     rows = sides[0].rows
     done = 0
 
@@ -81,6 +81,7 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
             "step": tuned.run.best_checkpoint.name.removeprefix("step-"),
             "chose_checkpoint": split == "held-out",
             **({"new_head": True} if tuned.objective.new_head else {}),
+            **({"shots": shots} if shots else {}),
             "unreadable": {
                 side.name: scorer.unreadable(files.each_json_line(path)) for side, path in zip(sides, said, strict=True)
             },
@@ -102,8 +103,10 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     return {"state": "finished"}
 
 
-def _sides(job: RunFolder, tuned: Tuned, rows: Table) -> list[Side]:
-    """Return the tuned model, its base, and other runs, with the rows that all of them read whole.
+def _sides(job: RunFolder, tuned: Tuned, rows: Table) -> tuple[list[Side], dict[str, int]]:
+    """Return the tuned model, its base, other runs and baselines, with the rows that all of them read whole.
+
+    Rows that one of them would have to cut are left out. Beside them, how many examples a row of each baseline has.
 
     Raises:
         TuneError: Another run gives something else, so that the two cannot be compared.
@@ -136,14 +139,20 @@ def _sides(job: RunFolder, tuned: Tuned, rows: Table) -> list[Side]:
     bare, places = rows, everything
     if tuned.vocabulary.is_extended:
         unextended = replace(tuned, vocabulary=tuned.vocabulary.unextended())
-        bare, places = _read_again(unextended, folder, reference, rows)
+        bare, places = unextended.rows(folder).read_again(reference, rows)
     found.append((Side(BASE, bare, base, kept.facts_of_base(tuned)), places))
     for path in job.info["options"].get("against") or ():
         run = RunFolder(Path(path))
         theirs = without_weights(run)
         _check_comparable(tuned, theirs)
-        own, places = _read_again(theirs, folder, reference, rows)
+        own, places = theirs.rows(folder).read_again(reference, rows)
         found.append((Side(run.name or run.id, own, other(run), kept.facts_of_tuned(theirs)), places))
+    shots = {}
+    for kind in job.info["options"].get("baselines") or ():
+        if kind != ZERO:
+            wanted = job.info["options"].get("shots") or baselines.SHOTS
+            own, places, shots[kind] = baselines.rows_of(tuned, kind, wanted, (reference, folder), rows)
+            found.append((Side(baselines.NAMES[kind], own, base, kept.facts_of_base(tuned)), places))
     common = everything
     for _, places in found:
         common = np.intersect1d(common, places)
@@ -155,7 +164,7 @@ def _sides(job: RunFolder, tuned: Tuned, rows: Table) -> list[Side]:
     for side, places in found:
         at = {place: number for number, place in enumerate(places.tolist())}
         side.rows = side.rows.take([at[place] for place in common.tolist()])
-    return [side for side, _ in found]
+    return [side for side, _ in found], {baselines.NAMES[kind]: count for kind, count in shots.items()}
 
 
 def _source(job: RunFolder, tuned: Tuned) -> tuple[str, Path]:
@@ -174,11 +183,6 @@ def _check_comparable(ours: Tuned, theirs: Tuned) -> None:
     classes = [tuned.objective.facts().get("classes") for tuned in (ours, theirs)]
     if classes[0] != classes[1]:
         raise TuneError(f"{names[0]} and {names[1]} cannot be compared: they tell other classes apart.")
-
-
-def _read_again(tuned: Tuned, folder: Path, reference: str, rows: Table) -> tuple[Table, np.ndarray]:
-    """Return rows by another model's tokens, and their places among `rows`; those that one of the two cuts are left out."""
-    return tuned.rows(folder).read_again(reference, rows)
 
 
 def _ask(scorer: Scorer, side: Side, folder: Path, job: Path) -> Path:
@@ -245,7 +249,10 @@ def _lines(
 ) -> Iterator[dict[str, Any]]:
     """Yield every row with what each model said of it, and the measures that are one number a row; the base comes first."""
     order = [1, 0, *range(2, len(names))]
-    shown = [name for name, own in values[0].items() if own.shape[1] == 1 or _is_mean(scorer, name)]
+    shown = [
+        name for name, own in values[0].items()
+        if (own.shape[1] == 1 or scorer.measures[name].statistic is weighted_mean) and not np.isnan(own).any()
+    ]  # fmt: skip
     for number, answers in enumerate(zip(*map(files.each_json_line, said), strict=True)):
         example = rows[answers[0]["place"]]
         line: dict[str, Any] = {"row": example.index, "question": example.question, "reference": example.reference}
@@ -254,13 +261,8 @@ def _lines(
             for name, value in scorer.columns(answers[which]).items():
                 line[f"{name}_{side}" if name else side] = value
             for name in shown:
-                if not np.isnan(values[which][name][number]).any():
-                    line[f"{name}_{side}"] = float(values[which][name][number, 0])
+                line[f"{name}_{side}"] = float(values[which][name][number, 0])
         yield line
-
-
-def _is_mean(scorer: Scorer, name: str) -> bool:
-    return scorer.measures[name].statistic is weighted_mean
 
 
 def rows_to_score(tuned: Tuned, folder: Path, named: str | None = None) -> tuple[Table, str]:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 TUNED, BASE = "tuned", "base"
+BASELINES = ZERO, FEW, RAG = "zero", "few", "rag"
 _SHOWN = 3
 _SHOWN_WRONG = 6
 PER_CLASS = ("precision", "recall", "f1", "rows")
@@ -27,7 +28,7 @@ class Scores:
 
     Attributes:
         comparisons: By metric name, base and tuned with their paired difference and its 95% interval.
-        against: The same with another run in the base's place, by that run's name.
+        against: The same with another run or a baseline in the base's place, by its name.
         by_slice: Of each slice of the rows its column, value and number of rows, and its comparisons; see `slices`.
         rows: One mapping a row: row, question, reference, base, tuned, and each metric for both.
         about: What was scored: data, split, number of rows, checkpoint step.

@@ -17,6 +17,7 @@ from tune_magic.evaluation.metrics import ExactMatch
 from tune_magic.exporters import parity
 from tune_magic.exporters.base import Exporter
 from tune_magic.exporters.parity import Limits, TorchReader
+from tune_magic.models.embeddings import num_embeddings
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
@@ -53,8 +54,7 @@ def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
         gc.collect()
         tuned = tuned.unquantised()
         trained = parity.measure(TorchReader(tuned.model, tuned), examples, new_tokens, advance) if examples else None
-    embeddings = getattr(tuned.method.inner(tuned.model).get_input_embeddings(), "weight", None)
-    vocab_size = None if embeddings is None else len(embeddings)  # images and sound have none
+    vocab_size = num_embeddings(tuned.method.inner(tuned.model))
     with files.new_folder(target) as folder:
         exporter.write(folder, tuned, options.get("quantize"))
         tuned.model = None

@@ -11,6 +11,15 @@ import torch
 from tune_magic.models.load import quiet
 
 
+def num_embeddings(model: Any) -> int | None:
+    """Return how many tokens a model has embeddings for; None where it reads images or sound."""
+    try:
+        weight = getattr(model.get_input_embeddings(), "weight", None)
+    except NotImplementedError:  # models of sound
+        return None
+    return None if weight is None else len(weight)
+
+
 def extend(model: Any, size: int, pieces: Sequence[Sequence[int]]) -> None:
     """Give a model an embedding for each new token: the mean of those of its pieces, in the head too.
 

@@ -148,7 +148,18 @@ class Rows:
         """Return the rows that training only scores."""
         return self._split()[1]
 
-    def read_again(self, reference: str, rows: Table) -> tuple[Table, np.ndarray]:
+    def training_numbers(self) -> list[int]:
+        """Return the numbers of the rows of `train` that are trained on, in order."""
+        numbers: list[int] = np.unique(self._split()[0].indices).tolist()
+        return numbers
+
+    def contents(self, reference: str, numbers: Sequence[int]) -> dict[int, Content]:
+        """Return some rows of a source in normal form, by their numbers."""
+        return self._encoder.contents(reference, self.objective, set(numbers))
+
+    def read_again(
+        self, reference: str, rows: Table, change: Callable[[Content], Content] = lambda content: content
+    ) -> tuple[Table, np.ndarray]:
         """Encode rows that were encoded by another tokenizer.
 
         Rows that one of the two cuts, or makes more examples of, are left out, so that both are of the same texts.
@@ -156,14 +167,15 @@ class Rows:
         Args:
             reference: Their source.
             rows: The examples that the other tokenizer made.
+            change: Makes another question of a row.
 
         Returns:
             This tokenizer's examples, and the place among `rows` of the one that each is the same as.
         """
-        contents = self._encoder.contents(reference, self.objective, set(rows.indices.tolist()))
+        contents = self.contents(reference, rows.indices.tolist())
         order = sorted(contents)
         faults = RowFaults(source_name(reference), skips=True)  # a row may be too long by this one
-        part = Part([contents[number] for number in order], [f"row {n + 1}" for n in order], order, faults)
+        part = Part([change(contents[number]) for number in order], [f"row {n + 1}" for n in order], order, faults)
         again = self._encoder.table(part, self.objective)
         ours, theirs = _whole_rows(again), _whole_rows(rows)
         same = [index for index in theirs if len(ours.get(index, ())) == len(theirs[index])]

@@ -68,6 +68,7 @@ def report_card(report: Scores, name: str) -> Bundle:
         for other, comparisons in report.against.items()
         for comparison in comparisons.values()
     ]
+    lines += [f"  {text}" for text in _shots(report)]
     lines += [
         f"  {column} {value} ({rows} rows) · {comparison_line(comparison)}"
         for column, value, rows, comparison in _sliced(report)
@@ -94,7 +95,7 @@ def _unreadable(report: Scores) -> list[str]:
 
 
 def _against(report: Scores) -> Html | None:
-    """Return the scores of other runs, each with what the tuned model has more."""
+    """Return the scores of other runs and of baselines, each with what the tuned model has more."""
     if not report.against:
         return None
     rows: list[list[object]] = [[grey(text) for text in ("", "", "its score", "tuned − it", "p")]]
@@ -102,7 +103,13 @@ def _against(report: Scores) -> Html | None:
         for number_of, comparison in enumerate(comparisons.values()):
             first = tag("b", escape(name, 60)) if number_of == 0 else ""
             rows.append([first, grey(comparison.title), words.value(comparison.base), *_change(comparison)])
-    return rule(tag("b", "against other runs"), table(rows, align="llrlr"))
+    return rule(tag("b", "against others"), table(rows, align="llrlr"), *(div(grey(text)) for text in _shots(report)))
+
+
+def _shots(report: Scores) -> list[str]:
+    """Say what baselines are."""
+    counts: dict[str, int] = report.about.get("shots", {})
+    return [f"{name}: the base with {count} training rows before each question" for name, count in counts.items()]
 
 
 def _change(comparison: Comparison) -> list[object]:
