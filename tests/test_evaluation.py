@@ -71,6 +71,12 @@ def test_runs_are_compared_with_each_other_and_with_the_base(named, inline):
     assert "McNemar" in report.card()["text/html"]
 
 
+def test_runs_of_one_name_are_told_apart_by_their_ids(train, inline):
+    runs = [train(max_steps=2, seed=seed) for seed in range(3)]
+    report = runs[0].evaluate(against=runs[1:], limit=2, metrics="loss")
+    assert list(report.against) == ["tiny_run", runs[2].id]
+
+
 def test_runs_that_find_other_things_are_not_compared(named, inline, tmp_path):
     answers = named("answers", max_steps=1)
     rows = tmp_path / "classes.jsonl"
@@ -162,13 +168,19 @@ def test_rows_are_scored_by_the_values_of_a_column(train, inline, tmp_path):
     ],
 )  # fmt: skip
 def test_values_become_slices(values, expected):
-    assert slices.sliced(values) == expected
+    assert slices.sliced(values)[0] == expected
 
 
 def test_rare_values_are_one_slice():
-    found = slices.sliced(["a"] * 50 + ["b"] * 40 + [f"rare {i}" for i in range(30)])
-    assert len(set(found)) == 12
+    found, order = slices.sliced(["a"] * 40 + ["b"] * 50 + [f"rare {i}" for i in range(30)])
+    assert len(set(found)) == 12 == len(order)
+    assert (order[:2], order[-1]) == (["b", "a"], slices.OTHERS)
     assert found.count(slices.OTHERS) == 21
+
+
+def test_numbers_go_upwards():
+    values = [float(i % 50) for i in range(100)]
+    assert slices.sliced(values)[1] == ["up to 12", "12 to 24.5", "24.5 to 37", "above 37"]
 
 
 def test_slices_without_rows_that_count_are_left_out():

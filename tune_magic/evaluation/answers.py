@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tune_magic import plugins
+from tune_magic import plugins, secrets
 from tune_magic.data.example import Example
 from tune_magic.data.table import Table
 from tune_magic.errors import TuneError
@@ -63,7 +63,10 @@ class AnswerScorer(Scorer):
         losses = np.array([row["loss"] for row in said]) / weights
         found = {name: np.stack([losses, weights], axis=-1) for name in self.measures if name in _BY_ENGINE}
         for name, metric in self.metrics.items():
-            pairs = [(row["text"], example.reference or "") for row, example in zip(said, examples, strict=True)]
+            pairs = [
+                (row["text"], secrets.hide(example.reference or ""))  # as answers are on disk
+                for row, example in zip(said, examples, strict=True)
+            ]
             if isinstance(metric, OutputMetric):
                 found[name] = metric.values([answer for answer, _ in pairs], [reference for _, reference in pairs])
             else:

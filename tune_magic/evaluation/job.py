@@ -141,18 +141,21 @@ def _sides(job: RunFolder, tuned: Tuned, rows: Table) -> tuple[list[Side], dict[
         unextended = replace(tuned, vocabulary=tuned.vocabulary.unextended())
         bare, places = unextended.rows(folder).read_again(reference, rows)
     found.append((Side(BASE, bare, base, kept.facts_of_base(tuned)), places))
+    shots = {}
+    for kind in dict.fromkeys(job.info["options"].get("baselines") or ()):
+        if kind != ZERO:
+            wanted = job.info["options"].get("shots") or baselines.SHOTS
+            own, places, shots[kind] = baselines.rows_of(tuned, kind, wanted, (reference, folder), rows)
+            found.append((Side(baselines.NAMES[kind], own, base, kept.facts_of_base(tuned)), places))
     for path in job.info["options"].get("against") or ():
         run = RunFolder(Path(path))
         theirs = without_weights(run)
         _check_comparable(tuned, theirs)
         own, places = theirs.rows(folder).read_again(reference, rows)
-        found.append((Side(run.name or run.id, own, other(run), kept.facts_of_tuned(theirs)), places))
-    shots = {}
-    for kind in job.info["options"].get("baselines") or ():
-        if kind != ZERO:
-            wanted = job.info["options"].get("shots") or baselines.SHOTS
-            own, places, shots[kind] = baselines.rows_of(tuned, kind, wanted, (reference, folder), rows)
-            found.append((Side(baselines.NAMES[kind], own, base, kept.facts_of_base(tuned)), places))
+        is_free = run.name not in {side.name for side, _ in found}
+        found.append(
+            (Side(run.name if run.name and is_free else run.id, own, other(run), kept.facts_of_tuned(theirs)), places)
+        )
     common = everything
     for _, places in found:
         common = np.intersect1d(common, places)
@@ -177,7 +180,8 @@ def _source(job: RunFolder, tuned: Tuned) -> tuple[str, Path]:
 
 def _check_comparable(ours: Tuned, theirs: Tuned) -> None:
     names = [tuned.run.name or tuned.run.id for tuned in (ours, theirs)]
-    if ours.objective.gives != theirs.objective.gives:
+    kinds = [type(tuned.objective) for tuned in (ours, theirs)]
+    if ours.objective.gives != theirs.objective.gives or (ours.objective.gives == "outputs" and kinds[0] != kinds[1]):
         raise TuneError(f"{names[0]} and {names[1]} cannot be compared: one finds {ours.objective.gives}, the other "
                         f"{theirs.objective.gives}.")  # fmt: skip
     classes = [tuned.objective.facts().get("classes") for tuned in (ours, theirs)]

@@ -40,8 +40,8 @@ def compare_slices(
     """
     found = []
     for column, values in columns.items():
-        names = sliced(values)
-        for name in dict.fromkeys(_ordered(names)):
+        names, order = sliced(values)
+        for name in order:
             within = np.array([own == name for own in names])
             metrics = {
                 key: compare(measures[key], base[key][within], own[within], resamples=_RESAMPLES).to_dict()
@@ -52,32 +52,36 @@ def compare_slices(
     return found
 
 
-def sliced(values: Sequence[Any]) -> list[str]:
-    """Return the slice of each row: its value, the quarter that its number is in, or that its value is rare.
+def sliced(values: Sequence[Any]) -> tuple[list[str], list[str]]:
+    """Return the slice of each row, and the slices in order, those of most rows first.
+
+    A slice is a value, the quarter that a number is in (these go upwards), or all that is rare.
 
     Example:
-        >>> sliced(["de", "en", None])
-        ['de', 'en', 'none']
+        >>> sliced(["de", "en", None, "en"])
+        (['de', 'en', 'none', 'en'], ['en', 'de', 'none'])
     """
-    kinds = Counter(map(_word, values))
+    names = [_word(value) for value in values]
+    kinds = Counter(names)
     if len(kinds) <= _MOST_VALUES:
-        return [_word(value) for value in values]
+        return names, _ordered(kinds)
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         return _quarters(np.array(values, dtype=float))
     common = {name for name, _ in kinds.most_common(_MOST_VALUES - 1)}
-    return [_word(value) if _word(value) in common else OTHERS for value in values]
+    names = [name if name in common else OTHERS for name in names]
+    return names, _ordered(Counter(names))
 
 
-def _quarters(numbers: np.ndarray) -> list[str]:
+def _quarters(numbers: np.ndarray) -> tuple[list[str], list[str]]:
     edges = np.unique(np.nanpercentile(numbers, _QUARTERS))
     names = [f"up to {edges[0]:g}", *(f"{a:g} to {b:g}" for a, b in itertools.pairwise(edges)),
              f"above {edges[-1]:g}"]  # fmt: skip
-    return [names[place] for place in np.searchsorted(edges, numbers, side="left").tolist()]
+    places = np.searchsorted(edges, numbers, side="left").tolist()
+    return [names[place] for place in places], [name for place, name in enumerate(names) if place in set(places)]
 
 
-def _ordered(names: Sequence[str]) -> list[str]:
+def _ordered(counts: Counter[str]) -> list[str]:
     """Return slices, those of most rows first, what is rare last."""
-    counts = Counter(names)
     return sorted(counts, key=lambda name: (name == OTHERS, -counts[name], name))
 
 
