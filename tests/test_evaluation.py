@@ -8,7 +8,7 @@ import pytest
 
 from tune_magic import files, plugins
 from tune_magic.errors import RunFailed, TuneError
-from tune_magic.evaluation import baselines, classes, kept, slices
+from tune_magic.evaluation import answers, baselines, classes, kept, slices
 from tune_magic.evaluation.measures import Measure
 from tune_magic.executors import local
 from tune_magic.handles import Report
@@ -40,8 +40,6 @@ def named(train):
 @pytest.fixture
 def asked(monkeypatch):
     """Count how often models are asked for answers."""
-    from tune_magic.evaluation import answers
-
     calls, generate = [], answers.generate
 
     def counted(model, tokenizer, prompts, **options):
@@ -72,21 +70,21 @@ def test_runs_are_compared_with_each_other_and_with_the_base(named, inline):
 
 
 def test_runs_of_one_name_are_told_apart_by_their_ids(train, inline):
-    runs = [train(max_steps=2, seed=seed) for seed in range(3)]
+    runs = [train(max_steps=2, learning_rate=rate) for rate in (1e-2, 1e-3, 1e-4)]
     report = runs[0].evaluate(against=runs[1:], limit=2, metrics="loss")
     assert list(report.against) == ["tiny_run", runs[2].id]
 
 
 def test_runs_that_find_other_things_are_not_compared(named, inline, tmp_path):
-    answers = named("answers", max_steps=1)
+    talker = named("talker", max_steps=1)
     rows = tmp_path / "classes.jsonl"
     rows.write_text("".join(json.dumps({"text": f"{'ab'[i % 2]} {i}", "label": "xy"[i % 2]}) + "\n" for i in range(40)))
     encoder = testing.make_encoder(tmp_path / "encoder")
     chooser = named("chooser", model=str(encoder), data={"train": str(rows)}, max_steps=1)
     with pytest.raises(RunFailed, match="one finds texts, the other classes"):
-        answers.evaluate(against=chooser, limit=2)
+        talker.evaluate(against=chooser, limit=2)
     with pytest.raises(TuneError):
-        answers.evaluate(against="nobody")
+        talker.evaluate(against="nobody")
     assert chooser.evaluate(against="base").against == {}
 
 
@@ -162,7 +160,9 @@ def test_rows_are_scored_by_the_values_of_a_column(train, inline, tmp_path):
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ([1, 2, True, None], ["1", "2", "True", "none"]),
+        ([1, 2, True, None, ""], ["1", "2", "True", "none", "none"]),
+        ([*map(str, range(100)), None], [*["up to 24.75"] * 25, *["24.75 to 49.5"] * 25, *["49.5 to 74.25"] * 25,
+                                         *["above 74.25"] * 25, "none"]),
         (list(range(100)), ["up to 24.75"] * 25 + ["24.75 to 49.5"] * 25 + ["49.5 to 74.25"] * 25 + ["above 74.25"] * 25),
         ([float("nan")], ["none"]),
     ],
@@ -284,6 +284,63 @@ def test_examples_stand_before_the_question_and_only_its_answer_counts(chat, tra
     assert trained[0] == trained[1]  # the answer's own, not those of the examples
     near = baselines._nearest(known, 4)
     assert near(known[7][0], 4)[-1] == known[7]
+
+
+def test_large_numbers_are_told_apart():
+    order = slices.sliced([1_700_000_000 + i for i in range(100)])[1]
+    assert len(set(order)) == 4
+    assert "1700000024" in order[0]
+
+
+def test_a_row_that_is_cut_anyway_takes_no_examples_from_others(train, inline, tmp_path):
+    rows = [{"prompt": f"item {i} is", "completion": "red"} for i in range(40)]
+    path, data = tmp_path / "one.jsonl", {"held_out": 0.25, "chat_template": False}
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows[:5] + rows[6:]))
+    run = train(max_steps=1, data={"train": str(path), **data})
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text(
+        "".join(json.dumps(row) + "\n" for row in (rows[4], {**rows[5], "completion": "red " * 900}, rows[6]))
+    )
+    report = run.evaluate(data=str(asked), baselines="few", max_new_tokens=2, metrics="loss,exact_match")
+    assert report.about["shots"] == {"few-shot": 4}
+    assert report.about["rows"] == 2
+
+
+def test_rows_that_the_other_run_was_trained_on_are_left_out(train, inline):
+    ours, theirs = train(max_steps=2, seed=0), train(max_steps=2, seed=1)
+    held_out = [set(np.asarray(load_tuned(run).rows().held_out().indices).tolist()) for run in (ours, theirs)]
+    report = ours.evaluate(against=theirs, metrics="loss")
+    assert {row["row"] for row in report.rows} == held_out[0] & held_out[1] < held_out[0]
+
+
+def test_unlikely_classes_are_told_apart(tmp_path, train, inline, monkeypatch):
+    """All rows are given the class that is third of four, with a probability of e^-60: right among three."""
+    rows = tmp_path / "four.jsonl"
+    rows.write_text("".join(json.dumps({"text": f"item {i}", "label": "abcd"[i % 4]}) + "\n" for i in range(40)))
+    run = train(model=str(testing.make_encoder(tmp_path / "encoder")), data={"train": str(rows)}, max_steps=1)
+
+    def sure(engine, objective, examples, done):
+        done(len(examples))
+        return [np.roll([-60.0, -80.0, 0.0, -1.0], example.label) for example in examples]
+
+    monkeypatch.setattr(classes, "outputs_of", sure)
+    assert run.evaluate(metrics="top_3,accuracy").metrics == {"top_3": 1.0, "accuracy": 0.0}
+
+
+def test_a_ruined_model_is_infinitely_bad(train, inline, monkeypatch):
+    run = train(max_steps=2)
+    scored = answers.AnswerScorer._losses
+
+    def ruined(self, side, examples):
+        found = scored(self, side, examples)
+        found[0] = float("nan") if side is self.tuned else found[0]
+        return found
+
+    monkeypatch.setattr(answers.AnswerScorer, "_losses", ruined)
+    report = run.evaluate(limit=3, metrics="loss")
+    assert report.metrics["loss"] == float("inf")
+    assert report.comparisons["loss"].p is None
+    assert report.card()
 
 
 def test_rows_that_are_too_long_for_four_examples_have_fewer(train, inline, tmp_path):

@@ -9,7 +9,7 @@ from sklearn import metrics as sklearn
 
 from tune_magic import plugins
 from tune_magic.evaluation.compare import compare
-from tune_magic.evaluation.measures import Measure, mean
+from tune_magic.evaluation.measures import Measure, mean, measure_of
 from tune_magic.models.find import installed
 
 DRAW = np.random.default_rng(7)
@@ -168,3 +168,13 @@ def test_very_many_rows_are_compared_in_little_memory():
     assert found.low < found.difference < found.high
     assert peak < 250e6
     assert json.loads(json.dumps(found.to_dict()))["test"] == "permutation"
+
+
+def test_one_row_proves_nothing():
+    assert compare(Measure("exact match"), np.zeros((1, 1)), np.ones((1, 1))).verdict == "unclear"
+
+
+@pytest.mark.parametrize("name", ["top_3", "exact_sets", "class_accuracy", "span_exact_match", "found_first"])
+def test_rows_that_are_right_or_wrong_have_the_exact_test(name):
+    base, tuned = np.zeros((9, 1)), np.ones((9, 1))
+    assert compare(measure_of(metric(name)), base, tuned).test == "McNemar"

@@ -249,6 +249,15 @@ def scratch(folder: Path) -> Iterator[Scratch]:
         os.close(descriptor)
 
 
+def link(source: Path, target: Path) -> bool:
+    """Give a file a second name, so that it stays when the first is removed; False where the disk knows no such names."""
+    try:
+        os.link(source, target)
+    except OSError:
+        return False
+    return True
+
+
 def touch(path: Path) -> None:
     """Give a file the time of now."""
     os.utime(path)

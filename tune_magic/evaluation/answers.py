@@ -12,9 +12,9 @@ from tune_magic import plugins, secrets
 from tune_magic.data.example import Example
 from tune_magic.data.table import Table
 from tune_magic.errors import TuneError
-from tune_magic.evaluation.measures import Measure, perplexity, weighted_mean
+from tune_magic.evaluation.measures import Measure, measure_of, perplexity, weighted_mean
 from tune_magic.evaluation.metrics import Metric, OutputMetric
-from tune_magic.evaluation.scorer import Said, Scorer
+from tune_magic.evaluation.scorer import Said, Scorer, known
 from tune_magic.models.generate import generate
 from tune_magic.training.tuned import Tuned
 
@@ -33,7 +33,7 @@ class AnswerScorer(Scorer):
         """Choose the metrics; texts without an answer have none that read answers."""
         wanted = self.options.get("metrics") or DEFAULT_METRICS
         self.metrics = self._metrics([name for name in wanted if name not in _BY_ENGINE], rows)
-        self.measures = {name: _measure(metric) for name, metric in self.metrics.items()}
+        self.measures = {name: measure_of(metric) for name, metric in self.metrics.items()}
         self.measures |= {name: measure for name, measure in _BY_ENGINE.items() if name in wanted}
         self.max_new_tokens = 0
         if self.metrics:
@@ -60,7 +60,7 @@ class AnswerScorer(Scorer):
     def values(self, said: Sequence[Said], examples: Sequence[Example]) -> dict[str, np.ndarray]:
         """Return the loss as a mean over the tuned model's tokens, whose tokens ever it was summed over."""
         weights = np.array([example.weight for example in examples])
-        losses = np.array([row["loss"] for row in said]) / weights
+        losses = known([row["loss"] for row in said]) / weights
         found = {name: np.stack([losses, weights], axis=-1) for name in self.measures if name in _BY_ENGINE}
         for name, metric in self.metrics.items():
             pairs = [
@@ -125,12 +125,6 @@ class AnswerScorer(Scorer):
 def reads_answers(metric: Any) -> bool:
     """Return whether a metric can be asked about texts."""
     return isinstance(metric, Metric) or (isinstance(metric, OutputMetric) and metric.reads_texts)
-
-
-def _measure(metric: Metric | OutputMetric) -> Measure:
-    if isinstance(metric, OutputMetric):
-        return Measure(metric.title, metric.statistic, metric.higher_is_better)
-    return Measure(metric.title, higher_is_better=metric.higher_is_better)
 
 
 def longest_answer(examples: Iterable[Example], tokenizer: Any) -> int:

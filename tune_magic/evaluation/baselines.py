@@ -27,7 +27,7 @@ from tune_magic.training.tuned import Tuned, check_unchanged
 
 NAMES = {FEW: "few-shot", RAG: "retrieval"}  # what columns and cards call them
 SHOTS = 4
-_MOST_TOKENS = 8192  # of a row with its examples
+_MOST_TOKENS = 2048  # of a row with its examples, unless its run allowed more: answers come in batches
 _MOST_ROWS = 20_000  # training rows that are looked through
 Shot = tuple[str, str]
 
@@ -60,11 +60,11 @@ def rows_of(
         raise TuneError(f"`--baselines {kind}` needs {shots} training rows with a question and an answer, "
                         f"there are {len(known)}.")  # fmt: skip
     choose = _nearest(known, shots) if kind == RAG else _same(known, shots, tuned.recipe.seed)
+    reader = _reader(tuned, source[1])
+    whole = len(reader.read_again(source[0], rows)[1])  # the others are cut without examples, too
     while True:
-        reader = _reader(tuned, source[1])
-        uses_template = reader.renderer.uses_template
-        found, places = reader.read_again(source[0], rows, _before(choose, shots, uses_template))
-        if shots == 0 or len(places) == len(rows):
+        found, places = reader.read_again(source[0], rows, _before(choose, shots, reader.renderer.uses_template))
+        if shots == 0 or len(places) == whole:
             return found, places, shots
         shots //= 2
 
@@ -72,7 +72,7 @@ def rows_of(
 def _reader(tuned: Tuned, folder: Path) -> Rows:
     """Return a reader of rows by the base's tokens, as long as the base can read them."""
     bare = tuned.vocabulary.unextended()
-    roomy = tuned.recipe.model_copy(update={"max_length": _MOST_TOKENS})
+    roomy = tuned.recipe.model_copy(update={"max_length": max(_MOST_TOKENS, tuned.recipe.max_length)})
     longest = longest_example(roomy, tuned.base, tuned.method, bare)
     return Rows(tuned.recipe, folder, bare.tokenizer, longest, tuned.objective)
 

@@ -12,10 +12,10 @@ from tune_magic import plugins
 from tune_magic.data.example import Example
 from tune_magic.data.table import Table
 from tune_magic.errors import TuneError
-from tune_magic.evaluation.measures import Measure
+from tune_magic.evaluation.measures import Measure, measure_of
 from tune_magic.evaluation.metrics import Accuracy, ClassMetric, ProbabilityMetric
 from tune_magic.evaluation.report import PER_CLASS
-from tune_magic.evaluation.scorer import Said, Scorer
+from tune_magic.evaluation.scorer import Said, Scorer, known
 from tune_magic.training.outputs import outputs_of
 from tune_magic.training.tuned import Tuned
 
@@ -53,7 +53,7 @@ class ClassScorer(Scorer):
             "loss": (-log_p[rows, given]).tolist(),
         }
         if self._needs_all:
-            columns["probabilities"] = np.round(likely, _DIGITS).tolist()
+            columns["log_p"] = np.round(log_p.astype(float), _DIGITS).tolist()  # whose tails are told apart
         return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
 
     def values(self, said: Sequence[Said], examples: Sequence[Example]) -> dict[str, np.ndarray]:
@@ -63,12 +63,12 @@ class ClassScorer(Scorer):
         found = {}
         for name, metric in self.metrics.items():
             if isinstance(metric, ProbabilityMetric):
-                found[name] = metric.values(np.array([row["probabilities"] for row in said]), given)
+                found[name] = metric.values(np.exp([row["log_p"] for row in said]), given)
             elif isinstance(metric, Accuracy):
                 found[name] = (chosen == given).astype(float)[:, None]
             else:
                 found[name] = np.stack([chosen, given], axis=-1)
-        return found | ({"loss": np.array([[row["loss"]] for row in said])} if "loss" in self.measures else {})
+        return found | ({"loss": known([row["loss"] for row in said])[:, None]} if "loss" in self.measures else {})
 
     def columns(self, said: Said) -> dict[str, Any]:
         """Return the class and its probability."""
@@ -103,7 +103,7 @@ def _measure(metric: ClassMetric | ProbabilityMetric) -> Measure:
     if isinstance(metric, Accuracy):  # a mean of rows that are right or wrong, for which there is an exact test
         return Measure(metric.title)
     if isinstance(metric, ProbabilityMetric):
-        return Measure(metric.title, metric.statistic, metric.higher_is_better)
+        return measure_of(metric)
 
     def statistic(values: np.ndarray) -> np.ndarray:
         return metric.statistic(values[..., 0], values[..., 1])

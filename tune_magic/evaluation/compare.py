@@ -55,10 +55,13 @@ def compare(
         chunk = max(1, _CELLS_A_CHUNK // base.size)
         return np.concatenate([draw(min(chunk, count - start)) for start in range(0, count, chunk)])
 
-    tail = (1 - CONFIDENCE) / 2 * 100
-    low, high = np.percentile(many(resampled), [tail, 100 - tail])
     value_base, value_tuned = float(statistic(base)), float(statistic(tuned))
     difference = value_tuned - value_base
+    if not np.isfinite(difference):  # a model that was ruined
+        nan = float("nan")
+        return Comparison(measure.title, value_base, value_tuned, difference, nan, nan, measure.higher_is_better)
+    tail = (1 - CONFIDENCE) / 2 * 100
+    low, high = np.percentile(many(resampled), [tail, 100 - tail])
     if statistic is mean and _is_right_or_wrong(base) and _is_right_or_wrong(tuned):
         test, p = "McNemar", _mcnemar(base[:, 0], tuned[:, 0])
     else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+_CHANCE = 0.05
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -34,8 +36,8 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """better, worse, or unclear where the interval holds 0."""
-        if self.low <= 0 <= self.high:
+        """better, worse, or unclear where the interval holds 0 or chance does as well once in twenty times."""
+        if self.low <= 0 <= self.high or (self.p is not None and self.p > _CHANCE):
             return "unclear"
         return "better" if (self.difference > 0) == self.higher_is_better else "worse"
 

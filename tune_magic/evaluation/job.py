@@ -31,6 +31,7 @@ from tune_magic.storage.folder import RunFolder
 from tune_magic.training.tuned import Tuned, check_unchanged, load_tuned, without_weights
 
 _SCORERS: dict[str, type[Scorer]] = {"texts": AnswerScorer, "classes": ClassScorer, "outputs": OutputScorer}
+_COLUMNS = ("row", "question", "reference", "probability")  # no run may be called so in a table of rows
 Values = dict[str, np.ndarray]
 
 
@@ -94,7 +95,9 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
             "against": {
                 side.name: _compared(scorer, own, tuned_values, {}) for side, own in zip(sides[2:], others, strict=True)
             },
-            "slices": slices.compare_slices(scorer.measures, base_values, tuned_values, _columns(job, tuned, rows)),
+            "slices": slices.compare_slices(
+                scorer.measures, base_values, tuned_values, _columns(job, tuned, rows, said[0])
+            ),
             **scorer.tables(files.each_json_line(said[0]), rows),
         }
         names = [side.name for side in sides]
@@ -152,7 +155,11 @@ def _sides(job: RunFolder, tuned: Tuned, rows: Table) -> tuple[list[Side], dict[
         theirs = without_weights(run)
         _check_comparable(tuned, theirs)
         own, places = theirs.rows(folder).read_again(reference, rows)
-        is_free = run.name not in {side.name for side, _ in found}
+        unseen = ~np.isin(
+            rows.indices[places], _trained_on(tuned, theirs, named=job.info["options"].get("data") is not None)
+        )
+        own, places = own.take(np.flatnonzero(unseen)), places[unseen]
+        is_free = run.name not in {*_COLUMNS, *(side.name for side, _ in found)}
         found.append(
             (Side(run.name if run.name and is_free else run.id, own, other(run), kept.facts_of_tuned(theirs)), places)
         )
@@ -161,8 +168,8 @@ def _sides(job: RunFolder, tuned: Tuned, rows: Table) -> tuple[list[Side], dict[
         common = np.intersect1d(common, places)
     if not len(common):
         raise DataError(
-            "Every row is cut at `max_length`, so the models cannot be compared on the same texts.",
-            hint="Train with a larger `max_length`, or name shorter rows: `%evaluate NAME --data FILE`.",
+            "No row is left that every model reads whole and none was trained on.",
+            hint="Train with a larger `max_length`, or name other rows: `%evaluate NAME --data FILE`.",
         )
     for side, places in found:
         at = {place: number for number, place in enumerate(places.tolist())}
@@ -176,6 +183,15 @@ def _source(job: RunFolder, tuned: Tuned) -> tuple[str, Path]:
     if named:
         return named, job.path
     return tuned.recipe.data.test or held_out_source(tuned.recipe), tuned.run.path
+
+
+def _trained_on(ours: Tuned, theirs: Tuned, *, named: bool) -> list[int]:
+    """Return the numbers of rows of our file that another run was trained on, where both held out a share of the same file."""
+    data = [tuned.recipe.data for tuned in (ours, theirs)]
+    prints = [tuned.run.summary().plan["fingerprints"].get("train") for tuned in (ours, theirs)]
+    if named or data[0].test or isinstance(data[0].held_out, str) or prints[0] != prints[1]:
+        return []
+    return theirs.rows().training_numbers()
 
 
 def _check_comparable(ours: Tuned, theirs: Tuned) -> None:
@@ -195,7 +211,7 @@ def _ask(scorer: Scorer, side: Side, folder: Path, job: Path) -> Path:
     path = kept.path_of(folder, [side.facts, scorer.asked] if can_be_found else None, side.rows, job)
     if kept.is_there(path):
         scorer.advance(scorer.passes * len(side.rows))
-        return path
+        return kept.held(path, job)
     with side.loaded() as model:
         lines = (
             {**said, "place": said.get("place", number) + start}
@@ -203,7 +219,7 @@ def _ask(scorer: Scorer, side: Side, folder: Path, job: Path) -> Path:
             for number, said in enumerate(scorer.ask(model, examples))
         )
         files.write_json_lines(path, lines)
-    return path
+    return kept.held(path, job)
 
 
 def _chunks(rows: Table, size: int | None) -> Iterator[tuple[int, list[Any]]]:
@@ -241,11 +257,14 @@ def _compared(scorer: Scorer, base: Values, tuned: Values, parts: dict[str, np.n
     return {name: comparison.to_dict() for name, comparison in found.items()}
 
 
-def _columns(job: RunFolder, tuned: Tuned, rows: Table) -> dict[str, list[Any]]:
-    """Return the values of the columns by which rows are sliced."""
+def _columns(job: RunFolder, tuned: Tuned, rows: Table, said: Path) -> dict[str, list[Any]]:
+    """Return the values of the columns by which rows are sliced, one for each row that was scored."""
     names = job.info["options"].get("by")
+    if not names:
+        return {}
     reference, folder = _source(job, tuned)
-    return tuned.rows(folder).columns(reference, names, rows) if names else {}
+    scored = rows.take([row["place"] for row in files.each_json_line(said)])
+    return tuned.rows(folder).columns(reference, names, scored)
 
 
 def _lines(

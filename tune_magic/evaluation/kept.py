@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,22 +22,23 @@ from tune_magic.training.tuned import Tuned
 
 _DAYS = 30
 _MOST_BYTES = 1_000_000_000
+_SUFFIX = ".said"
+_PACKAGE = Path(__file__).parent.parent
 
 
 @contextlib.contextmanager
 def folder(job: Path) -> Iterator[Path]:
-    """Yield the folder for what is said; a folder of the job, gone afterwards, where the cache cannot be written."""
+    """Yield the folder for what is said: in the cache, or that of the job where the cache cannot be written."""
     cache = places.cache_folder() / "said"
     try:
         files.make_folder(cache)
         _prune(cache)
     except OSError:
         cache = job
-    before = set(job.iterdir())
     try:
-        yield cache
+        yield cache if os.access(cache, os.W_OK) else job
     finally:
-        for path in set(job.glob("*.said")) - before:
+        for path in job.glob(f"*{_SUFFIX}"):
             files.discard(path)
 
 
@@ -50,9 +52,9 @@ def path_of(folder: Path, facts: list[Any] | None, rows: Table, job: Path) -> Pa
         job: The job folder.
     """
     if facts is None:
-        return job / f"{len(list(job.glob('*.said')))}.said"
-    versions = fingerprint.versions()
-    return folder / f"{fingerprint.of_text(json.dumps([facts, _of_rows(rows), versions], sort_keys=True))}.said"
+        return _own(job)
+    everything = [facts, _of_rows(rows), fingerprint.versions(), _sources()]
+    return folder / f"{fingerprint.of_text(json.dumps(everything, sort_keys=True))}{_SUFFIX}"
 
 
 def is_there(path: Path) -> bool:
@@ -63,9 +65,24 @@ def is_there(path: Path) -> bool:
     return False
 
 
+def held(path: Path, job: Path) -> Path:
+    """Return a name of a file that lasts as long as the job, whoever makes room in the cache."""
+    own = _own(job)
+    return own if path.parent != job and files.link(path, own) else path
+
+
+def _own(job: Path) -> Path:
+    return job / f"{len(list(job.glob(f'*{_SUFFIX}')))}{_SUFFIX}"
+
+
+def _sources() -> dict[str, int]:
+    """Return when our own files were changed: somebody may be working on them."""
+    return {str(path.relative_to(_PACKAGE)): path.stat().st_mtime_ns for path in sorted(_PACKAGE.rglob("*.py"))}
+
+
 def facts_of_base(tuned: Tuned) -> list[Any] | None:
     """Return what the base of a tuned model is; None where a plug-in without a version is part of it."""
-    if not _is_known(tuned.objective):
+    if not (_is_known(tuned.objective) and _is_known(tuned.method)):
         return None
     recipe, plan = tuned.recipe, tuned.run.summary().plan
     own_start = [recipe.method.model_dump(mode="json"), recipe.seed]
@@ -78,6 +95,7 @@ def facts_of_base(tuned: Tuned) -> list[Any] | None:
         recipe.objective.model_dump(mode="json") if recipe.objective else None,
         cell_code.prints(recipe),
         own_start if starts_its_own_way else None,
+        tuned.method.num_virtual_tokens,  # places that answers have not
         device().type,
     ]
 
@@ -85,9 +103,13 @@ def facts_of_base(tuned: Tuned) -> list[Any] | None:
 def facts_of_tuned(tuned: Tuned) -> list[Any] | None:
     """Return what a tuned model is; None where a plug-in without a version is part of it."""
     base = facts_of_base(tuned)
-    if base is None or not _is_known(tuned.method):
+    if base is None:
         return None
-    return [*base, fingerprint.of_file(tuned.run.best_checkpoint / "manifest.json")]
+    return [
+        *base,
+        tuned.recipe.method.model_dump(mode="json"),
+        fingerprint.of_file(tuned.run.best_checkpoint / "manifest.json"),
+    ]
 
 
 def _is_known(plugin: Any) -> bool:
@@ -111,7 +133,7 @@ def _of_rows(rows: Table) -> str:
 def _prune(cache: Path) -> None:
     """Let go of what was not wanted for long, and of the oldest where there is too much."""
     size = 0
-    for path in sorted(cache.iterdir(), key=lambda path: -path.stat().st_mtime):
+    for path in sorted(cache.glob(f"*{_SUFFIX}"), key=lambda path: -path.stat().st_mtime):
         about = path.stat()
         size += about.st_size
         if size > _MOST_BYTES or time.time() - about.st_mtime > _DAYS * 86_400:

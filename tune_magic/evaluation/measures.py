@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from tune_magic.evaluation.metrics import Metric, OutputMetric, ProbabilityMetric
+
 
 def mean(values: np.ndarray) -> np.ndarray:
     """Return the mean over rows, (...), of one number a row, (..., rows, 1)."""
@@ -42,6 +44,14 @@ class Measure:
         """Return the score of rows, (rows, k); those of NaN are not read by it, and NaN where it reads none."""
         read = values[is_read(values)]
         return float(self.statistic(read)) if len(read) else float("nan")
+
+
+def measure_of(metric: Metric | ProbabilityMetric | OutputMetric) -> Measure:
+    """Return the measure of a metric that gives numbers of each row."""
+    own = getattr(type(metric), "statistic", None)
+    if own in (None, ProbabilityMetric.statistic, OutputMetric.statistic):
+        return Measure(metric.title, higher_is_better=metric.higher_is_better)
+    return Measure(metric.title, metric.statistic, metric.higher_is_better)  # type: ignore[union-attr]
 
 
 def is_read(values: np.ndarray) -> np.ndarray:

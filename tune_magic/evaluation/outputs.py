@@ -11,7 +11,7 @@ from tune_magic import plugins
 from tune_magic.data.example import Example
 from tune_magic.data.table import Table
 from tune_magic.errors import DataError, TuneError
-from tune_magic.evaluation.measures import Measure
+from tune_magic.evaluation.measures import measure_of
 from tune_magic.evaluation.metrics import OutputMetric
 from tune_magic.evaluation.scorer import Said, Scorer
 from tune_magic.training.outputs import outputs_of
@@ -33,10 +33,7 @@ class OutputScorer(Scorer):
                 f"`{wrong[0]}` does not score what this run finds.",
                 hint=f"By default it is scored by: {', '.join(self.tuned.objective.metrics)}.",
             )
-        self.measures = {
-            name: Measure(metric.title, metric.statistic, metric.higher_is_better)
-            for name, metric in self.metrics.items()
-        }
+        self.measures = {name: measure_of(metric) for name, metric in self.metrics.items()}
         ours = all(type(metric).__module__.startswith("tune_magic.") for metric in self.metrics.values())
         self.asked = {"metrics": list(self.metrics)} if ours else None
 

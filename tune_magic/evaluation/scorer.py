@@ -11,9 +11,16 @@ import numpy as np
 from tune_magic.data.example import Example
 from tune_magic.data.table import Table
 from tune_magic.evaluation.measures import Measure
+from tune_magic.storage.events import number
 from tune_magic.training.tuned import Tuned
 
 Said = dict[str, Any]  # what a model said of a row, as JSON can keep it
+
+
+def known(losses: Sequence[Any]) -> np.ndarray:
+    """Return losses as they were kept, (rows,); one that is no number is infinite, so that it is not left out."""
+    found = np.array([number(loss) for loss in losses])
+    return np.where(np.isnan(found), np.inf, found)
 
 
 class Scorer(abc.ABC):

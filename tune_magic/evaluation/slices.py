@@ -13,10 +13,11 @@ import numpy as np
 from tune_magic.evaluation.compare import compare
 from tune_magic.evaluation.measures import Measure, is_read
 
-OTHERS = "others"
+OTHERS, NONE = "others", "none"
 _MOST_VALUES = 12  # of a column; rarer ones are one slice
 _RESAMPLES = 2000
 _QUARTERS = (25, 50, 75)
+_DIGITS = 6  # of their edges
 
 
 def titled(measure: Measure, part: str) -> Measure:
@@ -65,18 +66,20 @@ def sliced(values: Sequence[Any]) -> tuple[list[str], list[str]]:
     kinds = Counter(names)
     if len(kinds) <= _MOST_VALUES:
         return names, _ordered(kinds)
-    if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
-        return _quarters(np.array(values, dtype=float))
+    numbers = [_number(value) for value in values]
+    if all(name == NONE or number is not None for name, number in zip(names, numbers, strict=True)):
+        return _quarters(np.array([np.nan if number is None else number for number in numbers]))
     common = {name for name, _ in kinds.most_common(_MOST_VALUES - 1)}
     names = [name if name in common else OTHERS for name in names]
     return names, _ordered(Counter(names))
 
 
 def _quarters(numbers: np.ndarray) -> tuple[list[str], list[str]]:
-    edges = np.unique(np.nanpercentile(numbers, _QUARTERS))
-    names = [f"up to {edges[0]:g}", *(f"{a:g} to {b:g}" for a, b in itertools.pairwise(edges)),
-             f"above {edges[-1]:g}"]  # fmt: skip
-    places = np.searchsorted(edges, numbers, side="left").tolist()
+    edges = np.unique(np.nanpercentile(numbers, _QUARTERS)).tolist()
+    said = [f"{edge:.{_DIGITS}g}" for edge in edges]
+    said = said if len(set(said)) == len(said) else [repr(edge) for edge in edges]
+    names = [f"up to {said[0]}", *(f"{a} to {b}" for a, b in itertools.pairwise(said)), f"above {said[-1]}", NONE]
+    places = np.where(np.isnan(numbers), len(names) - 1, np.searchsorted(edges, numbers, side="left")).tolist()
     return [names[place] for place in places], [name for place, name in enumerate(names) if place in set(places)]
 
 
@@ -86,6 +89,13 @@ def _ordered(counts: Counter[str]) -> list[str]:
 
 
 def _word(value: Any) -> str:
-    if value is None or (isinstance(value, float) and np.isnan(value)):
-        return "none"
-    return str(value)
+    is_missing = value is None or value == "" or (isinstance(value, float) and np.isnan(value))
+    return NONE if is_missing else str(value)
+
+
+def _number(value: Any) -> float | None:
+    """Return a value as a number, as csv files write it, too; None where it is none."""
+    try:
+        return None if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError):
+        return None

@@ -126,6 +126,8 @@ class Rows:
         train, held_out = self._split()
         if self._teacher is not None and self.objective.learns_answers_of_teacher:
             train = self._taught(train, self._teacher)
+            if not len(train):
+                raise DataError("All that the teacher answered is empty.", hint="Look at what it says: is it trained?")
         more = mixture.more_sources(data)
         if len(train) and not (more or data.clean or data.augment or data.balance != "none"):
             return Dataset(train, held_out)
