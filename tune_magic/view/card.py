@@ -165,12 +165,12 @@ def card_text(
     return "\n".join(lines)
 
 
-def comparison_line(comparison: Comparison) -> str:
-    """Return a metric as one line of text."""
+def comparison_line(comparison: Comparison, base: str = "base") -> str:
+    """Return a metric as one line of text; `base` is what the first model is called."""
     change = words.signed(comparison.difference)
     interval = f" ({words.signed(comparison.low)} to {words.signed(comparison.high)})"
     known = not math.isnan(comparison.low)
-    values = f"base {words.value(comparison.base)}, tuned {words.value(comparison.tuned)}"
+    values = f"{base} {words.value(comparison.base)}, tuned {words.value(comparison.tuned)}"
     p = "" if comparison.p is None else f", p {words.chance(comparison.p)}"
     return f"{comparison.title}: {values}, {change}{interval if known else ''}{p}"
 

@@ -64,7 +64,7 @@ def report_card(report: Scores, name: str) -> Bundle:
     lines += [f"  {comparison_line(comparison)}" for comparison in report.comparisons.values()]
     lines += [f"  {text}" for text in notes]
     lines += [
-        f"  {other} · {comparison_line(comparison).replace('base', other, 1)}"
+        f"  {clean(other, 60)} · {comparison_line(comparison, clean(other, 60))}"
         for other, comparisons in report.against.items()
         for comparison in comparisons.values()
     ]
