@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import abc
+
 import numpy as np
 
 from tune_magic.evaluation.metrics import ClassMetric, ProbabilityMetric
@@ -23,9 +25,9 @@ class _OfEachClass(ClassMetric):
             weights += weight
         return np.asarray(total / np.maximum(weights, 1))
 
+    @abc.abstractmethod
     def _score(self, both: np.ndarray, chosen: np.ndarray, given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the score of a class and its weight, each (...), from counts of rows."""
-        raise NotImplementedError
 
 
 class MacroPrecision(_OfEachClass):
@@ -100,9 +102,9 @@ class _OfRanks(ProbabilityMetric):
             present += counts
         return np.asarray(np.where(present > 0, total / np.maximum(present, 1), 0.5))
 
+    @abc.abstractmethod
     def _score(self, scores: np.ndarray, own: np.ndarray) -> np.ndarray:
         """Return the score of a class, (...), from scores and whether a row is of the class, each (..., rows)."""
-        raise NotImplementedError
 
 
 class RocAuc(_OfRanks):
