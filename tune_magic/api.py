@@ -229,6 +229,7 @@ def evaluate(
     by: Sequence[str] | str | None = None,
     baselines: Sequence[str] | str | None = None,
     shots: int | None = None,
+    probe: bool = False,
     max_new_tokens: int | None = None,
     limit: int | None = None,
 ) -> Report:
@@ -247,6 +248,7 @@ def evaluate(
         baselines: What the base does without training when it is asked better: ``few`` puts some training rows before
             each question, ``rag`` those nearest to it; ``zero`` is the base as it is, which is always there.
         shots: Training rows before each question; default: 4, fewer where a row would be too long.
+        probe: Also ask a general set, questions and prose that have nothing to do with the rows, to see what was forgotten.
         max_new_tokens: Longest answer; default: half as much again as the longest reference.
         limit: Only this many rows.
 
@@ -268,7 +270,8 @@ def evaluate(
     wanted = _names(metrics)
     options = {
         "data": None if data is None else _absolute(data), "metrics": wanted, "by": _names(by),
-        "against": [str(other.path) for other in others], "baselines": asked, "shots": shots, "max_new_tokens": max_new_tokens, "limit": limit,
+        "against": [str(other.path) for other in others], "baselines": asked, "shots": shots,
+        "max_new_tokens": max_new_tokens, "limit": limit, **({"probe": True} if probe else {}),
     }  # fmt: skip
     plugged = [("metric", name) for name in wanted or ()]
     plugged += [(code["kind"], code["name"]) for other in others for code in other.info.get("cell_code", ())]

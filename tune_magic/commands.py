@@ -143,6 +143,7 @@ COMMANDS = {
                 Flag("by", "columns, comma-separated: score the rows of each value too; length: in tokens", "COLUMNS"),
                 Flag("baselines", "comma-separated: zero, few, rag; the base with training rows before each question", "NAMES"),
                 Flag("shots", "training rows before each question; default: 4", "N", kind=int),
+                Flag("probe", "score a general set too: questions and prose that have nothing to do with the rows"),
                 Flag("max-new-tokens", "longest answer in tokens", "N", kind=int),
                 Flag("limit", "only this many rows", "N", kind=int),
             ),

@@ -6,12 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 
 from tune_magic import plugins, secrets
 from tune_magic.data.example import Example
 from tune_magic.data.table import Table
 from tune_magic.errors import TuneError
+from tune_magic.evaluation.choices import LIKELIEST, RIGHT, Answers, chosen
+from tune_magic.evaluation.likelihood import log_likelihoods
 from tune_magic.evaluation.measures import Measure, measure_of, perplexity, weighted_mean
 from tune_magic.evaluation.metrics import Metric, OutputMetric
 from tune_magic.evaluation.scorer import Said, Scorer, known
@@ -27,23 +28,31 @@ _MOST_NEW_TOKENS = 512
 
 
 class AnswerScorer(Scorer):
-    """Losses by the engine, answers by greedy generation."""
+    """Losses and the likeliest of several answers by the engine, answers by greedy generation."""
 
     def prepare(self, rows: Table) -> None:
         """Choose the metrics; texts without an answer have none that read answers."""
         wanted = self.options.get("metrics") or DEFAULT_METRICS
-        self.metrics = self._metrics([name for name in wanted if name not in _BY_ENGINE], rows)
+        self.metrics = self._metrics([name for name in wanted if name not in (*_BY_ENGINE, LIKELIEST)], rows)
         self.measures = {name: measure_of(metric) for name, metric in self.metrics.items()}
         self.measures |= {name: measure for name, measure in _BY_ENGINE.items() if name in wanted}
         self.max_new_tokens = 0
         if self.metrics:
             own = self.options.get("max_new_tokens")
             self.max_new_tokens = own or longest_answer(rows, self.tuned.vocabulary.base)
-        self.asked = {"max_new_tokens": self.max_new_tokens}
-        self.passes = 2 if self.metrics else 1
+        self.answers = Answers(rows) if LIKELIEST in wanted else None
+        if self.answers:
+            self.measures[LIKELIEST] = RIGHT
+        self.asked = {"max_new_tokens": self.max_new_tokens, "answers": self.answers and self.answers.texts}
+        self.passes = 1 + bool(self.metrics) + bool(self.answers)
+
+    def meet(self, rows: Table) -> None:
+        """Learn how the answers to choose among are written in a side's tokens."""
+        if self.answers:
+            self.answers.meet(rows)
 
     def ask(self, side: Tuned, examples: Sequence[Example]) -> list[Said]:
-        """Return the loss of each row, summed over its trained tokens, and the answer where a metric reads it."""
+        """Return the loss of each row, summed over its trained tokens, and the answers where a metric reads them."""
         found: list[Said] = [{"loss": loss} for loss in self._losses(side, examples).tolist()]
         if self.metrics:
             texts = generate(
@@ -55,6 +64,9 @@ class AnswerScorer(Scorer):
                 done=self.advance,
             )
             found = [{**row, "text": text} for row, text in zip(found, texts, strict=True)]
+        if self.answers:
+            offered = [self.answers.offered(example) for example in examples]
+            found = [{**row, **own} for row, own in zip(found, chosen(side, offered, self.advance), strict=True)]
         return found
 
     def values(self, said: Sequence[Said], examples: Sequence[Example]) -> dict[str, np.ndarray]:
@@ -71,11 +83,15 @@ class AnswerScorer(Scorer):
                 found[name] = metric.values([answer for answer, _ in pairs], [reference for _, reference in pairs])
             else:
                 found[name] = np.array([[metric.score(answer, reference)] for answer, reference in pairs], dtype=float)
+        if self.answers:
+            found[LIKELIEST] = self.answers.right(said, examples)
         return found
 
     def columns(self, said: Said) -> dict[str, Any]:
-        """Return the answer, where there is one."""
-        return {"": said["text"]} if "text" in said else {}
+        """Return the answer where one was written, else the likeliest where some were offered."""
+        if "text" in said:
+            return {"": said["text"]}
+        return {"": self.answers.likeliest(said)} if self.answers else {}
 
     def unreadable(self, said: Iterable[Said]) -> dict[str, int]:
         """Return how many answers have no number, or are no JSON, where that is what a metric reads."""
@@ -106,20 +122,7 @@ class AnswerScorer(Scorer):
 
     def _losses(self, side: Tuned, examples: Sequence[Example]) -> np.ndarray:
         """Return each row's loss, summed over its trained tokens, (rows,)."""
-        engine = side.engine()
-        engine.self_check(examples[:8], side.objective.score_sum)
-        places = {id(example): place for place, example in enumerate(examples)}
-        losses = np.zeros(len(examples))
-        with torch.no_grad():
-            for microbatch in engine.microbatches(examples):
-                states = engine.states(microbatch)
-                sums = torch.zeros(len(microbatch)).index_add(
-                    0, states.owners.cpu(), -(states.log_probs() * states.weights).cpu()
-                )
-                own = [places[id(example)] for example in microbatch]  # they come in the engine's order
-                losses[own] = sums.numpy()
-                self.advance(len(microbatch))
-        return losses
+        return -log_likelihoods(side, examples, self.advance)
 
 
 def reads_answers(metric: Any) -> bool:

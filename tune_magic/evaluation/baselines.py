@@ -22,7 +22,6 @@ from tune_magic.errors import TuneError
 from tune_magic.evaluation.report import FEW, RAG
 from tune_magic.storage import fingerprint
 from tune_magic.training.dataset import Rows
-from tune_magic.training.prepare import longest_example
 from tune_magic.training.tuned import Tuned, check_unchanged
 
 NAMES = {FEW: "few-shot", RAG: "retrieval"}  # what columns and cards call them
@@ -71,10 +70,7 @@ def rows_of(
 
 def _reader(tuned: Tuned, folder: Path) -> Rows:
     """Return a reader of rows by the base's tokens, as long as the base can read them."""
-    bare = tuned.vocabulary.unextended()
-    roomy = tuned.recipe.model_copy(update={"max_length": max(_MOST_TOKENS, tuned.recipe.max_length)})
-    longest = longest_example(roomy, tuned.base, tuned.method, bare)
-    return Rows(tuned.recipe, folder, bare.tokenizer, longest, tuned.objective)
+    return replace(tuned, vocabulary=tuned.vocabulary.unextended()).rows(folder, room=_MOST_TOKENS)
 
 
 def _shots(tuned: Tuned) -> list[Shot]:

@@ -2,54 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tune_magic import files
-from tune_magic.data.locate import ensure, held_out_source, references, source_name
 from tune_magic.data.table import Table
-from tune_magic.errors import DataError, TuneError
-from tune_magic.evaluation import baselines, kept, slices
+from tune_magic.evaluation import kept, probe, slices
 from tune_magic.evaluation.answers import AnswerScorer
 from tune_magic.evaluation.classes import ClassScorer
 from tune_magic.evaluation.compare import compare
 from tune_magic.evaluation.comparison import Comparison
 from tune_magic.evaluation.measures import weighted_mean
 from tune_magic.evaluation.outputs import OutputScorer
-from tune_magic.evaluation.report import BASE, FORMAT, TUNED, ZERO
+from tune_magic.evaluation.report import FORMAT
 from tune_magic.evaluation.scorer import Scorer
-from tune_magic.storage import fingerprint
+from tune_magic.evaluation.sides import Side, rows_to_score, sides_of, source_of
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
-from tune_magic.training.tuned import Tuned, check_unchanged, load_tuned, without_weights
+from tune_magic.training.tuned import Tuned, load_tuned
 
 _SCORERS: dict[str, type[Scorer]] = {"texts": AnswerScorer, "classes": ClassScorer, "outputs": OutputScorer}
-_COLUMNS = ("row", "question", "reference", "probability")  # no run may be called so in a table of rows
 Values = dict[str, np.ndarray]
-
-
-@dataclass
-class Side:
-    """One of the models that are compared.
-
-    Attributes:
-        name: As cards and columns call it.
-        rows: The rows by its tokens, in the same order as those of all others.
-        loaded: Opens the model.
-        facts: What the model is, so that what it said can be found again; None: it is asked each time.
-    """
-
-    name: str
-    rows: Table
-    loaded: Callable[[], contextlib.AbstractContextManager[Tuned]]
-    facts: list[Any] | None = None
 
 
 def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
@@ -59,26 +38,19 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     tuned = load_tuned(RunFolder(job.path.parent.parent))
     rows, split = rows_to_score(tuned, job.path, options.get("data"))
     rows = rows.take(range(min(len(rows), options.get("limit") or len(rows))))
-    sides, shots = _sides(job, tuned, rows)
+    sides, shots = sides_of(job, tuned, rows)
     rows = sides[0].rows
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        control.check()
-        done += count
-        if count:
-            log.append("progress", done=done, total=len(sides) * scorer.passes * len(rows))
-
-    scorer = _SCORERS[tuned.objective.gives](tuned, rows, options, advance)
+    progress = _Progress(log, control)
+    scorer = _SCORERS[tuned.objective.gives](tuned, rows, options, progress.advance)
+    progress.expect(scorer, sides)
+    halves = _probed(job, tuned, sides, progress) if options.get("probe") else []
     with kept.folder(job.path) as folder:
         said = [_ask(scorer, side, folder, job.path) for side in sides]
         values = [_values(scorer, path, rows) for path in said]
-        tuned_values, base_values, *others = values
         parts = _parts(scorer, rows)
         about = {
             "split": split,
-            "rows": len(next(iter(tuned_values.values()))),
+            "rows": len(next(iter(values[0].values()))),
             "step": tuned.run.best_checkpoint.name.removeprefix("step-"),
             "chose_checkpoint": split == "held-out",
             **({"new_head": True} if tuned.objective.new_head else {}),
@@ -91,14 +63,11 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
         content = {
             "format": FORMAT,
             "about": about,
-            "metrics": _compared(scorer, base_values, tuned_values, parts),
-            "against": {
-                side.name: _compared(scorer, own, tuned_values, {}) for side, own in zip(sides[2:], others, strict=True)
-            },
-            "slices": slices.compare_slices(
-                scorer.measures, base_values, tuned_values, _columns(job, tuned, rows, said[0])
-            ),
+            "metrics": _compared(scorer, values[1], values[0], parts),
+            "against": _against(scorer, sides, values),
+            "slices": slices.compare_slices(scorer.measures, values[1], values[0], _columns(job, tuned, rows, said[0])),
             **scorer.tables(files.each_json_line(said[0]), rows),
+            **({"probe": [_forgotten(half, folder, job.path) for half in halves]} if halves else {}),
         }
         names = [side.name for side in sides]
         files.write_json_lines(job.path / "rows.jsonl", _lines(scorer, rows, names, said, values))
@@ -106,103 +75,71 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     return {"state": "finished"}
 
 
-def _sides(job: RunFolder, tuned: Tuned, rows: Table) -> tuple[list[Side], dict[str, int]]:
-    """Return the tuned model, its base, other runs and baselines, with the rows that all of them read whole.
+class _Progress:
+    """Says how far the job is, and looks whether it is to end.
 
-    Rows that one of them would have to cut are left out. Beside them, how many examples a row of each baseline has.
-
-    Raises:
-        TuneError: Another run gives something else, so that the two cannot be compared.
+    Args:
+        log: Takes the `progress` events.
+        control: Knows whether somebody asked for an end.
     """
-    reference, folder = _source(job, tuned)
 
-    @contextlib.contextmanager
-    def itself() -> Iterator[Tuned]:
-        yield tuned
+    def __init__(self, log: EventLog, control: Control) -> None:
+        self._log, self._control = log, control
+        self._done = self._total = 0
 
-    @contextlib.contextmanager
-    def base() -> Iterator[Tuned]:
-        if tuned.method.adds:
-            with tuned.without_tuning() as bare:
-                yield bare
-        else:
-            tuned.model.cpu()  # both at once may not fit
-            yield tuned.load_base()
+    def expect(self, scorer: Scorer, sides: Sequence[Side]) -> None:
+        """Count what is to be done."""
+        self._total += sum(scorer.passes * len(side.rows) for side in sides)
 
-    def other(run: RunFolder) -> Callable[[], contextlib.AbstractContextManager[Tuned]]:
-        @contextlib.contextmanager
-        def loaded() -> Iterator[Tuned]:
-            tuned.model.cpu()
-            yield load_tuned(run)
-
-        return loaded
-
-    everything = np.arange(len(rows))
-    found = [(Side(TUNED, rows, itself, kept.facts_of_tuned(tuned)), everything)]
-    bare, places = rows, everything
-    if tuned.vocabulary.is_extended:
-        unextended = replace(tuned, vocabulary=tuned.vocabulary.unextended())
-        bare, places = unextended.rows(folder).read_again(reference, rows)
-    found.append((Side(BASE, bare, base, kept.facts_of_base(tuned)), places))
-    shots = {}
-    for kind in dict.fromkeys(job.info["options"].get("baselines") or ()):
-        if kind != ZERO:
-            wanted = job.info["options"].get("shots") or baselines.SHOTS
-            own, places, shots[kind] = baselines.rows_of(tuned, kind, wanted, (reference, folder), rows)
-            found.append((Side(baselines.NAMES[kind], own, base, kept.facts_of_base(tuned)), places))
-    for path in job.info["options"].get("against") or ():
-        run = RunFolder(Path(path))
-        theirs = without_weights(run)
-        _check_comparable(tuned, theirs)
-        own, places = theirs.rows(folder).read_again(reference, rows)
-        unseen = ~np.isin(
-            rows.indices[places], _trained_on(tuned, theirs, named=job.info["options"].get("data") is not None)
-        )
-        own, places = own.take(np.flatnonzero(unseen)), places[unseen]
-        is_free = run.name not in {*_COLUMNS, *(side.name for side, _ in found)}
-        found.append(
-            (Side(run.name if run.name and is_free else run.id, own, other(run), kept.facts_of_tuned(theirs)), places)
-        )
-    common = everything
-    for _, places in found:
-        common = np.intersect1d(common, places)
-    if not len(common):
-        raise DataError(
-            "No row is left that every model reads whole and none was trained on.",
-            hint="Train with a larger `max_length`, or name other rows: `%evaluate NAME --data FILE`.",
-        )
-    for side, places in found:
-        at = {place: number for number, place in enumerate(places.tolist())}
-        side.rows = side.rows.take([at[place] for place in common.tolist()])
-    return [side for side, _ in found], {baselines.NAMES[kind]: count for kind, count in shots.items()}
+    def advance(self, count: int) -> None:
+        """Count what is done; may raise to break off."""
+        self._control.check()
+        self._done += count
+        if count:
+            self._log.append("progress", done=self._done, total=self._total)
 
 
-def _source(job: RunFolder, tuned: Tuned) -> tuple[str, Path]:
-    """Return where the rows come from, and the job folder that holds them where they were given as an object."""
-    named = job.info["options"].get("data")
-    if named:
-        return named, job.path
-    return tuned.recipe.data.test or held_out_source(tuned.recipe), tuned.run.path
+@dataclass
+class _Probe:
+    """A half of the general set, and who is asked about it."""
+
+    half: probe.Half
+    scorer: Scorer
+    sides: list[Side]
 
 
-def _trained_on(ours: Tuned, theirs: Tuned, *, named: bool) -> list[int]:
-    """Return the numbers of rows of our file that another run was trained on, where both held out a share of the same file."""
-    data = [tuned.recipe.data for tuned in (ours, theirs)]
-    prints = [tuned.run.summary().plan["fingerprints"].get("train") for tuned in (ours, theirs)]
-    if named or data[0].test or isinstance(data[0].held_out, str) or prints[0] != prints[1]:
-        return []
-    return theirs.rows().training_numbers()
+def _probed(job: RunFolder, tuned: Tuned, sides: Sequence[Side], progress: _Progress) -> list[_Probe]:
+    """Return what the probe will ask."""
+    probe.check(tuned)
+    found = []
+    for half in probe.HALVES:
+        asked = probe.sides_of(half, sides, job.path)
+        if len(asked[0].rows):
+            scorer = half.scorer(tuned, asked[0].rows, {"metrics": half.metrics}, progress.advance)
+            scorer.measures = {name: slices.titled(own, half.name) for name, own in scorer.measures.items()}
+            progress.expect(scorer, asked)
+            found.append(_Probe(half, scorer, asked))
+    return found
 
 
-def _check_comparable(ours: Tuned, theirs: Tuned) -> None:
-    names = [tuned.run.name or tuned.run.id for tuned in (ours, theirs)]
-    kinds = [type(tuned.objective) for tuned in (ours, theirs)]
-    if ours.objective.gives != theirs.objective.gives or (ours.objective.gives == "outputs" and kinds[0] != kinds[1]):
-        raise TuneError(f"{names[0]} and {names[1]} cannot be compared: one finds {ours.objective.gives}, the other "
-                        f"{theirs.objective.gives}.")  # fmt: skip
-    classes = [tuned.objective.facts().get("classes") for tuned in (ours, theirs)]
-    if classes[0] != classes[1]:
-        raise TuneError(f"{names[0]} and {names[1]} cannot be compared: they tell other classes apart.")
+def _forgotten(asked: _Probe, folder: Path, job: Path) -> dict[str, Any]:
+    """Return how a half of the general set was scored; what was answered goes beside the report."""
+    said = [_ask(asked.scorer, side, folder, job) for side in asked.sides]
+    values = [_values(asked.scorer, path, asked.sides[0].rows) for path in said]
+    if asked.half is probe.QUESTIONS:
+        lines = [list(files.each_json_line(path)) for path in said]
+        files.write_json_lines(job / "probe.jsonl", probe.told(asked.sides, lines))
+    return {
+        "of": asked.half.name,
+        "rows": len(asked.sides[0].rows),
+        "metrics": _compared(asked.scorer, values[1], values[0], {}),
+        "against": _against(asked.scorer, asked.sides, values),
+    }
+
+
+def _against(scorer: Scorer, sides: Sequence[Side], values: Sequence[Values]) -> dict[str, dict[str, Any]]:
+    """Return what the tuned model has more than each model but its base."""
+    return {side.name: _compared(scorer, own, values[0], {}) for side, own in zip(sides[2:], values[2:], strict=True)}
 
 
 def _ask(scorer: Scorer, side: Side, folder: Path, job: Path) -> Path:
@@ -212,6 +149,7 @@ def _ask(scorer: Scorer, side: Side, folder: Path, job: Path) -> Path:
     if kept.is_there(path):
         scorer.advance(scorer.passes * len(side.rows))
         return kept.held(path, job)
+    scorer.meet(side.rows)
     with side.loaded() as model:
         lines = (
             {**said, "place": said.get("place", number) + start}
@@ -262,7 +200,7 @@ def _columns(job: RunFolder, tuned: Tuned, rows: Table, said: Path) -> dict[str,
     names = job.info["options"].get("by")
     if not names:
         return {}
-    reference, folder = _source(job, tuned)
+    reference, folder = source_of(job, tuned)
     scored = rows.take([row["place"] for row in files.each_json_line(said)])
     return tuned.rows(folder).columns(reference, names, scored)
 
@@ -286,33 +224,3 @@ def _lines(
             for name in shown:
                 line[f"{name}_{side}"] = float(values[which][name][number, 0])
         yield line
-
-
-def rows_to_score(tuned: Tuned, folder: Path, named: str | None = None) -> tuple[Table, str]:
-    """Return rows that were not trained on, and what they are: named by the user, test, or held-out.
-
-    Args:
-        tuned: The model they are for.
-        folder: The job folder, with tables given as objects.
-        named: The user's own rows.
-
-    Raises:
-        DataError: There are none. TuneError: The run's data has changed, so that the split would be another.
-    """
-    data, run = tuned.recipe.data, tuned.run
-    if named:
-        examples, split = tuned.rows(folder).examples(named), source_name(named)
-    elif data.test:
-        examples, split = tuned.rows().examples(data.test), "test"
-    else:
-        for role, reference in references(tuned.recipe).items():
-            if role == "corpus":
-                continue  # its words are with the run
-            path = ensure(reference, run.path)
-            if not path.is_file():
-                raise DataError(f"The run's rows are gone: there is no file {path}.")
-            check_unchanged(run, role, fingerprint.of_file(path))
-        examples, split = tuned.rows().held_out(), "held-out"
-    if not examples:
-        raise DataError("There are no held-out rows to evaluate on.", hint="Name some: `%evaluate NAME --data FILE`.")
-    return examples, split

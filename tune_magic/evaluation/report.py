@@ -29,6 +29,8 @@ class Scores:
     Attributes:
         comparisons: By metric name, base and tuned with their paired difference and its 95% interval.
         against: The same with another run or a baseline in the base's place, by its name.
+        probe: Measures of a general set, where it was asked: ``likeliest`` of questions, ``loss`` and ``perplexity`` of prose.
+        probe_against: The same with another run in the base's place, by its name.
         by_slice: Of each slice of the rows its column, value and number of rows, and its comparisons; see `slices`.
         rows: One mapping a row: row, question, reference, base, tuned, and each metric for both.
         about: What was scored: data, split, number of rows, checkpoint step.
@@ -44,6 +46,13 @@ class Scores:
         self._confusion: list[list[int]] = content.get("confusion", [])
         self.comparisons = _comparisons(content["metrics"])
         self.against = {name: _comparisons(metrics) for name, metrics in content.get("against", {}).items()}
+        halves = content.get("probe", [])
+        self.probe_sizes = {half["of"]: int(half["rows"]) for half in halves}
+        self.probe = _comparisons({name: own for half in halves for name, own in half["metrics"].items()})
+        self.probe_against = {
+            name: _comparisons({metric: own for half in halves for metric, own in half["against"][name].items()})
+            for name in (halves[0]["against"] if halves else ())
+        }
         self.by_slice = [(own, _comparisons(own.pop("metrics"))) for own in content.get("slices", [])]
 
     def __repr__(self) -> str:
@@ -76,6 +85,14 @@ class Scores:
         import pandas as pd
 
         return pd.DataFrame(self.rows)
+
+    @property
+    def probe_frame(self) -> pd.DataFrame:
+        """Each general question with what base, tuned and other runs find likeliest; empty where none was asked."""
+        import pandas as pd
+
+        path = self.path / "probe.jsonl"
+        return pd.DataFrame(files.read_json_lines(path) if path.is_file() else [])
 
     @property
     def per_class(self) -> pd.DataFrame:

@@ -59,6 +59,9 @@ class Scorer(abc.ABC):
             TuneError: What was asked for cannot be measured of these rows.
         """
 
+    def meet(self, rows: Table) -> None:  # noqa: B027 - most need not
+        """Look at all rows of a side, by its tokens, before it is asked."""
+
     @abc.abstractmethod
     def ask(self, side: Tuned, examples: Sequence[Example]) -> list[Said]:
         """Return what a model says of every row.

@@ -12,8 +12,8 @@ from tune_magic import files, plugins
 from tune_magic.data.example import Example
 from tune_magic.errors import TuneError
 from tune_magic.evaluation.answers import longest_answer
-from tune_magic.evaluation.job import rows_to_score
 from tune_magic.evaluation.metrics import ExactMatch
+from tune_magic.evaluation.sides import rows_to_score
 from tune_magic.exporters import parity
 from tune_magic.exporters.base import Exporter
 from tune_magic.exporters.parity import Limits, TorchReader

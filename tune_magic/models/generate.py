@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,9 @@ import torch
 
 from tune_magic.errors import TuneError
 
-_BATCH = 20
+_BATCH = 32
+_BATCH_TOKENS = 16_384  # most of a batch, with room for answers: keys and values of each are kept
+_WORTH = 64  # tokens that a shared beginning must save
 
 
 def generate(
@@ -57,9 +60,13 @@ def generate(
     answers, left = [""] * len(prompts), len(prompts)
     for chosen, room in _batches([len(prompt) for prompt in prompts], max_new_tokens, positions_of(model), batch_size):
         config.max_new_tokens = room
-        ids, mask = _left_padded([prompts[index] for index in chosen], pad)
+        own = [prompts[index] for index in chosen]
         named = {} if adapters is None else {"adapter_names": [adapters[index] for index in chosen]}
+        begun = shared_tokens(own) if adapters is None and _keeps_beginnings(model) else 0
+        ids, mask = _left_padded(own, pad, begun)
         with torch.no_grad():
+            if begun:
+                named["past_key_values"] = _begin(model, ids[:1, :begun].to(device), len(own))
             out = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
@@ -68,8 +75,8 @@ def generate(
                 **named,
             )
         for row, index in enumerate(chosen):
-            own = out[row] if encodes else out[row, ids.shape[1] :]  # a decoder's rows begin with what it was given
-            answers[index] = tokenizer.decode(own.tolist(), skip_special_tokens=True)
+            said = out[row] if encodes else out[row, ids.shape[1] :]  # a decoder's rows begin with what it was given
+            answers[index] = tokenizer.decode(said.tolist(), skip_special_tokens=True)
         left -= len(chosen)
         if done is not None:
             done(len(chosen))
@@ -102,7 +109,11 @@ def _batches(
     room = [max_new_tokens if positions is None else min(max_new_tokens, positions - length) for length in lengths]
     yield from (([index], room[index]) for index in order if 0 < room[index] < max_new_tokens)
     free = [index for index in order if room[index] == max_new_tokens]
-    yield from ((free[start : start + batch_size], max_new_tokens) for start in range(0, len(free), batch_size))
+    start = 0
+    while start < len(free):
+        fits = max(1, _BATCH_TOKENS // (lengths[free[start]] + max_new_tokens))
+        yield free[start : start + min(batch_size, fits)], max_new_tokens
+        start += min(batch_size, fits)
 
 
 @dataclass(frozen=True)
@@ -191,14 +202,44 @@ def stream(
     return str(tokenizer.decode(ids, skip_special_tokens=True))
 
 
-def _left_padded(prompts: Sequence[np.ndarray], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return token ids and mask, each (prompts, longest), with the padding before each prompt."""
+def shared_tokens(prompts: Sequence[np.ndarray]) -> int:
+    """Return how many tokens all prompts begin with, one of each left over; 0 where computing them once saves little."""
+    least, most = min(prompts, key=lambda prompt: prompt.tobytes()), max(prompts, key=lambda prompt: prompt.tobytes())
+    size = min(map(len, prompts)) - 1
+    differs = np.flatnonzero(least[:size] != most[:size])  # bytes are in order: what these two share, all do
+    count = int(differs[0]) if len(differs) else size
+    return count if (len(prompts) - 1) * count >= _WORTH else 0
+
+
+def _keeps_beginnings(model: Any) -> bool:
+    """Return whether rows may go on from keys and values of what they begin with: padding then stands in their middle."""
+    config = model.config.get_text_config()
+    slides = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
+    counts = "position_ids" in inspect.signature(_inner(model).forward).parameters
+    learned = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None)
+    return counts and not (slides or learned or model.config.is_encoder_decoder)
+
+
+def _begin(model: Any, tokens: torch.Tensor, rows: int) -> Any:
+    """Return keys and values of tokens, (1, length), for so many rows."""
+    cache = _inner(model)(input_ids=tokens, use_cache=True, logits_to_keep=1).past_key_values
+    cache.batch_repeat_interleave(rows)
+    return cache
+
+
+def _inner(model: Any) -> Any:
+    return model.get_base_model() if hasattr(model, "get_base_model") else model
+
+
+def _left_padded(prompts: Sequence[np.ndarray], pad: int, begun: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return token ids and mask, each (prompts, longest), with the padding behind the `begun` tokens that all share."""
     width = max(map(len, prompts))
     ids = torch.full((len(prompts), width), pad, dtype=torch.long)
     mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
-        ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
-        mask[row, width - len(prompt) :] = 1
+        for own, end in ((prompt[:begun], begun), (prompt[begun:], width)):
+            ids[row, end - len(own) : end] = torch.from_numpy(own.astype(np.int64))
+            mask[row, end - len(own) : end] = 1
     return ids, mask
 
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from tune_magic.evaluation.classes import ClassScorer
-from tune_magic.evaluation.job import rows_to_score
+from tune_magic.evaluation.sides import rows_to_score
 from tune_magic.handles import Run
 from tune_magic.models.load import load_causal_lm
 from tune_magic.testing.rows import rows_of

@@ -66,9 +66,15 @@ class Tuned:
         """What texts are encoded by for this model."""
         return self.vocabulary.tokenizer
 
-    def rows(self, folder: Path | None = None) -> Rows:
-        """Return a reader of rows as this model was trained on; `folder` holds tables given as objects."""
-        longest = longest_example(self.recipe, self.base, self.method, self.vocabulary)
+    def rows(self, folder: Path | None = None, room: int = 0) -> Rows:
+        """Return a reader of rows as this model was trained on; `folder` holds tables given as objects.
+
+        Args:
+            folder: The job folder; default: the run's.
+            room: Rows may have so many tokens, where the model can read them, though it was trained on shorter ones.
+        """
+        roomy = self.recipe.model_copy(update={"max_length": max(room, self.recipe.max_length)})
+        longest = longest_example(roomy, self.base, self.method, self.vocabulary)
         return Rows(self.recipe, folder or self.run.path, self.tokenizer, longest, self.objective)
 
     def asked(self, inputs: Sequence[Any]) -> list[Example]:

@@ -55,6 +55,7 @@ def report_card(report: Scores, name: str) -> Bundle:
         div(grey(_how(report)), style="margin-top:4px"),
         *(div(grey(ticked(text))) for text in notes),
         _against(report),
+        _probe(report),
         *_slices(report),
         *_classes(report),
         wrong,
@@ -69,6 +70,8 @@ def report_card(report: Scores, name: str) -> Bundle:
         for comparison in comparisons.values()
     ]
     lines += [f"  {text}" for text in _shots(report)]
+    lines += [f"  general set · {comparison_line(comparison)}" for comparison in report.probe.values()]
+    lines += [f"  {text}" for text in _forgotten(report)]
     lines += [
         f"  {column} {value} ({rows} rows) · {comparison_line(comparison)}"
         for column, value, rows, comparison in _sliced(report)
@@ -104,6 +107,34 @@ def _against(report: Scores) -> Html | None:
             first = tag("b", escape(name, 60)) if number_of == 0 else ""
             rows.append([first, grey(comparison.title), words.value(comparison.base), *_change(comparison)])
     return rule(tag("b", "against others"), table(rows, align="llrlr"), *(div(grey(text)) for text in _shots(report)))
+
+
+def _probe(report: Scores) -> Html | None:
+    """Return how a general set was scored before and after, and whether anything was forgotten."""
+    if not report.probe:
+        return None
+    head = ["", "base", "tuned", "difference", "p", *(clean(name, 40) for name in report.probe_against)]
+    rows: list[list[object]] = [[grey(text) for text in head]]
+    for name, comparison in report.probe.items():
+        scores = [words.value(comparison.base), tag("b", words.value(comparison.tuned))]
+        others = [words.value(own[name].base) for own in report.probe_against.values()]
+        rows.append([grey(comparison.title), *scores, *_change(comparison), *others])
+    sizes = ", ".join(
+        f"{count} {'paragraphs of ' if of == 'prose' else ''}{of}" for of, count in report.probe_sizes.items()
+    )
+    said = (div(grey(ticked(text))) for text in _forgotten(report))
+    return rule(tag("b", "a general set"), grey(f" {sizes}"), table(rows, align="lrrlr" + "r" * (len(head) - 5)), *said)
+
+
+def _forgotten(report: Scores) -> list[str]:
+    """Say whether something was forgotten."""
+    if not report.probe:
+        return []
+    worse = [c.title for name, c in report.probe.items() if c.verdict == "worse" and name != "perplexity"]
+    if worse:
+        advice = "A lower learning rate, fewer steps, or `retain` keep more."
+        return [f"Something was forgotten: {' and '.join(worse)} got worse. {advice}"]
+    return ["No sign that anything was forgotten."]
 
 
 def _shots(report: Scores) -> list[str]:
