@@ -24,7 +24,41 @@ SYSTEM = (
     "You answer customers of a shop for garden tools. Be brief and kind. Name the order number where there is one, never "
     "promise a date, and say who will write next. Answer in one or two sentences of plain English."
 )
-WORDS = ["order", "parcel", "spade", "rake", "late", "broken", "handle", "refund", "invoice", "colour", "garden", "shed", "delivery", "van", "street", "Monday", "number", "please", "where", "when", "why", "replace", "return", "missing", "box", "wet", "green", "small", "large", "price", "twice", "email", "address"]
+WORDS = [
+    "order",
+    "parcel",
+    "spade",
+    "rake",
+    "late",
+    "broken",
+    "handle",
+    "refund",
+    "invoice",
+    "colour",
+    "garden",
+    "shed",
+    "delivery",
+    "van",
+    "street",
+    "Monday",
+    "number",
+    "please",
+    "where",
+    "when",
+    "why",
+    "replace",
+    "return",
+    "missing",
+    "box",
+    "wet",
+    "green",
+    "small",
+    "large",
+    "price",
+    "twice",
+    "email",
+    "address",
+]
 
 
 def prompts(count: int, tokenizer) -> list[np.ndarray]:
@@ -104,7 +138,9 @@ def main(arguments: list[str] | None = None) -> None:
     for side in options.sides:
         ratios = [theirs / ours for theirs, ours in zip(seconds[side], seconds["ours"], strict=True)]
         same = sum(a == b for a, b in zip(texts[side], texts[options.sides[-1]], strict=True))
-        print(f"{side:10}{statistics.median(seconds[side]):9.2f}{statistics.median(ratios):14.2f}x{same:>17} of {options.prompts}")
+        print(
+            f"{side:10}{statistics.median(seconds[side]):9.2f}{statistics.median(ratios):14.2f}x{same:>17} of {options.prompts}"
+        )
 
 
 if __name__ == "__main__":

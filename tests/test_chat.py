@@ -1,5 +1,6 @@
 """A chat: the tuned model beside its base, token by token, as Transformers would answer, and gone when nobody asks."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -250,3 +251,25 @@ def test_answers_end_where_the_model_has_no_more_places(tmp_path):
     assert longer == shorter == together[1]
     with pytest.raises(TuneError, match="24 tokens, and the model has 24 places"):
         stream(model, tokenizer, prompts[0], Sampling(10))
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "bloom"])
+def test_what_all_prompts_begin_with_is_computed_once(tmp_path, family, monkeypatch):
+    """The answers stay those of each prompt alone; a window of attention counts padding in the middle, so it shares nothing."""
+    folder = make_model(tmp_path / family, family)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    beginning = np.arange(90) % 200 + 20
+    prompts = [np.concatenate([beginning, np.arange(length) % 50 + 30 + length]) for length in (3, 30, 11, 12, 1)]
+    alone = [generate(model, tokenizer, [prompt], max_new_tokens=8)[0] for prompt in prompts]
+    computed, forward = [], type(model).forward
+
+    @functools.wraps(forward)  # whose signature says what it can be given
+    def counted(self, input_ids, **given):
+        computed.append(input_ids.numel())
+        return forward(self, input_ids=input_ids, **given)
+
+    monkeypatch.setattr(type(model), "forward", counted)
+    assert generate(model, tokenizer, prompts, max_new_tokens=8) == alone
+    shares = family in ("llama", "gpt2")
+    assert computed[0] == (90 if shares else 5 * 120)
+    assert computed[1] == (5 * 30 if shares else 5)
