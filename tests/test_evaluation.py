@@ -361,3 +361,27 @@ def test_baselines_are_for_runs_that_answer(train, inline, tmp_path):
         run.evaluate(baselines="few")
     with pytest.raises(TuneError, match="no baseline 'many'"):
         run.evaluate(baselines="many")
+
+
+def test_the_curves_of_a_classifier_are_in_its_card(tmp_path, train, inline, write):
+    rows = "\n".join(f'{{"text": "{"red" if n % 2 else "blue"} {n}", "label": "{"ab"[n % 2]}"}}' for n in range(24))
+    encoder = str(testing.make_encoder(tmp_path / "encoder"))
+    run = train(model=encoder, data={"train": str(write("rows.jsonl", rows)), "held_out": 0.5}, max_steps=4)
+    report = run.evaluate(metrics="roc_auc,calibration_error")
+    assert set(report.curves["roc"]) == {"a", "b"}
+    assert "calibration" in report.card()["text/html"] and "report.curves" in report.card()["text/html"]
+    assert not run.evaluate(metrics="accuracy").curves
+
+
+def test_probabilities_of_labels_are_scored_and_found_again(tmp_path, train, inline, write):
+    lines = [
+        {"text": f"{colour} {n}", "labels": [colour] * (n % 3 > 0)} for n in range(12) for colour in ("red", "blue")
+    ]
+    rows = write("rows.jsonl", "\n".join(map(json.dumps, lines)))
+    encoder = str(testing.make_encoder(tmp_path / "encoder"))
+    run = train(model=encoder, data={"train": str(rows), "held_out": 0.5}, max_steps=6)
+    first = run.evaluate(metrics="roc_auc,average_precision,micro_f1")
+    assert 0 <= first.metrics["roc_auc"] <= 1
+    assert run.evaluate(metrics="roc_auc,average_precision,micro_f1").metrics == first.metrics
+    with pytest.raises(RunFailed, match="`top_3` does not score"):
+        run.evaluate(metrics="top_3")

@@ -8,9 +8,15 @@ import pytest
 from sklearn import metrics as sklearn
 
 from tune_magic import plugins
+from tune_magic.errors import TuneError
+from tune_magic.evaluation.by_evaluate import metric_called
+from tune_magic.evaluation.class_metrics import OfEachLabel
 from tune_magic.evaluation.compare import compare
+from tune_magic.evaluation.curves import curves_of
 from tune_magic.evaluation.measures import Measure, mean, measure_of
 from tune_magic.models.find import installed
+from tune_magic.view.curves import curves_figure
+from tune_magic.view.figure import svg
 
 DRAW = np.random.default_rng(7)
 GIVEN = DRAW.integers(4, size=90)
@@ -178,3 +184,124 @@ def test_one_row_proves_nothing():
 def test_rows_that_are_right_or_wrong_have_the_exact_test(name):
     base, tuned = np.zeros((9, 1)), np.ones((9, 1))
     assert compare(measure_of(metric(name)), base, tuned).test == "McNemar"
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Write the script of a metric as the `evaluate` package loads it, which scores how many are alike."""
+
+    def write(name, kind="string", scores='"{name}": alike', nested=False):
+        feature = f'datasets.Value("{kind}")'
+        references = f"datasets.Sequence({feature})" if nested else feature
+        path = tmp_path / name / f"{name}.py"
+        path.parent.mkdir()
+        path.write_text(
+            "import datasets\nimport evaluate\n\n\nclass Own(evaluate.Metric):\n"
+            "    def _info(self):\n"
+            "        features = datasets.Features("
+            f'{{"predictions": {feature}, "references": {references}}})\n'
+            "        return evaluate.MetricInfo(description='', citation='', features=features)\n\n"
+            "    def _compute(self, predictions, references):\n"
+            "        alike = sum(p in (r if isinstance(r, list) else [r]) for p, r in zip(predictions, references)) / len(references)\n"
+            f"        return {{{scores.format(name=name)}}}\n"
+        )
+        return f"evaluate:{path.parent}"
+
+    return write
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_metrics_of_the_evaluate_package_score_texts(script, nested):
+    own = metric_called(script(f"alike_{nested}".lower(), nested=nested))
+    measure, generator = measure_of(own), np.random.default_rng(0)
+    wanted = ["a", "b", "c", "d"] * 10
+    base, tuned = (
+        own.values([w if generator.random() < share else "x" for w in wanted], wanted) for share in (0.3, 0.9)
+    )
+    found = compare(measure, base, tuned)
+    assert found.base < 0.5 < 0.8 < found.tuned == pytest.approx(measure.of(tuned))
+    assert found.low < found.difference < found.high and found.verdict == "better"
+    assert measure.resamples == 100
+
+
+def test_metrics_of_the_evaluate_package_score_classes(script):
+    own = metric_called(script("alike_classes", kind="int32"), of_classes=True)
+    chosen, given = np.array([[0, 1, 1], [2, 2, 2]]), np.array([0, 1, 2])
+    assert own.statistic(chosen, given).tolist() == pytest.approx([2 / 3, 1 / 3])
+
+
+@pytest.mark.parametrize(
+    ("scores", "key", "says"),
+    [
+        ('"one": 1.0, "two": alike', "", "gives one, two"),
+        ('"one": "x"', "", "gives no number"),
+        ('"one": 1.0', "#three", "gives one"),
+    ],
+)
+def test_which_score_of_several_must_be_said(script, scores, key, says):
+    name = f"several_{abs(hash(scores + key))}"
+    own = metric_called(script(name, scores=scores) + key)
+    with pytest.raises(TuneError, match=says):
+        own.statistic(own.values(["a"], ["a"]))
+
+
+def test_a_score_of_several_is_chosen(script):
+    own = metric_called(script("chosen", scores='"one": 1.0, "two": 0.25') + "#two")
+    assert own.statistic(own.values(["a"], ["a"])) == 0.25
+
+
+def test_a_metric_that_is_nowhere_says_where_it_was_looked_for(tmp_path):
+    with pytest.raises(TuneError, match="cannot be loaded") as error:
+        metric_called(f"evaluate:{tmp_path / 'nowhere'}")
+    assert "a folder with the metric's script needs no network" in str(error.value.hint)
+
+
+def test_errors_of_such_a_metric_name_it(script):
+    own = metric_called(script("numbers", kind="float32"))
+    with pytest.raises(TuneError, match="cannot score this"):
+        own.statistic(own.values(["no number"], ["none"]))
+
+
+HAS = DRAW.random((60, 5)) < np.array([0.2, 0.5, 0.8, 0.0, 1.0])  # of two labels all rows have it, or none
+LABEL_P = np.clip(0.6 * HAS + 0.5 * DRAW.random((60, 5)), 0.01, 0.99)
+
+
+@pytest.mark.parametrize(
+    ("name", "reference"),
+    [
+        ("roc_auc", lambda: sklearn.roc_auc_score(HAS[:, :3], LABEL_P[:, :3], average="macro")),
+        ("average_precision", lambda: sklearn.average_precision_score(HAS[:, :3], LABEL_P[:, :3], average="macro")),
+        ("brier", lambda: 2 * np.mean((LABEL_P - HAS) ** 2)),  # both of having it and of not having it
+    ],
+)
+def test_labels_are_scored_one_by_one(name, reference):
+    own = OfEachLabel(metric(name))
+    values = own.values(list(LABEL_P), list(HAS.astype(np.float32)))
+    assert measure_of(own).of(values) == pytest.approx(reference())
+    many = np.stack([values, values[::-1]])
+    assert own.statistic(many) == pytest.approx([reference()] * 2)
+    assert OfEachLabel(metric(name)).statistic(values) == pytest.approx(reference())  # numbers that were kept
+
+
+def test_curves_are_those_of_scikit_learn():
+    found = curves_of(LIKELY, GIVEN, list("abcd"))
+    assert set(found["roc"]) == set("abcd")
+    for number, name in enumerate("abcd"):
+        x, y = np.array(found["roc"][name]).T
+        assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+        assert np.trapezoid(y, x) == pytest.approx(sklearn.roc_auc_score(number == GIVEN, LIKELY[:, number]), abs=0.02)
+        assert found["precision_recall"][name][-1][0] == 1.0
+    tenths = np.array(found["calibration"])
+    assert tenths[:, 2].sum() == len(GIVEN)
+    gap = (np.abs(tenths[:, 0] - tenths[:, 1]) * tenths[:, 2]).sum() / len(GIVEN)
+    assert gap == pytest.approx(
+        measure_of(metric("calibration_error")).of(metric("calibration_error").values(LIKELY, GIVEN))
+    )
+    assert svg(curves_figure(found)).startswith(b"<?xml") and len(svg(curves_figure(found))) < 30_000
+
+
+def test_a_hundred_thousand_rows_make_no_longer_curves():
+    given = np.arange(100_000) % 2
+    likely = np.stack([np.linspace(0, 1, 100_000)] * 2, axis=-1)
+    found = curves_of(likely, given, ["a", "b"])
+    assert max(len(points) for points in found["roc"].values()) <= 32

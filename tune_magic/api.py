@@ -510,7 +510,14 @@ def _model_if_any() -> str | None:
 
 def _names(given: Sequence[str] | str | None) -> list[str] | None:
     names = given.split(",") if isinstance(given, str) else given or []
-    return [name.strip() for name in names if name.strip()] or None
+    return [_absolute_metric(name.strip()) for name in names if name.strip()] or None
+
+
+def _absolute_metric(name: str) -> str:
+    """Return a metric's name that means the same in the run's folder: `evaluate:FOLDER` may be relative."""
+    prefix, _, folder = name.partition(":")
+    is_folder = prefix == "evaluate" and Path(folder.partition("#")[0]).expanduser().exists()
+    return f"evaluate:{Path(folder).expanduser().absolute()}" if is_folder else name
 
 
 def _absolute(data: str | Path) -> str:

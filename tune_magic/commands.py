@@ -139,7 +139,7 @@ COMMANDS = {
             "evaluate", "Score base and tuned model, and other runs, over the same rows.", "RUN", _RUN, False,
             (
                 Flag("data", "rows to score: a file or $name; default: test, else the held-out rows", "DATA"),
-                Flag("metrics", "comma-separated: loss,exact_match,bleu ...; default: what suits the rows", "NAMES"),
+                Flag("metrics", "comma-separated: loss,exact_match,evaluate:meteor ...; default: what suits the rows", "NAMES"),
                 Flag("by", "columns, comma-separated: score the rows of each value too; length: in tokens", "COLUMNS"),
                 Flag("baselines", "comma-separated: zero, few, rag; the base with training rows before each question", "NAMES"),
                 Flag("shots", "training rows before each question; default: 4", "N", kind=int),

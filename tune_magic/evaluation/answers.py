@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from tune_magic import plugins, secrets
+from tune_magic import secrets
 from tune_magic.data.example import Example
 from tune_magic.data.table import Table
 from tune_magic.errors import TuneError
+from tune_magic.evaluation.by_evaluate import metric_called
 from tune_magic.evaluation.choices import LIKELIEST, RIGHT, Answers, chosen
 from tune_magic.evaluation.likelihood import log_likelihoods
 from tune_magic.evaluation.measures import Measure, measure_of, perplexity, weighted_mean
@@ -110,7 +111,7 @@ class AnswerScorer(Scorer):
         return {"max_new_tokens": self.max_new_tokens or None}
 
     def _metrics(self, wanted: Sequence[str], rows: Table) -> dict[str, Metric | OutputMetric]:
-        chosen = {name: plugins.get("metric", name)() for name in wanted}
+        chosen = {name: metric_called(name) for name in wanted}
         wrong = [name for name, metric in chosen.items() if not reads_answers(metric)]
         if wrong:
             raise TuneError(f"`{wrong[0]}` compares classes; this run answers texts.")

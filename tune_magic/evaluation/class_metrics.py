@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from tune_magic.evaluation.metrics import ClassMetric, ProbabilityMetric
+from tune_magic.evaluation.metrics import ClassMetric, OutputMetric, ProbabilityMetric
 
 _BINS = 10  # of probability, for calibration
 
@@ -102,6 +104,11 @@ class _OfRanks(ProbabilityMetric):
             present += counts
         return np.asarray(np.where(present > 0, total / np.maximum(present, 1), 0.5))
 
+    def of_label(self, values: np.ndarray) -> np.ndarray:
+        """Return the score of having the class; NaN where all rows have it, or none."""
+        own = values[..., 0] == 1
+        return np.where(own.any(-1) & ~own.all(-1), self._score(values[..., 2], own), np.nan)
+
     @abc.abstractmethod
     def _score(self, scores: np.ndarray, own: np.ndarray) -> np.ndarray:
         """Return the score of a class, (...), from scores and whether a row is of the class, each (..., rows)."""
@@ -151,6 +158,7 @@ class TopThree(ProbabilityMetric):
     """Share of rows whose class is among the three likeliest."""
 
     title = "right among three"
+    reads_labels = False
 
     def values(self, probabilities: np.ndarray, given: np.ndarray) -> np.ndarray:
         """Return 1 or 0, (rows, 1)."""
@@ -175,3 +183,37 @@ class CalibrationError(ProbabilityMetric):
         bins = np.minimum((sure * _BINS).astype(int), _BINS - 1)
         total = sum(np.abs(np.where(bins == number, gap, 0.0).sum(-1)) for number in range(_BINS))
         return np.asarray(total / values.shape[-2])
+
+
+class OfEachLabel(OutputMetric):
+    """A metric of probabilities where rows have any number of classes: label by label, then the mean over labels.
+
+    Args:
+        metric: What is computed of a label.
+    """
+
+    def __init__(self, metric: ProbabilityMetric) -> None:
+        self._metric = metric
+        self.title, self.higher_is_better = metric.title, metric.higher_is_better  # type: ignore[misc]
+        self._each = metric.values(np.array([[0.5, 0.5]]), np.array([0])).shape[-1]
+
+    def values(self, found: Sequence[Any], given: Sequence[Any]) -> np.ndarray:
+        """Return what counts of each label, one behind the other, (rows, labels k).
+
+        Args:
+            found: Of each row, the probability of each label.
+            given: Of each row, 1 or 0 for each label.
+        """
+        likely, has = np.stack(found), np.stack(given).astype(int)
+        parts = [
+            self._metric.values(np.stack([1 - own, own], axis=-1), wanted)
+            for own, wanted in zip(likely.T, has.T, strict=True)
+        ]
+        return np.concatenate(parts, axis=-1)
+
+    def statistic(self, values: np.ndarray) -> np.ndarray:
+        """Return the mean over the labels that have a score; 0.5 where none has."""
+        labels = np.split(values, values.shape[-1] // self._each, axis=-1)
+        scores = np.stack([self._metric.of_label(own) for own in labels], axis=-1)
+        counts = (~np.isnan(scores)).sum(-1)
+        return np.asarray(np.where(counts > 0, np.nansum(scores, axis=-1) / np.maximum(counts, 1), 0.5))

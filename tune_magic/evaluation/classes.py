@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from tune_magic import plugins
 from tune_magic.data.example import Example
 from tune_magic.data.table import Table
 from tune_magic.errors import TuneError
+from tune_magic.evaluation.by_evaluate import metric_called
+from tune_magic.evaluation.curves import curves_of
 from tune_magic.evaluation.measures import Measure, measure_of
 from tune_magic.evaluation.metrics import Accuracy, ClassMetric, ProbabilityMetric
 from tune_magic.evaluation.report import PER_CLASS
@@ -30,7 +31,7 @@ class ClassScorer(Scorer):
         """Choose the metrics."""
         self.classes: list[str] = self.tuned.objective.facts()["classes"]
         wanted = self.options.get("metrics") or DEFAULT_METRICS
-        self.metrics = {name: plugins.get("metric", name)() for name in wanted if name != "loss"}
+        self.metrics = {name: metric_called(name, of_classes=True) for name in wanted if name != "loss"}
         wrong = [name for name, m in self.metrics.items() if not isinstance(m, ClassMetric | ProbabilityMetric)]
         if wrong:
             raise TuneError(f"`{wrong[0]}` compares answers; this run chooses classes.")
@@ -84,10 +85,14 @@ class ClassScorer(Scorer):
         return {"most_frequent": {"class": name, "accuracy": share}}
 
     def tables(self, said: Iterable[Said], rows: Table) -> dict[str, Any]:
-        """Return class names, each class's scores, and the tuned model's confusion matrix, rows given, columns chosen."""
+        """Return class names, each class's scores, and the tuned model's confusion matrix, rows given, columns chosen.
+
+        Where a metric reads probabilities, the curves over them, too.
+        """
         from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-        numbers, chosen = list(range(len(self.classes))), np.array([row["class"] for row in said])
+        lines = list(said)
+        numbers, chosen = list(range(len(self.classes))), np.array([row["class"] for row in lines])
         table: np.ndarray = np.stack(
             precision_recall_fscore_support(rows.labels, chosen, labels=numbers, zero_division=0.0)
         )
@@ -96,7 +101,12 @@ class ClassScorer(Scorer):
             for name, scores in zip(self.classes, table.T.tolist(), strict=True)
         ]
         matrix = confusion_matrix(rows.labels, chosen, labels=numbers)
-        return {"classes": self.classes, "per_class": per_class, "confusion": matrix.tolist()}
+        found = {"classes": self.classes, "per_class": per_class, "confusion": matrix.tolist()}
+        if self._needs_all:
+            likely = np.exp(np.array([row["log_p"] for row in lines], dtype=np.float32))
+            assert rows.labels is not None
+            found["curves"] = curves_of(likely, rows.labels, self.classes)
+        return found
 
 
 def _measure(metric: ClassMetric | ProbabilityMetric) -> Measure:
@@ -108,4 +118,4 @@ def _measure(metric: ClassMetric | ProbabilityMetric) -> Measure:
     def statistic(values: np.ndarray) -> np.ndarray:
         return metric.statistic(values[..., 0], values[..., 1])
 
-    return Measure(metric.title, statistic, metric.higher_is_better)
+    return Measure(metric.title, statistic, metric.higher_is_better, getattr(metric, "resamples", None))

@@ -40,7 +40,7 @@ def compare(
     known = is_read(base) & is_read(tuned)
     base, tuned = base[known], tuned[known]
     generator = np.random.default_rng(seed)
-    count = max(1, min(resamples, max(_LEAST_RESAMPLES, _CELLS // max(1, base.size))))
+    count = max(1, min(resamples, measure.resamples or resamples, max(_LEAST_RESAMPLES, _CELLS // max(1, base.size))))
     statistic = measure.statistic
 
     def resampled(times: int) -> np.ndarray:

@@ -212,7 +212,9 @@ def _lines(
     order = [1, 0, *range(2, len(names))]
     shown = [
         name for name, own in values[0].items()
-        if (own.shape[1] == 1 or scorer.measures[name].statistic is weighted_mean) and not np.isnan(own).any()
+        if (own.shape[1] == 1 or scorer.measures[name].statistic is weighted_mean)
+        and scorer.measures[name].resamples is None  # else there is no number of a row
+        and not np.isnan(own).any()
     ]  # fmt: skip
     for number, answers in enumerate(zip(*map(files.each_json_line, said), strict=True)):
         example = rows[answers[0]["place"]]

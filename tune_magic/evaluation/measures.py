@@ -34,11 +34,13 @@ class Measure:
         title: What cards call it.
         statistic: From numbers, (..., rows, k), to scores, (...); called on many resamples at once.
         higher_is_better: Which way is good.
+        resamples: Most of them for its interval; None: as many as usual.
     """
 
     title: str
     statistic: Callable[[np.ndarray], np.ndarray] = mean
     higher_is_better: bool = True
+    resamples: int | None = None
 
     def of(self, values: np.ndarray) -> float:
         """Return the score of rows, (rows, k); those of NaN are not read by it, and NaN where it reads none."""
@@ -51,7 +53,8 @@ def measure_of(metric: Metric | ProbabilityMetric | OutputMetric) -> Measure:
     own = getattr(type(metric), "statistic", None)
     if own in (None, ProbabilityMetric.statistic, OutputMetric.statistic):
         return Measure(metric.title, higher_is_better=metric.higher_is_better)
-    return Measure(metric.title, metric.statistic, metric.higher_is_better)  # type: ignore[union-attr]
+    resamples = getattr(metric, "resamples", None)
+    return Measure(metric.title, metric.statistic, metric.higher_is_better, resamples)  # type: ignore[union-attr]
 
 
 def is_read(values: np.ndarray) -> np.ndarray:

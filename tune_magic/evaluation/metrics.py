@@ -52,10 +52,12 @@ class ProbabilityMetric(abc.ABC):
     Attributes:
         title: What cards call it.
         higher_is_better: Which way is good.
+        reads_labels: Whether it makes sense of a single class that rows have or have not.
     """
 
     title: ClassVar[str]
     higher_is_better: ClassVar[bool] = True
+    reads_labels: ClassVar[bool] = True
 
     @abc.abstractmethod
     def values(self, probabilities: np.ndarray, given: np.ndarray) -> np.ndarray:
@@ -64,6 +66,10 @@ class ProbabilityMetric(abc.ABC):
     def statistic(self, values: np.ndarray) -> np.ndarray:
         """Return the score, shape (...), from (..., rows, k); called on many resamples at once. Default: the mean."""
         return np.asarray(values[..., 0].mean(-1))
+
+    def of_label(self, values: np.ndarray) -> np.ndarray:
+        """Return the score of a class that rows have or have not, (...); NaN where there is none. Default: as of two."""
+        return self.statistic(values)
 
 
 class OutputMetric(abc.ABC):

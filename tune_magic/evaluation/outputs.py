@@ -7,13 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from tune_magic import plugins
 from tune_magic.data.example import Example
 from tune_magic.data.table import Table
 from tune_magic.errors import DataError, TuneError
+from tune_magic.evaluation.by_evaluate import PREFIX, metric_called
+from tune_magic.evaluation.class_metrics import OfEachLabel
 from tune_magic.evaluation.measures import measure_of
-from tune_magic.evaluation.metrics import OutputMetric
+from tune_magic.evaluation.metrics import OutputMetric, ProbabilityMetric
 from tune_magic.evaluation.scorer import Said, Scorer
+from tune_magic.objectives.base import Objective
 from tune_magic.training.outputs import outputs_of
 from tune_magic.training.tuned import Tuned
 
@@ -26,7 +28,7 @@ class OutputScorer(Scorer):
     def prepare(self, rows: Table) -> None:
         """Choose the metrics."""
         wanted = self.options.get("metrics") or self.tuned.objective.metrics
-        self.metrics: dict[str, OutputMetric] = {name: plugins.get("metric", name)() for name in wanted}
+        self.metrics: dict[str, OutputMetric] = {name: self._fitting(metric_called(name)) for name in wanted}
         wrong = [name for name, metric in self.metrics.items() if not isinstance(metric, OutputMetric)]
         if wrong:
             raise TuneError(
@@ -35,7 +37,14 @@ class OutputScorer(Scorer):
             )
         self.measures = {name: measure_of(metric) for name, metric in self.metrics.items()}
         ours = all(type(metric).__module__.startswith("tune_magic.") for metric in self.metrics.values())
-        self.asked = {"metrics": list(self.metrics)} if ours else None
+        theirs = any(name.startswith(PREFIX) for name in self.metrics)  # their numbers mean nothing to another job
+        self.asked = {"metrics": list(self.metrics)} if ours and not theirs else None
+
+    def _fitting(self, metric: Any) -> Any:
+        """Return a metric of probabilities as one that reads labels, where rows have labels."""
+        has_labels = type(self.tuned.objective).likely is not Objective.likely
+        reads = isinstance(metric, ProbabilityMetric) and metric.reads_labels
+        return OfEachLabel(metric) if has_labels and reads else metric
 
     def ask(self, side: Tuned, examples: Sequence[Example]) -> list[Said]:
         """Return what a model finds in every row, in words, and the numbers that metrics make of it.
@@ -46,6 +55,8 @@ class OutputScorer(Scorer):
         objective = side.objective
         outputs = outputs_of(side.engine(), objective, examples, done=self.advance)
         found, given = objective.judged(outputs, examples)
+        likely: Any = objective.likely(outputs)
+        targets = [example.targets for example in examples]
         places = {example.number: place for place, example in enumerate(examples)}
         said: list[Said] = [
             {"text": text, "place": places[example.number], "values": {}}
@@ -54,7 +65,8 @@ class OutputScorer(Scorer):
         for name, metric in self.metrics.items():
             read = [row for row, answer in enumerate(given) if answer is not None and metric.reads(answer)]
             if read:
-                numbers = metric.values([found[row] for row in read], [given[row] for row in read])
+                theirs = (likely, targets) if isinstance(metric, OfEachLabel) else (found, given)
+                numbers = metric.values(*([one[row] for row in read] for one in theirs))
                 for row, own in zip(read, numbers.tolist(), strict=True):
                     said[row]["values"][name] = own
         if not any(row["values"] for row in said):

@@ -35,6 +35,7 @@ class Scores:
         rows: One mapping a row: row, question, reference, base, tuned, and each metric for both.
         about: What was scored: data, split, number of rows, checkpoint step.
         classes: Names of the classes, empty where texts are answered.
+        curves: Of a classifier whose probabilities a metric reads: ROC, precision and recall, calibration; see `curves_of`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,6 +43,7 @@ class Scores:
         content = json.loads((path / "report.json").read_text(encoding="utf-8"))
         self.about: dict[str, Any] = content["about"]
         self.classes: list[str] = content.get("classes", [])
+        self.curves: dict[str, Any] = content.get("curves", {})
         self._per_class: list[dict[str, Any]] = content.get("per_class", [])
         self._confusion: list[list[int]] = content.get("confusion", [])
         self.comparisons = _comparisons(content["metrics"])

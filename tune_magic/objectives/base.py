@@ -201,6 +201,10 @@ class Objective(abc.ABC):
         """
         raise TypeError(f"{type(self).__name__} gives no outputs that metrics read")
 
+    def likely(self, outputs: Sequence[np.ndarray]) -> np.ndarray | None:
+        """Return how likely each class is, each by itself, (rows, classes), where that is what the model finds."""
+        return None
+
     def groups(self, examples: Sequence[Example]) -> list[str] | None:
         """Return the part of the rows that each row is of, where parts are scored apart, too: a task, a domain."""
         return None

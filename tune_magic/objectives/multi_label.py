@@ -140,6 +140,10 @@ class MultiLabel(Objective):
         ]
         return [self._chosen(output) for output in outputs], given
 
+    def likely(self, outputs: Sequence[np.ndarray]) -> np.ndarray:
+        """The probability of each class."""
+        return _sigmoid(np.stack(outputs))
+
     def spoken(self, outputs: Sequence[np.ndarray], examples: Sequence[Example]) -> list[tuple[Example, str]]:
         """The classes that each row is given."""
         return [
@@ -157,7 +161,7 @@ class MultiLabel(Objective):
         """The probability of each class, each by itself."""
         import pandas as pd
 
-        return pd.DataFrame(_sigmoid(np.stack(outputs)), columns=self.classes)
+        return pd.DataFrame(self.likely(outputs), columns=self.classes)
 
     def _chosen(self, output: np.ndarray) -> list[str]:
         return [self.classes[number] for number in np.flatnonzero(_sigmoid(output) >= self.options.threshold)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +28,9 @@ _LONGEST_NAME = 24
 _STRONG = 0.7  # white numbers are read from here on
 _SMOOTH_SHARE = 0.04
 _EARLY = 12  # before a twelfth of the steps the curve would be a blot on the left
-_PALETTE = (BLUE, ORANGE, GREEN, RED, "#a371f7", "#1fb8c9", "#d29922", "#e36bb0")
+_PATHS = re.compile(rb' d="[^"]*"')
+_FINE = re.compile(rb"(\.\d\d)\d+")  # a hundredth of a point is not seen, and cards have a budget
+PALETTE = (BLUE, ORANGE, GREEN, RED, "#a371f7", "#1fb8c9", "#d29922", "#e36bb0")
 Points = list[tuple[float, float]]
 
 
@@ -118,7 +121,7 @@ def overlaid_figure(summaries: Mapping[str, Summary]) -> Figure:
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
         for number_of, (name, summary) in enumerate(summaries.items()):
-            colour = _PALETTE[number_of % len(_PALETTE)]
+            colour = PALETTE[number_of % len(PALETTE)]
             steps = sorted(summary.steps)
             train = smooth([number(summary.steps[step]["loss"]) for step in steps])
             held_out = [(float(s), number(e["loss"])) for s, e in sorted(summary.evaluations.items())]
@@ -127,7 +130,7 @@ def overlaid_figure(summaries: Mapping[str, Summary]) -> Figure:
             _line(axes, thin(finite, most), colour, width=0.9, alpha=0.5)
             marker = "o" if len(scored) * len(summaries) <= _MOST_MARKERS else ""
             _line(axes, thin(scored, most), colour, width=1.8, marker=marker)
-            axes.plot([], [], color=colour, linewidth=1.8, label=_literal(clean(name, _LONGEST_NAME)))
+            axes.plot([], [], color=colour, linewidth=1.8, label=literal(clean(name, _LONGEST_NAME)))
         _style(axes, max((summary.step for summary in summaries.values()), default=1))
         legend = axes.legend(loc="best", frameon=False, fontsize=8)
         for text in legend.get_texts():
@@ -152,11 +155,11 @@ def tradeoff_figure(points: Mapping[str, tuple[float, float]], score: str) -> Fi
         figure.patch.set_alpha(0)
         axes = figure.add_subplot()
         for number_of, (name, place) in enumerate(sorted(points.items(), key=lambda item: item[1])):
-            colour = _PALETTE[number_of % len(_PALETTE)]
+            colour = PALETTE[number_of % len(PALETTE)]
             axes.plot(*([part] for part in place), color=colour, marker="o", markersize=6, linewidth=0)
             above = number_of % 2 == 0  # neighbours often lie beside each other
             axes.annotate(
-                _literal(clean(name, _LONGEST_NAME)), place, xytext=(0, 7 if above else -7),
+                literal(clean(name, _LONGEST_NAME)), place, xytext=(0, 7 if above else -7),
                 textcoords="offset points", ha="center", va="bottom" if above else "top", color=colour, fontsize=8,
             )  # fmt: skip
         axes.set_xscale("log")
@@ -258,8 +261,8 @@ def confusion_figure(counts: np.ndarray, names: Sequence[str]) -> Figure:
             axis.set_ticks(range(count) if count <= _MOST_NAMES else [])
         if count <= _MOST_NAMES:
             shown = [name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "…" for name in names]
-            axes.set_xticklabels([_literal(name) for name in shown], rotation=45, ha="right", rotation_mode="anchor")
-            axes.set_yticklabels([_literal(name) for name in shown])
+            axes.set_xticklabels([literal(name) for name in shown], rotation=45, ha="right", rotation_mode="anchor")
+            axes.set_yticklabels([literal(name) for name in shown])
         axes.set(xlim=(-0.5, count - 0.5), ylim=(count - 0.5, -0.5), facecolor="none")
         axes.set_xlabel("chosen", color=GREY)
         axes.set_ylabel("given", color=GREY)
@@ -287,7 +290,7 @@ def _cells(axes: Any, counts: np.ndarray, shares: np.ndarray) -> None:
         axes.text(chosen, given, text, ha="center", va="center", color="white" if strong else GREY)
 
 
-def _literal(name: str) -> str:
+def literal(name: str) -> str:
     """Keep matplotlib from reading dollar signs as mathematics."""
     return clean(name).replace("$", r"\$")
 
@@ -299,7 +302,7 @@ def svg(figure: Figure) -> bytes:
     out = io.BytesIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "tune_magic"}):
         figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return out.getvalue()
+    return _PATHS.sub(lambda path: _FINE.sub(rb"\1", path[0]), out.getvalue())
 
 
 def _line(axes: Any, points: Points, colour: str, *, width: float, alpha: float = 1.0, marker: str = "") -> None:

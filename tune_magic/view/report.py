@@ -10,6 +10,7 @@ from tune_magic.evaluation.report import PER_CLASS, Scores
 from tune_magic.storage.events import number
 from tune_magic.view import words
 from tune_magic.view.card import VERDICTS, comparison_line, scores_table
+from tune_magic.view.curves import curves_figure
 from tune_magic.view.figure import confusion_figure, svg
 from tune_magic.view.html import (
     GREEN,
@@ -187,8 +188,13 @@ def _classes(report: Scores) -> list[Html]:
         for name, scores in zip(frame.index, frame.to_numpy(dtype=float).tolist(), strict=True)
     ]
     width = min(640, 200 + 36 * len(report.classes))
+    curves = []
+    if report.curves:
+        said = "ROC, precision and recall, and calibration; the numbers are in report.curves"
+        curves = [div(image(svg(curves_figure(report.curves)), said), style="max-width:640px;margin-top:8px")]
     return [
         div(picture, style=f"max-width:{width}px;margin-top:8px"),
+        *curves,
         details(
             f"{'each class' if len(rows) <= _MOST_CLASSES + 1 else f'{_MOST_CLASSES} classes'}, the weakest first",
             table(rows[: _MOST_CLASSES + 1], align="lrrrr"),
