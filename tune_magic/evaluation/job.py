@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from tune_magic import files
+from tune_magic.data.content import Message
 from tune_magic.data.locate import ensure, held_out_source, references, source_name
 from tune_magic.data.table import Table
 from tune_magic.errors import DataError, TuneError
@@ -22,6 +23,7 @@ from tune_magic.evaluation.compare import compare
 from tune_magic.evaluation.comparison import Comparison
 from tune_magic.evaluation.measures import weighted_mean
 from tune_magic.evaluation.outputs import OutputScorer
+from tune_magic.evaluation.prompts import prompts_of
 from tune_magic.evaluation.report import BASE, FORMAT, TUNED, ZERO
 from tune_magic.evaluation.scorer import Scorer
 from tune_magic.storage import fingerprint
@@ -31,7 +33,7 @@ from tune_magic.storage.folder import RunFolder
 from tune_magic.training.tuned import Tuned, check_unchanged, load_tuned, without_weights
 
 _SCORERS: dict[str, type[Scorer]] = {"texts": AnswerScorer, "classes": ClassScorer, "outputs": OutputScorer}
-_COLUMNS = ("row", "question", "reference", "probability")  # no run may be called so in a table of rows
+_COLUMNS = ("row", "question", "prompt", "reference", "probability")  # no run may be called so in a table of rows
 Values = dict[str, np.ndarray]
 
 
@@ -101,7 +103,10 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
             **scorer.tables(files.each_json_line(said[0]), rows),
         }
         names = [side.name for side in sides]
-        files.write_json_lines(job.path / "rows.jsonl", _lines(scorer, rows, names, said, values))
+        reference, folder_of_rows = _source(job, tuned)
+        prompts = prompts_of(tuned.rows(folder_of_rows), reference, rows) if tuned.objective.gives == "texts" else {}
+        lines = _lines(scorer, rows, names, said, values, prompts=prompts)
+        files.write_json_lines(job.path / "rows.jsonl", lines)
     files.write_json(job.path / "report.json", content)
     return {"state": "finished"}
 
@@ -268,17 +273,24 @@ def _columns(job: RunFolder, tuned: Tuned, rows: Table, said: Path) -> dict[str,
 
 
 def _lines(
-    scorer: Scorer, rows: Table, names: list[str], said: list[Path], values: list[Values]
-) -> Iterator[dict[str, Any]]:
-    """Yield every row with what each model said of it, and the measures that are one number a row; the base comes first."""
+    scorer: Scorer, rows: Table, names: list[str], said: list[Path], values: list[Values], *,
+    prompts: Mapping[int, list[Message]],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Yield every row with what each model said of it, and the measures that are one number a row; the base comes first.
+
+    A row whose question does not stand alone has all messages before the answer as ``prompt``.
+    """
     order = [1, 0, *range(2, len(names))]
     shown = [
         name for name, own in values[0].items()
         if (own.shape[1] == 1 or scorer.measures[name].statistic is weighted_mean) and not np.isnan(own).any()
     ]  # fmt: skip
     for number, answers in enumerate(zip(*map(files.each_json_line, said), strict=True)):
-        example = rows[answers[0]["place"]]
+        place = answers[0]["place"]
+        example = rows[place]
         line: dict[str, Any] = {"row": example.index, "question": example.question, "reference": example.reference}
+        if place in prompts:
+            line["prompt"] = prompts[place]
         for which in order:
             side = names[which]
             for name, value in scorer.columns(answers[which]).items():
