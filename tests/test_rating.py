@@ -381,11 +381,11 @@ def test_metrics_are_held_against_people(evaluate):
 
 def test_who_leads_is_told_only_at_the_end(evaluate):
     report = evaluate({}, {}, {})
-    ballot = Ballot(report, rater="ann b")
+    ballot = Ballot(report, rater="ann b", limit=5)
     vote_for(ballot, "tuned")
     text = ballot.card()["text/plain"]
     assert "rated by ann b · 1 of 3 rows" in text
-    assert "`%tune rate bot --rater 'ann b'` goes on where this ended." in text
+    assert "`%tune rate bot --rater 'ann b' --limit 5` goes on where this ended." in text
     assert "tuned" not in text
     vote_for(ballot, "tuned")
     vote_for(ballot, "base")

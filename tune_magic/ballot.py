@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 from tune_magic import display, files
@@ -59,7 +60,13 @@ class Ballot:
     def __init__(
         self, report: Report, against: str = BASE, *, rater: str = RATER, seed: int = 0, limit: int = LIMIT
     ) -> None:
-        self.report, self.rater, self.limit = report, _checked(rater), limit
+        self.report, self.rater = report, _checked(rater)
+        self._options = {
+            "against": (against, BASE),
+            "rater": (rater, RATER),
+            "limit": (limit, LIMIT),
+            "seed": (seed, 0),
+        }
         self.sides: Sides = (TUNED, against)
         rows = report.path / "rows.jsonl"
         places, equal = votes.drawn(rows, self.sides, seed, limit)
@@ -172,7 +179,16 @@ class Ballot:
 
         name = self.report.run.name or self.report.run.id
         counts = opinions.choices(self.cast.values())
-        return progress_card(name, self.sides[1], self.rater, counts, total=len(self.pairs), equal=self.num_equal)
+        return progress_card(
+            name, self.rater, counts, total=len(self.pairs), equal=self.num_equal, again=self._again(name)
+        )
+
+    def _again(self, name: str) -> str:
+        """Return the line that opens it again."""
+        given = {flag: clean(value, _LONGEST_NAME) for flag, (value, usual) in self._options.items() if value != usual}
+        return " ".join(
+            [f"%tune rate {clean(name, 80)}", *(f"--{flag} {shlex.quote(text)}" for flag, text in given.items())]
+        )
 
     def _all(self) -> list[Vote]:
         mine = (self.rater, self.sides)

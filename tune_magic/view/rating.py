@@ -6,7 +6,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tune_magic.evaluation.report import BASE
 from tune_magic.evaluation.votes import BAD, EQUAL, SKIP, A, B
 from tune_magic.view import words
 from tune_magic.view.card import VERDICTS
@@ -71,23 +70,21 @@ def pair_card(
     return bundle(box(*body), [*lines, *([before] if before else [])])
 
 
-def progress_card(name: str, against: str, rater: str, counts: Mapping[str, int], *, total: int, equal: int) -> Bundle:
+def progress_card(name: str, rater: str, counts: Mapping[str, int], *, total: int, equal: int, again: str) -> Bundle:
     """Return how far a rating is, without a word on who leads.
 
     Args:
         name: Of the run.
-        against: What it is compared with.
         rater: Who rates.
         counts: How often each was chosen.
         total: Pairs to rate.
         equal: Rows with equal answers.
+        again: The line that opens it again.
     """
     done = sum(counts.values())
     subject = f"rated by {clean(rater, 60)} · {done} of {total} rows"
     said = ", ".join(f"{title} {counts[choice]}" for choice, title in TITLES.items() if counts.get(choice))
-    options = "" if against == BASE else f" --against {clean(against, 60)}"
-    more = f"`%tune rate {clean(name, 60)}{options} --rater {_quoted(rater)}` goes on where this ended."
-    notes = [said, _equal(equal), more if done < total else ""]
+    notes = [said, _equal(equal), f"`{again}` goes on where this ended." if done < total else ""]
     body = [
         heading(GREEN if done == total else BLUE, name, subject, ""),
         bar(done / total if total else 1.0, BLUE),
@@ -205,8 +202,3 @@ def _percent(value: float) -> str:
 def _equal(count: int) -> str:
     rows, count_as, are = ("row has", "counts as a tie", "is") if count == 1 else ("rows have", "count as ties", "are")
     return f"{count} {rows} equal answers: they {count_as} and {are} not shown." if count else ""
-
-
-def _quoted(text: str) -> str:
-    shown = clean(text, 60)
-    return f"'{shown}'" if any(letter.isspace() for letter in shown) else shown
