@@ -6,6 +6,7 @@ import math
 import os
 import threading
 
+import numpy as np
 import pytest
 from conftest import normalise
 from test_view import Page
@@ -14,9 +15,10 @@ from tune_magic.widgets import RatePanel
 import tune_magic
 from tune_magic import cli, files
 from tune_magic.ballot import KEYS, Ballot
-from tune_magic.data.content import Preference, PromptCompletion, Turns
+from tune_magic.data.content import Preference, PromptCompletion, Text, Turns
+from tune_magic.data.example import Example, Segment
 from tune_magic.errors import TuneError
-from tune_magic.evaluation import opinions, votes
+from tune_magic.evaluation import opinions, prompts, votes
 from tune_magic.evaluation.comparison import Comparison
 from tune_magic.evaluation.votes import A, B, Vote
 from tune_magic.handles import Report, Run
@@ -155,6 +157,7 @@ def test_another_seed_shows_an_earlier_vote_as_it_is_seen_now(evaluate):
 def test_rows_with_equal_answers_are_ties_and_not_shown(evaluate):
     same = {"base": "same ", "tuned": "same"}
     report = evaluate({}, same, {}, same, same)
+    assert "3 rows have equal answers" in Ballot(report).shown()["text/plain"]
     ballot = rate_all(report, 1)
     assert (len(ballot.pairs), ballot.num_equal) == (2, 3)
     rating = report.rating()
@@ -238,6 +241,7 @@ def test_votes_of_a_newer_version_are_refused(evaluate, monkeypatch):
     ("options", "says"),
     [
         ({"against": "other"}, r"No evaluation of bot holds answers of other .*`%evaluate bot other` answers"),
+        ({"against": "tuned"}, "No evaluation of bot holds answers of tuned beside its own"),
         ({"rater": " "}, "cannot be a rater's name"),
         ({"rater": "a\x1b[31mb"}, "cannot be a rater's name"),
         ({"rater": "a" * 61}, "cannot be a rater's name"),
@@ -365,7 +369,7 @@ def test_a_rater_who_always_takes_the_left_is_found_out(evaluate):
     assert rating.first.p < 1e-6
     assert "the place of an answer had a say" in rating.card()["text/plain"]
     fair = evaluate(*[{}] * 41)
-    assert "no preference for a place" in rate_all(fair, 41).rating().card()["text/plain"]
+    assert "no sign that a place was preferred" in rate_all(fair, 41).rating().card()["text/plain"]
 
 
 def test_metrics_are_held_against_people(evaluate):
@@ -452,6 +456,33 @@ def test_a_chat_is_rated_and_saved_with_what_was_said_before(train, monkeypatch,
         assert [message["role"] for message in content.chosen.messages] == ["system", "user", "assistant"]
         assert content.chosen.messages[-1]["content"] == row["chosen"][0]["content"]
         assert content.chosen.trained_from == 2
+
+
+CHAT = [
+    {"role": "system", "content": "s"}, {"role": "user", "content": "one"}, {"role": "assistant", "content": "1"},
+    {"role": "user", "content": "two"}, {"role": "assistant", "content": "2"}, {"role": "user", "content": "one"},
+    {"role": "assistant", "content": "1"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("content", "asked", "answered", "length"),
+    [
+        (Turns(CHAT), "one", "1", 6),  # the last of two that are the same
+        (Turns(CHAT), "two", "2", 4),  # the rest was cut, or is another example
+        (Turns(CHAT[:3], trained_from=3), "one", "1", 0),  # an answer that is not trained is none of the row's
+        (PromptCompletion("one", "1", "s"), "one", "1", 2),
+        (PromptCompletion("one", "1"), "one", "1", 1),
+        (Text("one"), None, None, 0),
+        (None, "one", "1", 0),
+    ],
+)
+def test_what_was_said_before_an_answer_is_found(content, asked, answered, length):
+    tokens = Segment(np.zeros(1, dtype=np.int32), np.zeros(1, dtype=np.float32))
+    found = prompts._before(content, Example(tokens, question=asked, reference=answered))
+    assert len(found) == length
+    if length:
+        assert found[-1] == {"role": "user", "content": asked}
 
 
 # --- surfaces --------------------------------------------------------------------------------------------------------

@@ -166,7 +166,9 @@ class Ballot:
         pair, count = self.current, len(self.pairs)
         if pair is not None:
             done, chosen = self.num_voted, self.chosen(pair)[0]
-            return pair_card(pair.prompt, pair.answers, done=done, total=count, chosen=chosen, rater=self.rater)
+            return pair_card(
+                pair.prompt, pair.answers, done=done, total=count, equal=self.num_equal, chosen=chosen, rater=self.rater
+            )
         if not count:
             return note_bundle("Every row has two equal answers: there is nothing to rate.")
         return note_bundle(f"Every row has its vote, {count} of {count}. Back changes one; Finish shows what they say.")
@@ -234,7 +236,9 @@ def open_ballot(
 def _holds(report: Report, against: str) -> bool:
     """Return whether an evaluation holds texts of both sides."""
     first: dict[str, object] = next(iter(files.each_json_line(report.path / "rows.jsonl")), {})
-    return not report.classes and all(isinstance(first.get(side), str) for side in (TUNED, against))
+    return (
+        against != TUNED and not report.classes and all(isinstance(first.get(side), str) for side in (TUNED, against))
+    )
 
 
 def _nothing_to_rate(run: Run, reports: list[Report], against: str) -> TuneError:

@@ -64,13 +64,13 @@ class RatePanel(Panel):
         )
         self.keys = ipywidgets.Text(
             placeholder="type a vote here: 1 A · 2 B · 3 equal · 4 both bad · 5 skip · 6 back", tooltip="Vote by key",
-            layout=ipywidgets.Layout(width="480px", max_width="100%"),
+            layout=ipywidgets.Layout(flex="1 1 300px", width="auto"),
         )  # fmt: skip
         self.comment = ipywidgets.Textarea(
             placeholder="comment, saved with the vote", rows=1, tooltip="Comment on this pair",
-            layout=ipywidgets.Layout(width="480px", max_width="100%"),
+            layout=ipywidgets.Layout(flex="1 1 300px", width="auto"),
         )  # fmt: skip
-        wrap = ipywidgets.Layout(flex_flow="row wrap")
+        wrap = ipywidgets.Layout(flex_flow="row wrap", max_width="980px")
         rows = [[*self.buttons.values(), self.finish], [self.keys, self.comment]]
         super().__init__(ipywidgets.VBox([ipywidgets.HBox(row, layout=wrap) for row in rows]), _PERIOD_S)
         self.keys.observe(self._press, "value")

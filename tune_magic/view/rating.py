@@ -38,14 +38,9 @@ _SHOWN_TURNS = 8
 
 
 def pair_card(
-    prompt: Sequence[Mapping[str, Any]],
-    answers: tuple[str, str],
-    *,
-    done: int,
-    total: int,
-    chosen: str | None,
-    rater: str,
-) -> Bundle:
+    prompt: Sequence[Mapping[str, Any]], answers: tuple[str, str], *,
+    done: int, total: int, equal: int, chosen: str | None, rater: str,
+) -> Bundle:  # fmt: skip
     """Return a pair as the rater sees it: nothing tells which answer is whose.
 
     Args:
@@ -53,21 +48,25 @@ def pair_card(
         answers: A and B.
         done: Pairs with a vote.
         total: Pairs.
+        equal: Rows with equal answers, which are not shown.
         chosen: What this rater chose before, when going back.
         rater: Who rates.
     """
-    before = f"You said: {TITLES[chosen]}. Another vote changes it; Skip leaves it." if chosen else None
+    notes = [
+        _equal(equal) if not done else None,
+        f"You said: {TITLES[chosen]}. Another vote changes it; Skip leaves it." if chosen else None,
+    ]
     body = [
         heading(BLUE, "Which answer is better?", f"{done} of {total} rated", clean(rater, 60)),
         bar(done / max(1, total), BLUE),
         *_turns(prompt),
         div(*map(_answer, (A, B), answers), style="display:flex;flex-wrap:wrap;gap:10px 20px;margin-top:10px"),
-        rule(grey(before)) if before else None,
+        *(rule(grey(note)) for note in notes if note),
     ]
     lines = [f"Which answer is better? {done} of {total} rated"]
     lines += [f"{message['role']}: {_content(message)}" for message in prompt[-_SHOWN_TURNS:]]
     lines += [f"{letter}: {text}" for letter, text in zip((A, B), answers, strict=True)]
-    return bundle(box(*body), [*lines, *([before] if before else [])])
+    return bundle(box(*body), [*lines, *(note for note in notes if note)])
 
 
 def progress_card(name: str, rater: str, counts: Mapping[str, int], *, total: int, equal: int, again: str) -> Bundle:
@@ -105,7 +104,7 @@ def rating_card(rating: Any, name: str) -> Bundle:
     subject = f"rated against {against} on {rating.num_rows} rows"
     outcome = f"better on {rating.wins}, worse on {rating.losses}, neither on {rating.ties}"
     facts = _facts(rating)
-    notes = [_equal(rating.num_equal), *rating.damage]
+    notes = [_equal(rating.num_equal), _how(rating), *rating.damage]
     colour = VERDICTS[rating.verdict]
     body = [
         heading(GREEN, name, subject, f"by {people}"),
@@ -158,7 +157,7 @@ def _facts(rating: Any) -> list[tuple[str, str]]:
         chance = f"sign test p {words.chance(rate.p)}"
         found.append(("win rate without ties", f"{_share(rate)}, {chance}"))
     if first.total:
-        leaning = "no preference for a place" if first.p > 0.05 else "the place of an answer had a say"
+        leaning = "no sign that a place was preferred" if first.p > 0.05 else "the place of an answer had a say"
         found.append(("A chosen over B", f"{_share(first)}, p {words.chance(first.p)}: {leaning}"))
     agreed = rating.agreement
     if agreed is not None:
@@ -171,6 +170,11 @@ def _facts(rating: Any) -> list[tuple[str, str]]:
         for metric, share in rating.by_metric.items()
     ]
     return found
+
+
+def _how(rating: Any) -> str:
+    once = "; a row counts once, by the majority of its raters" if len(rating.raters) > 1 else ""
+    return f"95 % intervals by Wilson's formula, p by the binomial test{once}"
 
 
 def _title(rating: Any, metric: str) -> str:
