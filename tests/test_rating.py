@@ -564,17 +564,21 @@ def test_f30_hostile_answers_are_shown_and_do_nothing(evaluate):
 
 
 def test_a_terminal_votes_by_typed_keys(evaluate, run, monkeypatch, capsys):
-    report = evaluate({}, {}, {})
+    report = evaluate({"tuned": "word " * 1500 + "end"}, {"base": " "}, {})
     typed = iter(["1 short and right", "what", "b", ""])
     monkeypatch.setattr("builtins.input", lambda prompt: next(typed))
     assert cli.main(["rate", "bot", "--rater", "ann"]) == 0
     out = capsys.readouterr().out
     assert "`what` is no vote." in out
+    assert "\nB: " in out and "\nA: " in out
     assert "rated by ann · 2 of 3 rows" in out
     assert list(report.votes["choice"]) == [A, B]
     assert report.votes["comment"][0] == "short and right"
     typed = iter(["="])
     assert cli.main(["rate", "bot", "--rater", "ann"]) == 0
-    assert "rated against base on 3 rows by ann" in capsys.readouterr().out
+    out += capsys.readouterr().out
+    assert "rated against base on 3 rows by ann" in out
+    assert "word word end\n" in out  # nobody votes on half an answer
+    assert ": (an empty answer)\n" in out
     assert cli.main(["rate", "bot", "--against", "nobody"]) == 1
     assert "No evaluation of bot holds answers of nobody" in capsys.readouterr().err

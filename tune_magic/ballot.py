@@ -173,6 +173,18 @@ class Ballot:
             return note_bundle("Every row has two equal answers: there is nothing to rate.")
         return note_bundle(f"Every row has its vote, {count} of {count}. Back changes one; Finish shows what they say.")
 
+    def text(self) -> str:
+        """Return the current pair, whole, for a terminal."""
+        from tune_magic.view.rating import TITLES, pair_text
+
+        pair = self.current
+        if pair is None:
+            return self.shown()["text/plain"]
+        chosen = self.chosen(pair)[0]
+        before = f" You said: {TITLES[chosen]}." if chosen else ""
+        head = f"--- Which answer is better? {self.num_voted} of {len(self.pairs)} rated.{before}"
+        return f"{head}\n\n{pair_text(pair.prompt, pair.answers)}\n\n{KEYS_TOLD}"
+
     def card(self) -> Bundle:
         """Return how far the rating is, without a word on who leads; once every row has its vote, what it says."""
         if self.is_done and opinions.majority(self._all()):

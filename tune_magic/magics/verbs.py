@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tune_magic import api, commands, display, files, holding
-from tune_magic.ballot import BACK, KEYS, KEYS_TOLD, Ballot
+from tune_magic.ballot import BACK, KEYS, Ballot
 from tune_magic.commands import BadUsage, HelpWanted, Parsed
 from tune_magic.comparing import ComparedRuns
 from tune_magic.errors import Fault, RecipeError, TuneError
@@ -271,7 +271,7 @@ def _rate(ballot: Ballot) -> Ballot | None:
         return ballot
     while ballot.current is not None:
         pair = ballot.current
-        display.show_text(f"{ballot.shown()['text/plain']}\n{KEYS_TOLD}")
+        display.show_text(ballot.text())
         letter, _, comment = _line("vote> ").partition(" ")
         choice = KEYS.get(letter.lower())
         if not letter:

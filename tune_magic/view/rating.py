@@ -32,6 +32,7 @@ from tune_magic.view.html import (
 )
 
 TITLES = {A: "A is better", B: "B is better", EQUAL: "Equal", BAD: "Both bad", SKIP: "Skip"}
+_EMPTY = "(an empty answer)"
 _LONGEST = 8000  # characters of an answer; both are cut alike
 _LONGEST_TURN = 2000
 _SHOWN_TURNS = 8
@@ -65,8 +66,15 @@ def pair_card(
     ]
     lines = [f"Which answer is better? {done} of {total} rated"]
     lines += [f"{message['role']}: {_content(message)}" for message in prompt[-_SHOWN_TURNS:]]
-    lines += [f"{letter}: {text}" for letter, text in zip((A, B), answers, strict=True)]
+    lines += [f"{letter}: {text.strip() or _EMPTY}" for letter, text in zip((A, B), answers, strict=True)]
     return bundle(box(*body), [*lines, *(note for note in notes if note)])
+
+
+def pair_text(prompt: Sequence[Mapping[str, Any]], answers: tuple[str, str]) -> str:
+    """Return a pair for a terminal, whole: what stands for a card in a saved notebook is cut to few lines."""
+    parts = [f"{message['role']}: {_content(message)}" for message in prompt[-_SHOWN_TURNS:]]
+    parts += [f"{letter}: {text.strip() or _EMPTY}" for letter, text in zip((A, B), answers, strict=True)]
+    return "\n\n".join(clean(part, _LONGEST) for part in parts)
 
 
 def progress_card(name: str, rater: str, counts: Mapping[str, int], *, total: int, equal: int, again: str) -> Bundle:
@@ -140,7 +148,7 @@ def _content(message: Mapping[str, Any]) -> str:
 
 
 def _answer(letter: str, text: str) -> Html:
-    body = escape(text, _LONGEST) if text.strip() else grey("(an empty answer)", size=13)
+    body = escape(text, _LONGEST) if text.strip() else grey(_EMPTY, size=13)
     cut = div(grey(f"cut: {len(text)} characters")) if len(text) > _LONGEST else None
     return div(
         div(tag("b", letter), style=f"border-bottom:1px solid {LINE};padding-bottom:2px;margin-bottom:6px"),
