@@ -17,7 +17,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from tune_magic import files
+from tune_magic.evaluation.votes import VoteReader
 from tune_magic.handles import Run
+from tune_magic.storage import folder
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 PICTURES = Path(__file__).parent / "screenshots"
@@ -523,3 +526,103 @@ def test_every_panel_works_alone_by_keyboard_and_leaves_text(serve, page, tmp_pa
     for number, words in ((3, "cut off"), (4, "tuned:"), (5, "exported as merged"), (6, "learning_rate")):
         text = "".join(o.get("data", {}).get("text/plain", "") for o in saved.cells[number].outputs)
         assert words in text, number
+
+
+def test_answers_are_rated_blind_by_mouse_and_keyboard(lab, page, tmp_path):
+    """Keys reach the panel and never the notebook; neither page nor saved file tells whose answer is which."""
+    run = Run(folder.create(tmp_path / "tune_runs", "finetune", {"name": "bot", "recipe": {}}))
+    evaluation = folder.create(run.path / "evals", "evaluate", {})
+    files.write_json(evaluation / "report.json", {"format": 1, "about": {"rows": 8}, "metrics": {}})
+    rows = [
+        {
+            "row": i,
+            "question": f"What is {i}? {EVIL}",
+            "reference": "r",
+            "base": f"first {i} {EVIL}",
+            "tuned": f"second {i}",
+        }
+        for i in range(8)
+    ]
+    files.write_json_lines(evaluation / "rows.jsonl", rows)
+    notebook_in(
+        tmp_path,
+        "rate.ipynb",
+        "%load_ext tune_magic",
+        "%tune rate bot --rater ann",
+        "import tune_magic\ntune_magic.load_run('bot').report.rating()",
+    )
+    lab.open(page, "rate.ipynb")
+    cells = page.locator(".jp-Notebook .jp-Cell")
+    cells.first.click()
+    page.keyboard.press("Shift+Enter")
+    page.keyboard.press("Shift+Enter")
+    page.wait_for_selector("text=0 of 8 rated")
+    page.screenshot(path=PICTURES / "rating.png")
+
+    def votes():
+        return [(vote.choice, vote.comment) for vote in VoteReader(evaluation).votes().values()]
+
+    def rated(count):
+        page.wait_for_selector(f"text={count} of 8 rated")
+
+    # by keyboard alone: one key a vote
+    keys = page.locator("input[placeholder^='type a vote']")
+    keys.focus()
+    page.keyboard.type("1")
+    rated(1)
+    page.keyboard.type("b")
+    rated(2)
+    page.keyboard.type("=")
+    rated(3)
+    # a click, and the next key is a vote, not a shortcut of the notebook (4 would make the cell a heading)
+    page.click('button:has-text("Skip")')
+    rated(4)
+    page.keyboard.type("4")
+    rated(5)
+    # a comment, and back to the keys
+    page.keyboard.press("Tab")
+    page.keyboard.type("too long by far")
+    page.keyboard.press("Shift+Tab")
+    page.keyboard.type("2")
+    rated(6)
+    assert page.locator("textarea[placeholder^='comment']").input_value() == ""
+    # back, where choice and comment are seen again; another vote goes on to the first open pair
+    page.keyboard.type("6")
+    page.wait_for_selector("text=You said: B is better.")
+    assert page.locator("textarea[placeholder^='comment']").input_value() == "too long by far"
+    page.keyboard.type("1")
+    page.wait_for_selector("text=You said", state="detached")
+    # buttons by tab and space
+    page.locator('button:has-text("A is better")').focus()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Space")
+    rated(7)
+    assert votes() == [
+        ("A", ""), ("B", ""), ("equal", ""), ("skip", ""), ("bad", ""), ("A", "too long by far"), ("B", "")
+    ]  # fmt: skip
+    assert cells.count() == 3
+    assert page.locator(".jp-Notebook .jp-MarkdownCell").count() == 0
+    assert page.evaluate("window.hacked") is None
+    assert faint(page) == []
+    page.screenshot(path=PICTURES / "rating-later.png")
+
+    # neither page nor file tells; a text field keeps all keys to itself, so the save is typed elsewhere
+    cells.first.click()
+    save(page, tmp_path / "rate.ipynb", "7 of 8 rated")
+    outputs = nbformat.read(tmp_path / "rate.ipynb", as_version=4).cells[1].outputs
+    shown = page.evaluate("[...document.querySelectorAll('.jp-OutputArea')].map(e => e.outerHTML).join()")
+    for text in (json.dumps(outputs), shown):
+        assert "tuned" not in text
+        assert "better on" not in text
+
+    # the last one, and the end: what the votes say, without a widget
+    keys.focus()
+    page.keyboard.type("1")
+    page.wait_for_selector("text=Every row has its vote")
+    page.click('button:has-text("Finish")')
+    page.wait_for_selector("text=rated against base on 7 rows")
+    page.wait_for_function("() => document.querySelectorAll('.jupyter-widgets').length === 0")
+    page.screenshot(path=PICTURES / "rating-done.png")
+    cells.first.click()
+    save(page, tmp_path / "rate.ipynb", "rated against base on 7 rows")
+    assert "application/vnd.jupyter.widget" not in (tmp_path / "rate.ipynb").read_text()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_magic import checkup, display, explaining, launching, tables, trying
+from tune_magic.ballot import RATER, Ballot, open_ballot
 from tune_magic.chatting import Chat
 from tune_magic.checkup import CheckUp
 from tune_magic.comparing import ComparedRuns, names_of
@@ -284,6 +285,37 @@ def evaluate(
     live.update(report.card())
     display.mark_shown(report.path)
     return report
+
+
+def rate(
+    of: Report | Run | str,
+    against: Run | str = "base",
+    *,
+    limit: int | None = None,
+    seed: int = 0,
+    rater: str = RATER,
+) -> Ballot:
+    """Vote blind on pairs of answers, in a panel; the twin of ``%tune rate``.
+
+    The answers are those of an evaluation. Which of the two is shown as A is drawn anew for each row and rater.
+
+    Args:
+        of: A report; or a run, its name or id, of which the newest evaluation is taken that holds both answers.
+        against: Whose answers are beside the tuned model's: the base, another run, ``few-shot`` or ``retrieval``.
+        limit: Rate so many rows; default: 100. Rows with two equal answers are ties, and not shown.
+        seed: Of the rows, their order, and which answer is A.
+        rater: Who votes. Opened again under this name, the rating goes on where it was.
+
+    Raises:
+        TuneError: There are no answers to rate, with the line that makes some.
+
+    Example:
+        >>> tune_magic.rate("support_bot", rater="ann")  # doctest: +SKIP
+        >>> report.rating()  # doctest: +SKIP
+    """
+    if limit is not None and limit < 1:
+        raise TuneError(f"`limit` must be at least 1, got {limit}.")
+    return open_ballot(load_run(of) if isinstance(of, str) else of, against, limit=limit, seed=seed, rater=rater)
 
 
 def export(

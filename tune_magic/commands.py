@@ -206,6 +206,15 @@ COMMANDS = {
             "tune chat", "Talk to a tuned model, or to several, their base beside them.", "RUN", _RUN, more="[RUN ...]",
         ),
         Command(
+            "tune rate", "Vote blind on the tuned model's answers and others, pair by pair, and see who wins.", "RUN", _RUN, False,
+            (
+                Flag("against", "whose answers are beside them: base, another run, few-shot, retrieval; default: base", "NAME"),
+                Flag("rater", "who votes; under the same name the rating goes on; default: me", "NAME"),
+                Flag("limit", "rate only this many rows; default: 100", "N", kind=int),
+                Flag("seed", "of the rows, their order, and which answer is A; default: 0", "N", kind=int),
+            ),
+        ),
+        Command(
             "tune merge", "Make one run of the LoRA adapters of several, without training.", "NAME", "name of the new run", True,
             (
                 Flag("how", "linear is rough, cat exactly the weighted sum, svd its best approximation; default: linear", "WAY", _WAYS),

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
+    from tune_magic.rating import Preferences, Rating
 
 HISTORY = ("step", "epoch", "loss", "learning_rate", "grad_norm", "tokens", "seconds")
 _POLL_S = 0.2
@@ -365,6 +366,36 @@ class Report(Scores):
     def run(self) -> Run:
         """The run that was evaluated."""
         return Run(self.path.parent.parent)
+
+    @property
+    def votes(self) -> pd.DataFrame:
+        """What people said of the answers, see `tune_magic.rate`: each rater's last vote on each row.
+
+        Columns: rater, row, against, choice (A, B, equal, bad, skip), better (the side that was chosen), comment, time.
+        """
+        from tune_magic.rating import votes_frame
+
+        return votes_frame(self)
+
+    def rating(self, against: str | None = None, rater: str | None = None) -> Rating:
+        """Return what the votes say: who wins, how sure, whether raters agree; of one rater where one is named.
+
+        Raises:
+            TuneError: Nobody has voted.
+        """
+        from tune_magic.rating import Rating
+
+        return Rating(self, against, rater)
+
+    def preferences(self, against: str | None = None, rater: str | None = None) -> Preferences:
+        """Return the votes as rows of preferences, a row each by the majority, ties left out; `.save(path)` writes them.
+
+        Raises:
+            TuneError: Nobody has voted.
+        """
+        from tune_magic.rating import Preferences
+
+        return Preferences(self, against, rater)
 
     def card(self) -> dict[str, str]:
         """Return the card as HTML and as text."""

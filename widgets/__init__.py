@@ -6,6 +6,16 @@ from tune_magic.widgets.data_panel import DataPanel
 from tune_magic.widgets.export_panel import ExportPanel
 from tune_magic.widgets.finetune_panel import FinetunePanel
 from tune_magic.widgets.memory_gauge import MemoryGauge
+from tune_magic.widgets.rate_panel import RatePanel
 from tune_magic.widgets.run_panel import RunPanel
 
-__all__ = ["ChatPanel", "ComparePanel", "DataPanel", "ExportPanel", "FinetunePanel", "MemoryGauge", "RunPanel"]
+__all__ = [
+    "ChatPanel",
+    "ComparePanel",
+    "DataPanel",
+    "ExportPanel",
+    "FinetunePanel",
+    "MemoryGauge",
+    "RatePanel",
+    "RunPanel",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from tune_magic import files
+from tune_magic.data.content import Message
 from tune_magic.data.table import Table
 from tune_magic.evaluation import kept, probe, slices
 from tune_magic.evaluation.answers import AnswerScorer
@@ -19,6 +20,7 @@ from tune_magic.evaluation.compare import compare
 from tune_magic.evaluation.comparison import Comparison
 from tune_magic.evaluation.measures import weighted_mean
 from tune_magic.evaluation.outputs import OutputScorer
+from tune_magic.evaluation.prompts import prompts_of
 from tune_magic.evaluation.report import FORMAT
 from tune_magic.evaluation.scorer import Scorer
 from tune_magic.evaluation.sides import Side, rows_to_score, sides_of, source_of
@@ -70,7 +72,10 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
             **({"probe": [_forgotten(half, folder, job.path) for half in halves]} if halves else {}),
         }
         names = [side.name for side in sides]
-        files.write_json_lines(job.path / "rows.jsonl", _lines(scorer, rows, names, said, values))
+        reference, folder_of_rows = source_of(job, tuned)
+        prompts = prompts_of(tuned.rows(folder_of_rows), reference, rows) if tuned.objective.gives == "texts" else {}
+        lines = _lines(scorer, rows, names, said, values, prompts=prompts)
+        files.write_json_lines(job.path / "rows.jsonl", lines)
     files.write_json(job.path / "report.json", content)
     return {"state": "finished"}
 
@@ -206,9 +211,13 @@ def _columns(job: RunFolder, tuned: Tuned, rows: Table, said: Path) -> dict[str,
 
 
 def _lines(
-    scorer: Scorer, rows: Table, names: list[str], said: list[Path], values: list[Values]
-) -> Iterator[dict[str, Any]]:
-    """Yield every row with what each model said of it, and the measures that are one number a row; the base comes first."""
+    scorer: Scorer, rows: Table, names: list[str], said: list[Path], values: list[Values], *,
+    prompts: Mapping[int, list[Message]],
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """Yield every row with what each model said of it, and the measures that are one number a row; the base comes first.
+
+    A row whose question does not stand alone has all messages before the answer as ``prompt``.
+    """
     order = [1, 0, *range(2, len(names))]
     shown = [
         name for name, own in values[0].items()
@@ -217,8 +226,11 @@ def _lines(
         and not np.isnan(own).any()
     ]  # fmt: skip
     for number, answers in enumerate(zip(*map(files.each_json_line, said), strict=True)):
-        example = rows[answers[0]["place"]]
+        place = answers[0]["place"]
+        example = rows[place]
         line: dict[str, Any] = {"row": example.index, "question": example.question, "reference": example.reference}
+        if place in prompts:
+            line["prompt"] = prompts[place]
         for which in order:
             side = names[which]
             for name, value in scorer.columns(answers[which]).items():

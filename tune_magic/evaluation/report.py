@@ -155,7 +155,12 @@ class Scores:
 
 def newest_report(run: Path) -> Path | None:
     """Return the folder of a run's newest finished evaluation, if any."""
-    return max((path.parent for path in (run / "evals").glob("*/report.json")), default=None)
+    return next(iter(each_report(run)), None)
+
+
+def each_report(run: Path) -> list[Path]:
+    """Return the folders of a run's finished evaluations, the newest first."""
+    return sorted((path.parent for path in (run / "evals").glob("*/report.json")), reverse=True)
 
 
 def _comparisons(metrics: dict[str, dict[str, Any]]) -> dict[str, Comparison]:

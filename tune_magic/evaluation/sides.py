@@ -20,7 +20,7 @@ from tune_magic.storage import fingerprint
 from tune_magic.storage.folder import RunFolder
 from tune_magic.training.tuned import Tuned, check_unchanged, load_tuned, without_weights
 
-_COLUMNS = ("row", "question", "reference", "probability")  # no run may be called so in a table of rows
+_COLUMNS = ("row", "question", "prompt", "reference", "probability")  # no run may be called so in a table of rows
 
 
 @dataclass

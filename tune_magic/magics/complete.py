@@ -80,6 +80,8 @@ def _flag_values(shell: Any, command: commands.Command, flag: commands.Flag, fra
         return [f"{done},{name}" if done else name for name in _methods() if name not in done.split(",")]
     if (command.name, flag.name) == ("tune methods", "data"):
         return _tables(shell)
+    if (command.name, flag.name) == ("tune rate", "against"):
+        return [*_run_names(shell), "base", "few-shot", "retrieval"]
     return flag.choices
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tune_magic import api, commands, display, files, holding
+from tune_magic.ballot import BACK, KEYS, Ballot
 from tune_magic.commands import BadUsage, HelpWanted, Parsed
 from tune_magic.comparing import ComparedRuns
 from tune_magic.errors import Fault, RecipeError, TuneError
@@ -18,6 +19,7 @@ from tune_magic.recipe.build import build_launch, build_recipe, read_recipe_file
 from tune_magic.recipe.schema import Recipe
 from tune_magic.recipe.twin import twin_code
 from tune_magic.storage import places
+from tune_magic.view.html import clean
 from tune_magic.view.listing import runs_table
 from tune_magic.view.words import size
 
@@ -165,6 +167,7 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
         "stop": lambda: _stop(run),
         "resume": lambda: _watch(_resumed(run, parsed), parsed, stops=True),
         "chat": lambda: _chat([run, *map(find, rest)]),
+        "rate": lambda: _rate(api.rate(run, **flags)),
         "pause": lambda: _ask(run, verb),
         "checkpoint": lambda: _ask(run, verb),
         "compare": lambda: _compare([run, *map(find, rest)]),
@@ -262,9 +265,31 @@ def _chat(runs: list[Run]) -> Any:
     return None
 
 
-def _line() -> str:
+def _rate(ballot: Ballot) -> Ballot | None:
+    """Return a ballot, which is a panel in a notebook; in a terminal ask for votes until there is none."""
+    if display.in_kernel():
+        return ballot
+    while ballot.current is not None:
+        pair = ballot.current
+        display.show_text(ballot.text())
+        letter, _, comment = _line("vote> ").partition(" ")
+        choice = KEYS.get(letter.lower())
+        if not letter:
+            break
+        if choice is None:
+            display.show_text(f"`{clean(letter, 20)}` is no vote.")
+        elif choice == BACK:
+            ballot.back()
+        else:
+            ballot.vote(choice, comment, place=pair.place)
+    ballot.close()
+    ballot.show()
+    return None
+
+
+def _line(prompt: str = "> ") -> str:
     try:
-        return input("> ").strip()
+        return input(prompt).strip()
     except EOFError:
         return ""
 

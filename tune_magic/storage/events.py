@@ -23,7 +23,9 @@ _CRC = b',"crc":'
 _CHUNK_BYTES = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 PATIENCE_S, RETRY_S = 600.0, 0.5  # how long a full disk is waited for, and how often it is looked at
-DURABLE = frozenset({"state", "plan", "checkpoint"})  # flushed to the device; the rest costs 8 microseconds a line
+DURABLE = frozenset(
+    {"state", "plan", "checkpoint", "vote"}
+)  # flushed to the device; the rest costs 8 microseconds a line
 
 
 def encode(event: Event) -> bytes:
@@ -48,9 +50,10 @@ class EventLog:
     Args:
         path: The log; made when it is not there.
         attempt: Number of this start of the run. None: one more than the last in the log.
+        patience_s: How long a full disk is waited for; None: ten minutes.
     """
 
-    def __init__(self, path: Path, attempt: int | None = None) -> None:
+    def __init__(self, path: Path, attempt: int | None = None, *, patience_s: float | None = None) -> None:
         reader = EventReader(path)
         last = None
         for event in reader.poll():
@@ -59,6 +62,7 @@ class EventLog:
         if path.stat().st_size > reader.offset:
             files.truncate(self._descriptor, reader.offset)
         self._seq = reader.next_seq
+        self._patience_s = patience_s
         self.attempt = attempt if attempt is not None else (last["attempt"] if last else 0) + 1
 
     def append(self, type: str, /, **fields: Any) -> Event:  # noqa: A002 - the field's name on disk
@@ -68,17 +72,18 @@ class EventLog:
         again a warning says how long it took.
 
         Raises:
-            OSError: Nothing was appended, not even half a line; a full disk had ten minutes to become less so.
+            OSError: Nothing was appended, not even half a line; a full disk had its time to become less so.
         """
         event = {"seq": self._seq, "attempt": self.attempt, "t": round(time.time(), 3), "type": type, **fields}
         line, waited_since = encode(event), None
+        patience_s = PATIENCE_S if self._patience_s is None else self._patience_s
         while True:
             try:
                 files.append(self._descriptor, line, durable=type in DURABLE)
                 break
             except OSError as error:
                 waited_since = waited_since or time.monotonic()
-                if error.errno not in _FULL or time.monotonic() - waited_since > PATIENCE_S:
+                if error.errno not in _FULL or time.monotonic() - waited_since >= patience_s:
                     raise
                 time.sleep(RETRY_S)
         self._seq += 1
