@@ -77,7 +77,8 @@ def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     if trained is None or on_quantized is None:
         receipt["parity"] = {"ok": None, "complaints": [split]}
     else:
-        exported = parity.measure(exporter.open(target, tuned), examples, new_tokens, advance)
+        reader = exporter.open(target, tuned)
+        exported = parity.measure(reader, examples, new_tokens, advance)
         figures = parity.compare(trained, exported, examples, _right(tuned, examples))
         wrong = parity.complaints(figures, limits)
         unit = "row" if new_tokens is None else "token"
@@ -85,6 +86,7 @@ def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
             **figures,
             "split": split,
             "unit": unit,
+            "computed_by": reader.computed_by,
             "limits": vars(limits),
             "ok": not wrong,
             "complaints": wrong,

@@ -26,7 +26,8 @@ import torch
 from tune_magic import files
 from tune_magic.errors import TuneError
 from tune_magic.exporters.base import Exporter
-from tune_magic.exporters.parity import Limits, Reader
+from tune_magic.exporters.limits import EIGHT_BITS
+from tune_magic.exporters.parity import Reader
 from tune_magic.models.generate import end_tokens
 from tune_magic.training.tuned import Tuned
 
@@ -41,7 +42,7 @@ _ABOUT = "decoder.json"  # what a program needs to know to feed the cache and to
 class OnnxExporter(Exporter):
     """A graph with its weights, and the tokenizer beside it."""
 
-    quantizations: ClassVar = {"int8": Limits(logit_share=0.2, changed_share=0.1, lost_share=0.02, spare_rows=1)}
+    quantizations: ClassVar = {"int8": EIGHT_BITS}
 
     def write(self, folder: Path, tuned: Tuned, quantize: str | None) -> None:
         """Write graph, weights, configuration and tokenizer."""
@@ -70,6 +71,8 @@ class OnnxExporter(Exporter):
 class OnnxClassifier(Reader):
     """A classifier in ONNX."""
 
+    computed_by = "ONNX Runtime"
+
     def __init__(self, folder: Path) -> None:
         self.session = _session(folder)
 
@@ -82,6 +85,8 @@ class OnnxClassifier(Reader):
 
 class OnnxDecoder(Reader):
     """A language model in ONNX with its cache: fed by ``past_key_values.N.key``, returned as ``present.N.key``."""
+
+    computed_by = "ONNX Runtime"
 
     def __init__(self, folder: Path) -> None:
         self.session = _session(folder)

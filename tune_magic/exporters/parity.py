@@ -42,7 +42,13 @@ class Limits:
 
 
 class Reader(abc.ABC):
-    """A model that can be asked: the trained one, or an exported one."""
+    """A model that can be asked: the trained one, or an exported one.
+
+    Attributes:
+        computed_by: What runs it, as the receipt says beside the latency.
+    """
+
+    computed_by = "PyTorch"
 
     @abc.abstractmethod
     def logits(self, tokens: np.ndarray) -> np.ndarray:
@@ -67,9 +73,11 @@ class TorchReader(Reader):
     Args:
         model: The model.
         tuned: Whose tokenizer and task it has.
+        computed_by: What runs it.
     """
 
-    def __init__(self, model: Any, tuned: Tuned) -> None:
+    def __init__(self, model: Any, tuned: Tuned, computed_by: str = "PyTorch") -> None:
+        self.computed_by = computed_by
         self.model = model.eval()
         self._objective, self._method = tuned.objective, tuned.method
         self._scores_rows = tuned.objective.scores_rows

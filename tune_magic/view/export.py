@@ -28,6 +28,11 @@ _CLASS = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceC
 _USES = {
     "adapter": "from peft import PeftModel\nmodel = PeftModel.from_pretrained(base_model, {path!r})",
     "merged": "from transformers import {model}\nmodel = {model}.from_pretrained({path!r})",
+    "gguf": (
+        "# llama-server -m {path}/model.gguf\n"
+        "from transformers import AutoModelForCausalLM\n"
+        'model = AutoModelForCausalLM.from_pretrained({path!r}, gguf_file="model.gguf")'
+    ),
     "onnx SEQ_CLS": (
         "import onnxruntime\nfrom transformers import AutoTokenizer\n"
         'session = onnxruntime.InferenceSession({path!r} + "/model.onnx")\n'
@@ -119,7 +124,8 @@ def receipt_facts(parity: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("than on quantised weights", same))
     speed = trained / exported if exported else float("inf")
     each = f"{1000 * trained:.1f} ms → {1000 * exported:.1f} ms"
-    return [*found, ("latency", f"{each} a {parity.get('unit', 'row')}, {speed:.1f} times as fast")]
+    by = "" if parity.get("computed_by", "PyTorch") == "PyTorch" else f", by {parity['computed_by']}"
+    return [*found, ("latency", f"{each} a {parity.get('unit', 'row')}{by}, {speed:.1f} times as fast")]
 
 
 def usage(receipt: dict[str, Any], path: str) -> str:
