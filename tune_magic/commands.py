@@ -123,6 +123,9 @@ LAUNCH_FLAGS = (
 )
 SHOWN_RUNS = 50
 _RUN = "name or id of a run; default: the last one"
+QUANTIZATIONS = (
+    "int8", "int4", "static", "fp16", "bf16", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0",
+)  # fmt: skip
 _WAYS = (
     "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd",
     "magnitude_prune", "magnitude_prune_svd",
@@ -151,8 +154,8 @@ COMMANDS = {
         Command(
             "export", "Write the tuned model for other programs.", "RUN", _RUN, False,
             (
-                Flag("to", "format", "FORMAT", ("adapter", "merged", "onnx")),
-                Flag("quantize", "smaller and faster numbers, onnx only", "KIND", ("int8",)),
+                Flag("to", "format", "FORMAT", ("adapter", "genai", "gguf", "merged", "onnx")),
+                Flag("quantize", "numbers of fewer bits; which, depends on the format", "KIND", QUANTIZATIONS),
                 Flag("rows", "rows to compare with the trained model; default: 200 to classify, 8 to answer", "N", kind=int),
                 Flag("tolerance", "largest logit difference, as a share of the largest logit", "SHARE", kind=float),
                 Flag("output", "a folder that does not exist yet; default: inside the run folder", "FOLDER"),

@@ -132,7 +132,8 @@ def usage(receipt: dict[str, Any], path: str) -> str:
     """Return the Python that loads an export lying at `path` without this package."""
     task, files = receipt.get("task", "CAUSAL_LM"), receipt["files"]
     kind = "genai" if "genai_config.json" in files else task
-    template = _USES.get(receipt["to"]) or _USES.get(f"{receipt['to']} {kind}", "")
+    to = "onnx" if receipt["to"] == "genai" else receipt["to"]
+    template = _USES.get(to) or _USES.get(f"{to} {kind}", "")
     tokens = _TOKENS["chat_template.jinja" in files]
     if receipt["to"] == "adapter" and receipt.get("new_tokens"):
         template = f"base_model.resize_token_embeddings({receipt['vocab_size']}, mean_resizing=False)  # room for new words\n{template}"
