@@ -154,12 +154,14 @@ COMMANDS = {
         Command(
             "export", "Write the tuned model for other programs.", "RUN", _RUN, False,
             (
-                Flag("to", "format", "FORMAT", ("adapter", "genai", "gguf", "merged", "onnx")),
+                Flag("to", "format", "FORMAT", ("adapter", "genai", "gguf", "merged", "onnx", "onnx_adapters")),
                 Flag("quantize", "numbers of fewer bits; which, depends on the format", "KIND", QUANTIZATIONS),
                 Flag("rows", "rows to compare with the trained model; default: 200 to classify, 8 to answer", "N", kind=int),
                 Flag("tolerance", "largest logit difference, as a share of the largest logit", "SHARE", kind=float),
+                Flag("device", "where an ONNX graph is to run; default: cpu", "DEVICE", ("cpu", "cuda", "npu")),
                 Flag("output", "a folder that does not exist yet; default: inside the run folder", "FOLDER"),
             ),
+            more="[RUN ...]",
         ),
         Command(
             "tune runs", "List the runs, newest first.",

@@ -30,12 +30,20 @@ class OnnxClassifier(Reader):
 
 
 class OnnxDecoder(Reader):
-    """A language model in ONNX with its cache: fed by ``past_key_values.N.key``, returned as ``present.N.key``."""
+    """A language model in ONNX with its cache: fed by ``past_key_values.N.key``, returned as ``present.N.key``.
+
+    Args:
+        folder: Graph, weights, and what feeds the cache.
+        adapter: A file of one run's matrices, put on in every call.
+    """
 
     computed_by = "ONNX Runtime"
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, adapter: Path | None = None) -> None:
         self.session = open_session(folder)
+        self._options: Any = None
+        if adapter is not None:
+            self._options, self._adapter = _with_adapter(adapter)
         self.about = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
         self._inputs = {node.name: node for node in self.session.get_inputs()}
         self._past = [name for name in self._inputs if name.startswith("past_key_values.")]
@@ -65,12 +73,22 @@ class OnnxDecoder(Reader):
         feeds = {"input_ids": ids, "attention_mask": np.ones((1, done + len(tokens)), dtype=np.int64), **past}
         if "position_ids" in self._inputs:
             feeds["position_ids"] = np.arange(done, done + len(tokens), dtype=np.int64)[None]
-        logits, *present = self.session.run(self._outputs, feeds)
+        logits, *present = self.session.run(self._outputs, feeds, self._options)
         return logits[0], dict(zip(self._past, present, strict=True))
 
     def _empty(self) -> dict[str, np.ndarray]:
         shape = (1, self.about["num_key_value_heads"], 0, self.about["head_size"])
         return {name: np.zeros(shape, dtype=np.float32) for name in self._past}
+
+
+def _with_adapter(path: Path) -> tuple[Any, Any]:
+    """Return options of a call that puts an adapter on, and the adapter, which must live as long."""
+    import onnxruntime
+
+    adapter, options = onnxruntime.LoraAdapter(), onnxruntime.RunOptions()
+    adapter.Load(str(path))
+    options.add_active_adapter(adapter)
+    return options, adapter
 
 
 def open_session(folder: Path) -> Any:

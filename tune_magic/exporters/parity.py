@@ -201,6 +201,7 @@ def compare(
     exported: Measured,
     examples: Sequence[Example],
     right: Callable[[Example, list[int]], bool] | None,
+    wanted: Sequence[np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Return the receipt's figures.
 
@@ -209,6 +210,7 @@ def compare(
         exported: The files.
         examples: The rows both were run over.
         right: Whether an answer is right; None for rows without references.
+        wanted: What each row's logits should have chosen, see `targets`; None where that is no one token or class.
     """
     pairs = list(zip(trained.logits, exported.logits, strict=True))
     answers = list(zip(examples, trained.answers, exported.answers, strict=True))
@@ -219,9 +221,29 @@ def compare(
         "same_answers": sum(a == b for _, a, b in answers),
         "trained_right": None if right is None else sum(right(e, a) for e, a, _ in answers),
         "exported_right": None if right is None else sum(right(e, b) for e, _, b in answers),
+        "trained_loss": None if wanted is None else _loss(trained.logits, wanted),
+        "exported_loss": None if wanted is None else _loss(exported.logits, wanted),
         "trained_seconds": trained.row_seconds,
         "exported_seconds": exported.row_seconds,
     }
+
+
+def targets(example: Example) -> np.ndarray:
+    """Return what a row's logits should choose, (positions,): its class, or the first answered tokens."""
+    if example.label is not None:
+        return np.array([example.label])
+    return np.asarray(example.trunk.tokens[_predicting(example) + 1])
+
+
+def _loss(logits: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float | None:
+    """Return the mean negative log-likelihood of what was wanted, in nats; None where nothing was."""
+    found = []
+    for rows, places in zip(logits, wanted, strict=True):
+        shifted = rows.astype(np.float64) - rows.max(-1, keepdims=True)
+        chosen = shifted[np.arange(len(places)), places]
+        found.append(np.log(np.exp(shifted).sum(-1)) - chosen)
+    every = np.concatenate(found) if found else np.zeros(0)
+    return float(every.mean()) if len(every) else None
 
 
 def complaints(figures: dict[str, Any], limits: Limits) -> list[str]:

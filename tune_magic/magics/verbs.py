@@ -99,7 +99,8 @@ def _evaluate(shell: Any, parsed: Parsed, body: str | None) -> Any:
 def _export(shell: Any, parsed: Parsed, body: str | None) -> Any:
     if "to" not in parsed.flags:
         raise BadUsage(f"--to is missing. Usage: {commands.COMMANDS['export'].usage()}")
-    return api.export(_run(shell, parsed.positional), **parsed.flags)
+    beside = [_run(shell, name) for name in parsed.rest]
+    return api.export(_run(shell, parsed.positional), beside=beside, **parsed.flags)
 
 
 def _tune(shell: Any, line: str) -> Any:

@@ -33,6 +33,12 @@ _USES = {
         "from transformers import AutoModelForCausalLM\n"
         'model = AutoModelForCausalLM.from_pretrained({path!r}, gguf_file="model.gguf")'
     ),
+    "onnx_adapters": (
+        'import onnxruntime\nsession = onnxruntime.InferenceSession({path!r} + "/model.onnx")\n'
+        "adapter, options = onnxruntime.LoraAdapter(), onnxruntime.RunOptions()\n"
+        'adapter.Load({path!r} + "/{adapter}")\n'
+        "options.add_active_adapter(adapter)  # session.run(None, feeds, options); without options, the base"
+    ),
     "onnx SEQ_CLS": (
         "import onnxruntime\nfrom transformers import AutoTokenizer\n"
         'session = onnxruntime.InferenceSession({path!r} + "/model.onnx")\n'
@@ -83,11 +89,13 @@ def export_card(receipt: dict[str, Any], name: str) -> Bundle:
         heading(colour, name, title, ""),
         div(span("● ", style=f"color:{colour}"), verdict) if verdict else None,
         table(rows) if rows else None,
+        table([_ADAPTER_HEAD, *_adapter_rows(receipt)], align="lrrrrr") if "adapters" in receipt else None,
         *(div(span("▲ ", style=f"color:{ORANGE}"), text) for text in complaints),
         rule(div(code(path)), div(code(usage(receipt, path)), style="margin-top:6px")),
         details(f"{len(files)} files", table(files, align="lr")),
     ]
     lines = [f"{name}: {title}", *([f"  {verdict}"] if verdict else []), *(f"  {key}: {value}" for key, value in facts)]
+    lines += [f"  {' · '.join(str(cell) for cell in row)}" for row in _adapter_rows(receipt)]
     lines += [f"  ! {text}" for text in complaints]
     return bundle(box(*(part for part in body if part)), [*lines, f"  {path}"])
 
@@ -97,6 +105,31 @@ def _merged_into(quantization: dict[str, Any]) -> str:
     if quantization["makes_up_for_rounding"]:
         return f"the trained model, its {quantization['kind']} weights unpacked"
     return f"the tuning on the base in full precision; it was trained on {quantization['kind']} weights"
+
+
+_ADAPTER_HEAD: list[object] = [
+    grey(text) for text in ("adapter", "rank", "layers", "same answers", "largest logit difference", "latency")
+]
+
+
+def _adapter_rows(receipt: dict[str, Any]) -> list[list[object]]:
+    """Return a line for each adapter on a base, and one for the base with none."""
+    if "adapters" not in receipt:
+        return []
+    about = {**receipt["adapters"], "base": {"rank": "–", "layers": "–", "parity": receipt["base"]}}
+    return [[name, str(one["rank"]), str(one["layers"]), *_figures(one["parity"])] for name, one in about.items()]
+
+
+def _figures(parity: dict[str, Any]) -> list[str]:
+    """Return same answers, largest logit difference and latency of a comparison, in short."""
+    if "rows" not in parity:
+        return ["–"] * 3
+    difference, largest = number(parity["logit_difference"]), number(parity["largest_logit"])
+    return [
+        f"{parity['same_answers']} of {parity['rows']}",
+        f"{difference:.2g} ({difference / largest if largest else 0.0:.2%})",
+        f"{1000 * parity['exported_seconds']:.1f} ms",
+    ]
 
 
 def receipt_facts(parity: dict[str, Any]) -> list[tuple[str, str]]:
@@ -137,10 +170,11 @@ def usage(receipt: dict[str, Any], path: str) -> str:
     tokens = _TOKENS["chat_template.jinja" in files]
     if receipt["to"] == "adapter" and receipt.get("new_tokens"):
         template = f"base_model.resize_token_embeddings({receipt['vocab_size']}, mean_resizing=False)  # room for new words\n{template}"
+    adapter = next((about["file"] for about in receipt.get("adapters", {}).values()), "")
     quantization = receipt.get("quantization")
     if receipt["to"] == "adapter" and quantization and quantization["makes_up_for_rounding"]:
         template = _ROUNDED_BASE.format(**quantization) + template
-    return template.format(path=path, model=_CLASS.get(task, "AutoModel"), tokens=tokens)
+    return template.format(path=path, model=_CLASS.get(task, "AutoModel"), tokens=tokens, adapter=adapter)
 
 
 def _short(path: str) -> str:
