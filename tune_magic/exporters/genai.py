@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
+from tune_magic.data.example import Example
 from tune_magic.errors import TuneError
 from tune_magic.exporters.base import Exporter
 from tune_magic.exporters.limits import EIGHT_BITS, FOUR_BITS
@@ -20,6 +22,7 @@ class GenaiExporter(Exporter):
     """What `onnxruntime_genai.Model(folder)` loads."""
 
     quantizations: ClassVar = {"int8": EIGHT_BITS, "int4": FOUR_BITS}
+    devices: ClassVar = ("cpu", "cuda")
 
     def write(self, folder: Path, tuned: Tuned, quantize: str | None) -> None:
         """Let the builder write the folder, weights in blocks of 32 when they have fewer bits."""
@@ -31,8 +34,9 @@ class GenaiExporter(Exporter):
             raise TuneError(
                 "`--to genai` needs onnxruntime-genai, which is not installed.", hint="pip install onnxruntime-genai"
             )
+        self._check_device()
         model = tuned.method.merge(tuned.model).cpu().eval()
-        problem = build(model, tuned.tokenizer, folder, quantize or "fp32")
+        problem = build(model, tuned.tokenizer, folder, quantize or "fp32", device=self.device or "cpu")
         family = model.config.model_type
         if problem is not None:
             raise TuneError(
@@ -49,11 +53,30 @@ class GenaiExporter(Exporter):
         """Run the folder by onnxruntime-genai."""
         return GenaiReader(folder)
 
+    def tune_session(self, folder: Path, tuned: Tuned, examples: Sequence[Example]) -> dict[str, Any]:
+        """Say what computes; the folder's own configuration says how."""
+        why = "no device was named" if self.device is None else f"`{self.device}` was asked for"
+        offered = ["cpu", *(["cuda"] if _has_cuda() else [])]
+        return {"provider": self.device or "cpu", "why": why, "offered": offered, "tried": []}
+
+    def _check_device(self) -> None:
+        if self.device == "cuda" and not _has_cuda():
+            raise TuneError(
+                "onnxruntime-genai has no CUDA here.", hint="pip install onnxruntime-genai-cuda brings it, with a GPU."
+            )
+
+
+def _has_cuda() -> bool:
+    import onnxruntime_genai as og
+
+    return bool(og.is_cuda_available())
+
 
 class GenaiReader(Reader):
     """A folder of ONNX Runtime GenAI, asked through its own generator."""
 
     computed_by = "ONNX Runtime GenAI"
+    writes = True
 
     def __init__(self, folder: Path) -> None:
         import onnxruntime_genai as og

@@ -6,6 +6,7 @@ it does not know are traced by torch.onnx and run in plain onnxruntime. Classifi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from tune_magic.exporters.limits import EIGHT_BITS, FOUR_BITS
 from tune_magic.exporters.onnx_build import agrees, build, is_installed
 from tune_magic.exporters.onnx_quantize import calibrated, quantize_decoder, quantize_products
 from tune_magic.exporters.onnx_readers import ABOUT, MODEL, OnnxClassifier, OnnxDecoder
+from tune_magic.exporters.onnx_session import DEVICES, Settings, choose, tuned_session
 from tune_magic.exporters.onnx_trace import FED, cache_sizes, trace_classifier, trace_decoder
 from tune_magic.exporters.parity import Reader
 from tune_magic.models.generate import end_tokens
@@ -33,12 +35,14 @@ class OnnxExporter(Exporter):
     """A graph with its weights, and the tokenizer beside it."""
 
     quantizations: ClassVar = {"int8": EIGHT_BITS, "static": EIGHT_BITS, "int4": FOUR_BITS}
+    devices: ClassVar = DEVICES
 
     def write(self, folder: Path, tuned: Tuned, quantize: str | None) -> None:
         """Write graph, weights, configuration and tokenizer."""
         if tuned.objective.engine == "outputs":
             raise TuneError(f"Runs of `{tuned.recipe.objective.name if tuned.recipe.objective else 'this objective'}` are not written as ONNX.",
                             hint="Export it with `--to merged`.")  # fmt: skip
+        choose(self.device)  # where it cannot run here, say so before it is written
         scores_rows = tuned.objective.scores_rows
         if quantize == ("int4" if scores_rows else "static"):
             what = "Classifiers" if scores_rows else "Language models"
@@ -61,6 +65,16 @@ class OnnxExporter(Exporter):
     def open(self, folder: Path, tuned: Tuned) -> Reader:
         """Run the graph by onnxruntime."""
         return OnnxClassifier(folder) if tuned.objective.scores_rows else OnnxDecoder(folder)
+
+    def tune_session(self, folder: Path, tuned: Tuned, examples: Sequence[Example]) -> dict[str, Any]:
+        """Try threads and levels of rewriting, and write the fastest beside the graph."""
+
+        def open_with(settings: Settings) -> Reader:
+            if tuned.objective.scores_rows:
+                return OnnxClassifier(folder, settings)
+            return OnnxDecoder(folder, settings=settings)
+
+        return tuned_session(folder, self.device, examples, open_with)
 
 
 def _calibration_rows(tuned: Tuned) -> list[Example]:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from tune_magic.exporters.onnx_session import Settings
 from tune_magic.exporters.parity import Reader
 
 MODEL = "model.onnx"
@@ -19,8 +20,8 @@ class OnnxClassifier(Reader):
 
     computed_by = "ONNX Runtime"
 
-    def __init__(self, folder: Path) -> None:
-        self.session = open_session(folder)
+    def __init__(self, folder: Path, settings: Settings | None = None) -> None:
+        self.session = (settings or Settings.of(folder)).open(folder / MODEL)
 
     def logits(self, tokens: np.ndarray) -> np.ndarray:
         """Return (classes,)."""
@@ -35,12 +36,14 @@ class OnnxDecoder(Reader):
     Args:
         folder: Graph, weights, and what feeds the cache.
         adapter: A file of one run's matrices, put on in every call.
+        settings: How the session is opened; default: as the folder says.
     """
 
     computed_by = "ONNX Runtime"
+    writes = True
 
-    def __init__(self, folder: Path, adapter: Path | None = None) -> None:
-        self.session = open_session(folder)
+    def __init__(self, folder: Path, adapter: Path | None = None, settings: Settings | None = None) -> None:
+        self.session = (settings or Settings.of(folder)).open(folder / MODEL)
         self._options: Any = None
         if adapter is not None:
             self._options, self._adapter = _with_adapter(adapter)
@@ -89,12 +92,3 @@ def _with_adapter(path: Path) -> tuple[Any, Any]:
     adapter.Load(str(path))
     options.add_active_adapter(adapter)
     return options, adapter
-
-
-def open_session(folder: Path) -> Any:
-    """Return a session of onnxruntime over a folder's graph."""
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(folder / MODEL), options, providers=["CPUExecutionProvider"])

@@ -46,9 +46,11 @@ class Reader(abc.ABC):
 
     Attributes:
         computed_by: What runs it, as the receipt says beside the latency.
+        writes: Whether it answers in texts.
     """
 
     computed_by = "PyTorch"
+    writes = False
 
     @abc.abstractmethod
     def logits(self, tokens: np.ndarray) -> np.ndarray:
@@ -77,7 +79,7 @@ class TorchReader(Reader):
     """
 
     def __init__(self, model: Any, tuned: Tuned, computed_by: str = "PyTorch") -> None:
-        self.computed_by = computed_by
+        self.computed_by, self.writes = computed_by, not tuned.objective.scores_rows
         self.model = model.eval()
         self._objective, self._method = tuned.objective, tuned.method
         self._scores_rows = tuned.objective.scores_rows
@@ -187,7 +189,7 @@ def measure(
         else:
             logits = reader.predicted(example)
             started = time.perf_counter()
-            answer = reader.generate(_prompt(example), max_new_tokens)
+            answer = reader.generate(prompt_of(example), max_new_tokens)
             seconds.append((time.perf_counter() - started) / (len(answer) + 1))
         found.logits.append(logits)
         found.answers.append(answer)
@@ -271,6 +273,6 @@ def _predicting(example: Example) -> np.ndarray:
     return np.flatnonzero(example.trunk.weights)[:_MOST_POSITIONS] - 1
 
 
-def _prompt(example: Example) -> np.ndarray:
+def prompt_of(example: Example) -> np.ndarray:
     """Return what is answered: the prompt, or the first half of a plain text."""
     return example.prompt if example.answer_start else example.trunk.tokens[: max(1, len(example.trunk) // 2)]

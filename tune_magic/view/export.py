@@ -82,13 +82,14 @@ def export_card(receipt: dict[str, Any], name: str) -> Bundle:
     title = f"exported as {kind} · {size} · checkpoint of step {receipt['step']}"
     path = _short(receipt["path"])
     files: list[list[object]] = [[grey(file), words.size(size_of)] for file, size_of in receipt["files"].items()]
-    facts = receipt_facts(parity)
+    facts = [*receipt_facts(parity), *_session_facts(receipt.get("session"))]
     rows: list[list[object]] = [[grey(key), value] for key, value in facts]
     complaints = [str(text) for text in parity["complaints"]]
     body = [
         heading(colour, name, title, ""),
         div(span("● ", style=f"color:{colour}"), verdict) if verdict else None,
         table(rows) if rows else None,
+        table(_session_rows(receipt["session"]), align="lrr") if receipt.get("session", {}).get("tried") else None,
         table([_ADAPTER_HEAD, *_adapter_rows(receipt)], align="lrrrrr") if "adapters" in receipt else None,
         *(div(span("▲ ", style=f"color:{ORANGE}"), text) for text in complaints),
         rule(div(code(path)), div(code(usage(receipt, path)), style="margin-top:6px")),
@@ -105,6 +106,30 @@ def _merged_into(quantization: dict[str, Any]) -> str:
     if quantization["makes_up_for_rounding"]:
         return f"the trained model, its {quantization['kind']} weights unpacked"
     return f"the tuning on the base in full precision; it was trained on {quantization['kind']} weights"
+
+
+def _session_facts(session: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Return what computes and why, and the settings that were fastest."""
+    if session is None:
+        return []
+    found = [("runs on", f"{session['provider']}: {session['why']} (offered: {', '.join(session['offered'])})")]
+    if session["tried"]:
+        best, count = session["best"], len(session["tried"])
+        more = f", {session['left_out']} left out for time" if session["left_out"] else ""
+        found.append(("fastest of", f"{count} settings: {_threads(best)}, graph level {best['level']}{more}"))
+    return found
+
+
+def _session_rows(session: dict[str, Any]) -> list[list[object]]:
+    """Return a line for each setting that was tried, the fastest first."""
+    head: list[object] = [grey("threads"), grey("graph level"), grey("latency")]
+    ordered = sorted(session["tried"], key=lambda one: number(one["seconds"]))
+    return [head, *([str(one["threads"]), one["level"], f"{1000 * one['seconds']:.2f} ms"] for one in ordered)]
+
+
+def _threads(settings: dict[str, Any]) -> str:
+    count = settings["threads"]
+    return f"{count} thread{'' if count == 1 else 's'}" if count else "threads as onnxruntime likes"
 
 
 _ADAPTER_HEAD: list[object] = [
@@ -158,6 +183,9 @@ def receipt_facts(parity: dict[str, Any]) -> list[tuple[str, str]]:
     speed = trained / exported if exported else float("inf")
     each = f"{1000 * trained:.1f} ms → {1000 * exported:.1f} ms"
     by = "" if parity.get("computed_by", "PyTorch") == "PyTorch" else f", by {parity['computed_by']}"
+    if parity.get("trained_loss") is not None:
+        losses = f"{number(parity['trained_loss']):.4f} → {number(parity['exported_loss']):.4f}"
+        found.append(("loss of what was right", losses))
     return [*found, ("latency", f"{each} a {parity.get('unit', 'row')}{by}, {speed:.1f} times as fast")]
 
 
