@@ -191,6 +191,7 @@ COMMANDS = {
             ),
             takes_keys=True,
         ),
+        Command("tune exports", "Compare the exports of a run: size, latency, what is lost.", "RUN", _RUN),
         Command("tune show", "Show the card of a run.", "RUN", _RUN),
         Command(
             "tune watch", "Show a live run; Interrupt ends the watching, not the run.", "RUN", _RUN, False,

@@ -134,7 +134,7 @@ def tuned_session(
         seconds = _seconds(open_with(settings), chosen)
         about["tried"].append({"threads": settings.threads, "level": settings.level, "seconds": seconds})
     tried: list[dict[str, Any]] = about["tried"]
-    best = min(tried, key=lambda one: one["seconds"]) if tried else {"threads": 0, "level": "all"}
+    best: dict[str, Any] = min(tried, key=lambda one: one["seconds"]) if tried else {"threads": 0, "level": "all"}
     settings = Settings(provider, best["threads"], best["level"])
     about |= {
         "best": {"threads": settings.threads, "level": settings.level},

@@ -10,6 +10,7 @@ from tune_magic import api, commands, display, files, holding
 from tune_magic.commands import BadUsage, HelpWanted, Parsed
 from tune_magic.comparing import ComparedRuns
 from tune_magic.errors import Fault, RecipeError, TuneError
+from tune_magic.exported import ExportedForms
 from tune_magic.follow import follow, follow_in_background
 from tune_magic.handles import Run
 from tune_magic.magics.link import notebook_link, notebook_path
@@ -162,6 +163,7 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
     flags, rest = parsed.flags, parsed.rest
     actions: dict[str, Callable[[], Any]] = {
         "show": run.show,
+        "exports": lambda: _shown(ExportedForms(run)),
         "watch": lambda: _watch(run, parsed),
         "stop": lambda: _stop(run),
         "resume": lambda: _watch(_resumed(run, parsed), parsed, stops=True),
