@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tune_magic import plugins
-from tune_magic.commands import COMMANDS, VERBS, BadUsage, HelpWanted, Parsed, nearest, parse, split
+from tune_magic.commands import COMMANDS, QUANTIZATIONS, VERBS, BadUsage, HelpWanted, Parsed, nearest, parse, split
 from tune_magic.handles import Run
 from tune_magic.magics import complete as completion
 from tune_magic.magics.complete import complete
@@ -54,6 +54,7 @@ def known(reason, *values):
         ("evaluate", "--max-new-tokens=7", None, {"max_new_tokens": 7}, {}),
         ("evaluate", "bot --by kind,length", "bot", {"by": "kind,length"}, {}),
         ("export", "bot --to merged", "bot", {"to": "merged"}, {}),
+        ("tune exports", "bot", "bot", {}, {}),
         ("export", "bot --to of_a_plugin", "bot", {"to": "of_a_plugin"}, {}),
         ("tune runs", "--all", None, {"all": True}, {}),
         ("tune show", "", None, {}, {}),
@@ -155,6 +156,12 @@ def test_the_ways_told_in_help_are_the_ones_there_are():
 def test_the_formats_told_in_help_are_the_ones_installed():
     (to,) = (flag for flag in COMMANDS["export"].flags if flag.name == "to")
     assert list(to.choices) == plugins.names("exporter")
+    assert {name: tuple(plugins.get("exporter", name).quantizations) for name in to.choices} == QUANTIZATIONS
+
+
+def test_runs_that_are_exported_together_follow_the_first():
+    parsed = parse(COMMANDS["export"], "a b c --to onnx_adapters")
+    assert (parsed.positional, parsed.rest) == ("a", ["b", "c"])
 
 
 @pytest.mark.parametrize(
@@ -284,6 +291,10 @@ FLAGS = [
         ("%export bot --t", "--t", ["--to", "--tolerance"]),
         ("%export bot --to ", "", plugins.names("exporter")),
         ("%export bot --to m", "m", ["merged"]),
+        ("%export bot --to merged --quantize ", "", ["fp16", "bf16"]),
+        ("%export bot --quantize in", "in", ["int8", "int4"]),
+        ("%export bot other --dev", "--dev", ["--device"]),
+        ("%tune ex", "ex", ["explain", "exports", "export-code"]),
         ("%evaluate bot --limit ", "", []),
         (CELL[:-1] + " --", "--", FLAGS),
         ("%%finetune bot --f", "--f", ["--fresh", "--find-lr"]),

@@ -123,9 +123,14 @@ LAUNCH_FLAGS = (
 )
 SHOWN_RUNS = 50
 _RUN = "name or id of a run; default: the last one"
-QUANTIZATIONS = (
-    "int8", "int4", "static", "fp16", "bf16", "f16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0",
-)  # fmt: skip
+QUANTIZATIONS = {  # by format: what `--quantize` may be; the exporters say the same, and a test compares them
+    "adapter": (),
+    "genai": ("int8", "int4"),
+    "gguf": ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"),
+    "merged": ("fp16", "bf16"),
+    "onnx": ("int8", "static", "int4"),
+    "onnx_adapters": ("int8",),
+}
 _WAYS = (
     "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd",
     "magnitude_prune", "magnitude_prune_svd",
@@ -154,8 +159,8 @@ COMMANDS = {
         Command(
             "export", "Write the tuned model for other programs.", "RUN", _RUN, False,
             (
-                Flag("to", "format", "FORMAT", ("adapter", "genai", "gguf", "merged", "onnx", "onnx_adapters")),
-                Flag("quantize", "numbers of fewer bits; which, depends on the format", "KIND", QUANTIZATIONS),
+                Flag("to", "format", "FORMAT", tuple(QUANTIZATIONS)),
+                Flag("quantize", "numbers of fewer bits; which, depends on the format", "KIND", tuple(dict.fromkeys(kind for kinds in QUANTIZATIONS.values() for kind in kinds))),
                 Flag("rows", "rows to compare with the trained model; default: 200 to classify, 8 to answer", "N", kind=int),
                 Flag("tolerance", "largest logit difference, as a share of the largest logit", "SHARE", kind=float),
                 Flag("device", "where an ONNX graph is to run; default: cpu", "DEVICE", ("cpu", "cuda", "npu")),
