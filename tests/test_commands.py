@@ -97,7 +97,7 @@ def test_a_line_is_understood(name, line, positional, flags, given):
         ("tune runs", "bot", "What is `bot`? Usage: %tune runs [--all]"),
         ("tune merge", "both", "RUN=WEIGHT ... is missing. Usage: %tune merge NAME RUN=WEIGHT ... [--how WAY]"),
         ("tune merge", "both a=1 --how tie", "Did you mean ties?"),
-        ("export", "bot lr=1", "What is `lr=1`?"),
+        ("tune show", "bot lr=1", "What is `lr=1`?"),
         ("finetune", "bot 'unclosed", "The line cannot be read: No closing quotation."),
     ],
 )
@@ -108,8 +108,8 @@ def test_a_line_that_cannot_be_understood_says_why(name, line, says):
 
 
 def test_usage_is_shown_as_it_was_typed():
-    with pytest.raises(BadUsage, match="Usage: tune-magic export"):
-        parse(COMMANDS["export"], "a b", prefix="tune-magic ")
+    with pytest.raises(BadUsage, match="Usage: tune-magic tune show"):
+        parse(COMMANDS["tune show"], "a b", prefix="tune-magic ")
     with pytest.raises(HelpWanted, match=r"^%%finetune"):
         parse(COMMANDS["finetune"], "-h", prefix="%%")
 
@@ -256,6 +256,7 @@ FLAGS = [
                 "data",
                 "explain",
                 "methods",
+                "exports",
                 "show",
                 "watch",
                 "stop",

@@ -4,8 +4,10 @@ import json
 
 import pytest
 
+from tune_magic.commands import COMMANDS, parse
 from tune_magic.errors import TuneError
 from tune_magic.exported import ExportedForms
+from tune_magic.magics import verbs
 
 PARITY = {
     "rows": 8, "logit_difference": 0.5, "largest_logit": 10.0, "same_answers": 8, "trained_right": 7, "exported_right": 7,
@@ -73,6 +75,12 @@ def test_the_card_is_sorted_by_size_and_names_what_is_lost(exported):
     assert "2 of 8 · 7 → 1 · 5.00% · 0.250 → 0.260 · 10.0 ms a token · out of tolerance" in lines[2]
     assert "not compared" in lines[1]
     assert "quality and latency against size of 4 exports" in card["text/html"]
+
+
+def test_the_verb_shows_them(exported, capsys):
+    run = exported()
+    verbs.do_verb("exports", parse(COMMANDS["tune exports"], "tiny_run"), lambda name: run)
+    assert "tiny_run: 4 exports" in capsys.readouterr().out
 
 
 def test_a_run_that_was_not_exported_says_how(make_run):

@@ -222,4 +222,4 @@ def test_the_card_says_how_to_use_it(tuned, inline, monkeypatch):  # noqa: F811
     exec(usage(exported.receipt, str(exported.path)), known)  # what the card shows
     assert known["model"].config.hidden_size == 64
     text = exported.card()["text/plain"]
-    assert "by Transformers" in text
+    assert "measured by: Transformers, its numbers unpacked" in text

@@ -9,6 +9,7 @@ from tune_magic import api
 from tune_magic.errors import RunFailed, TuneError
 from tune_magic.exporters.onnx_adapters import _Pair
 from tune_magic.handles import Run
+from tune_magic.magics import verbs
 from tune_magic.view.export import usage
 
 
@@ -91,8 +92,9 @@ def test_what_no_two_matrices_hold_is_refused(train, inline):  # noqa: F811
         api.export(run, "onnx_adapters")
 
 
-def test_other_formats_write_one_run_at_a_time(train, inline):  # noqa: F811
-    first = train(max_steps=1).rename("first")
-    second = train(max_steps=2).rename("second")
+def test_other_formats_write_one_run_at_a_time(train, inline, one_shell, monkeypatch):  # noqa: F811
+    runs = {"first": train(max_steps=1).rename("first"), "second": train(max_steps=2).rename("second")}
+    monkeypatch.setitem(one_shell.user_ns, "first", runs["first"])
+    monkeypatch.setitem(one_shell.user_ns, "second", runs["second"])
     with pytest.raises(RunFailed, match=r"`--to merged` writes one run at a time.*`--to onnx_adapters`"):
-        api.export(first, "merged", beside=[second])
+        verbs.run(one_shell, "export", "first second --to merged", None)

@@ -63,7 +63,7 @@ class ExportPanel(Panel):
             options=_kinds("merged"), value="", description="quantise", tooltip=quantize.help, layout=_FIELD, style=_STYLE,
         )  # fmt: skip
         self.device = ipywidgets.Dropdown(
-            options=[("cpu", ""), "cuda", "npu"], value="", description="device", tooltip=device.help, layout=_FIELD, style=_STYLE,
+            options=[("cpu", ""), ("cuda", "cuda"), ("npu", "npu")], value="", description="device", tooltip=device.help, layout=_FIELD, style=_STYLE,
         )  # fmt: skip
         self.output = ipywidgets.Text(
             placeholder="inside the run folder", description="folder", layout=_FIELD, style=_STYLE,

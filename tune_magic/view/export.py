@@ -182,6 +182,8 @@ def receipt_facts(parity: dict[str, Any]) -> list[tuple[str, str]]:
         found.append(("than on quantised weights", same))
     speed = trained / exported if exported else float("inf")
     each = f"{1000 * trained:.1f} ms → {1000 * exported:.1f} ms"
+    if parity.get("computed_by") == "Transformers":
+        found.append(("measured by", "Transformers, its numbers unpacked; llama.cpp rounds activations too"))
     by = "" if parity.get("computed_by", "PyTorch") == "PyTorch" else f", by {parity['computed_by']}"
     if parity.get("trained_loss") is not None:
         losses = f"{number(parity['trained_loss']):.4f} → {number(parity['exported_loss']):.4f}"

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _COLOURS = {True: GREEN, False: RED, None: ORANGE}
 _WORDS = {True: "same", False: "out of tolerance", None: "not compared"}
+_LOW_SHARE = 0.15  # of the highest: there is no room for a name below
 _HEADS = ("export", "size", "same answers", "right", "largest logit difference", "loss", "latency", "")
 COLUMNS = (
     "to", "quantize", "size_bytes", "rows", "same_answers", "same_share", "logit_share", "trained_right",
@@ -125,11 +126,12 @@ def _called(row: dict[str, Any]) -> str:
 
 
 def _points(axes: Axes, rows: Sequence[dict[str, Any]], values: Sequence[float]) -> None:
-    """Draw a point for each export, with its name; names above and below in turn, for points lie close."""
+    """Draw a point for each export, with its name; names above and below in turn, for points lie close; none on the axis."""
+    lowest = _LOW_SHARE * max(values, default=0.0)
     for place, (row, value) in enumerate(zip(rows, values, strict=True)):
         size = row["size_bytes"] / 1e6
         axes.plot(size, value, "o", color=_COLOURS[row["ok"]], markersize=5)
-        above = place % 2 == 0
+        above = place % 2 == 0 or value < lowest
         axes.annotate(
             clean(_called(row), 24).replace("$", r"\$"), (size, value), xytext=(0, 6 if above else -6),
             textcoords="offset points", ha="center", va="bottom" if above else "top", color=GREY, fontsize=7,
@@ -139,8 +141,8 @@ def _points(axes: Axes, rows: Sequence[dict[str, Any]], values: Sequence[float])
 def _titled(axes: Axes, title: str) -> None:
     axes.set_title(title, color=GREY, fontsize=8, loc="left")
     axes.set_xlabel("MB", color=GREY)
-    axes.set_xlim(left=0)
     axes.margins(x=0.18, y=0.2)
+    axes.set_xlim(left=0)
     axes.tick_params(colors=GREY, length=2)
     axes.patch.set_alpha(0)
     for side, spine in axes.spines.items():
