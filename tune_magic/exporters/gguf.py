@@ -29,7 +29,7 @@ _FEW_BITS = ("q4_0", "q4_1", "q5_0", "q5_1")
 
 
 class GgufExporter(Exporter):
-    """One file that llama.cpp, Ollama and LM Studio run."""
+    """One file that llama.cpp, and what is built on it, runs."""
 
     quantizations: ClassVar = {
         "f16": HALF, "bf16": BRAIN, "q8_0": EIGHT_BITS, "q5_1": FIVE_BITS, "q5_0": FIVE_BITS, "q4_1": FOUR_BITS,
