@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tune_magic.data.example import Example
 from tune_magic.errors import TuneError
 from tune_magic.evaluation.answers import longest_answer
@@ -132,8 +130,3 @@ def _right(tuned: Tuned, examples: list[Example]) -> Callable[[Example, list[int
         return bool(metric.score(tokenizer.decode(answer, skip_special_tokens=True), example.reference or ""))
 
     return is_match
-
-
-def tokens_of(example: Example) -> np.ndarray:
-    """Return a row's tokens, (1, length), as graphs take them."""
-    return np.asarray(example.trunk.tokens.astype(np.int64)[None])
