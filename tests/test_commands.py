@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tune_magic import plugins
-from tune_magic.commands import COMMANDS, VERBS, BadUsage, HelpWanted, Parsed, nearest, parse, split
+from tune_magic.commands import COMMANDS, QUANTIZATIONS, VERBS, BadUsage, HelpWanted, Parsed, nearest, parse, split
 from tune_magic.handles import Run
 from tune_magic.magics import complete as completion
 from tune_magic.magics.complete import complete
@@ -54,6 +54,7 @@ def known(reason, *values):
         ("evaluate", "--max-new-tokens=7", None, {"max_new_tokens": 7}, {}),
         ("evaluate", "bot --by kind,length", "bot", {"by": "kind,length"}, {}),
         ("export", "bot --to merged", "bot", {"to": "merged"}, {}),
+        ("tune exports", "bot", "bot", {}, {}),
         ("export", "bot --to of_a_plugin", "bot", {"to": "of_a_plugin"}, {}),
         ("tune runs", "--all", None, {"all": True}, {}),
         ("tune show", "", None, {}, {}),
@@ -96,7 +97,7 @@ def test_a_line_is_understood(name, line, positional, flags, given):
         ("tune runs", "bot", "What is `bot`? Usage: %tune runs [--all]"),
         ("tune merge", "both", "RUN=WEIGHT ... is missing. Usage: %tune merge NAME RUN=WEIGHT ... [--how WAY]"),
         ("tune merge", "both a=1 --how tie", "Did you mean ties?"),
-        ("export", "bot lr=1", "What is `lr=1`?"),
+        ("tune show", "bot lr=1", "What is `lr=1`?"),
         ("finetune", "bot 'unclosed", "The line cannot be read: No closing quotation."),
     ],
 )
@@ -107,8 +108,8 @@ def test_a_line_that_cannot_be_understood_says_why(name, line, says):
 
 
 def test_usage_is_shown_as_it_was_typed():
-    with pytest.raises(BadUsage, match="Usage: tune-magic export"):
-        parse(COMMANDS["export"], "a b", prefix="tune-magic ")
+    with pytest.raises(BadUsage, match="Usage: tune-magic tune show"):
+        parse(COMMANDS["tune show"], "a b", prefix="tune-magic ")
     with pytest.raises(HelpWanted, match=r"^%%finetune"):
         parse(COMMANDS["finetune"], "-h", prefix="%%")
 
@@ -155,6 +156,12 @@ def test_the_ways_told_in_help_are_the_ones_there_are():
 def test_the_formats_told_in_help_are_the_ones_installed():
     (to,) = (flag for flag in COMMANDS["export"].flags if flag.name == "to")
     assert list(to.choices) == plugins.names("exporter")
+    assert {name: tuple(plugins.get("exporter", name).quantizations) for name in to.choices} == QUANTIZATIONS
+
+
+def test_runs_that_are_exported_together_follow_the_first():
+    parsed = parse(COMMANDS["export"], "a b c --to onnx_adapters")
+    assert (parsed.positional, parsed.rest) == ("a", ["b", "c"])
 
 
 @pytest.mark.parametrize(
@@ -249,6 +256,7 @@ FLAGS = [
                 "data",
                 "explain",
                 "methods",
+                "exports",
                 "show",
                 "watch",
                 "stop",
@@ -289,6 +297,10 @@ FLAGS = [
         ("%export bot --t", "--t", ["--to", "--tolerance"]),
         ("%export bot --to ", "", plugins.names("exporter")),
         ("%export bot --to m", "m", ["merged"]),
+        ("%export bot --to merged --quantize ", "", ["fp16", "bf16"]),
+        ("%export bot --quantize in", "in", ["int8", "int4"]),
+        ("%export bot other --dev", "--dev", ["--device"]),
+        ("%tune ex", "ex", ["explain", "exports", "export-code"]),
         ("%evaluate bot --limit ", "", []),
         (CELL[:-1] + " --", "--", FLAGS),
         ("%%finetune bot --f", "--f", ["--fresh", "--find-lr"]),

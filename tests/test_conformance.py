@@ -119,6 +119,11 @@ class Test_adapter(ExporterConformance):
     name = "adapter"
 
 
+class Test_gguf(ExporterConformance):
+    plugin = plugins.get("exporter", "gguf")
+    name = "gguf"
+
+
 class Mean(Callback):
     """Logs the mean loss so far."""
 

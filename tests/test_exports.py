@@ -174,7 +174,9 @@ def test_an_exporter_that_ruins_the_model_is_caught(classified, inline, monkeypa
 
 def test_an_exporter_says_what_it_cannot(train, inline, tiny):
     run = train(max_steps=1)
-    with pytest.raises(RunFailed, match=r"`--to merged` cannot be quantised to 'int8'.*It knows: none"):
+    with pytest.raises(RunFailed, match=r"`--to adapter` cannot be quantised to 'int8'.*It knows: none"):
+        run.export("adapter", quantize="int8")
+    with pytest.raises(RunFailed, match=r"`--to merged` cannot be quantised to 'int8'.*It knows: fp16, bf16"):
         run.export("merged", quantize="int8")
     with pytest.raises(RunFailed, match=r"`--to onnx` cannot be quantised to 'int3'.*It knows: int8"):
         run.export("onnx", quantize="int3")

@@ -361,10 +361,16 @@ def test_an_export_is_written_and_its_receipt_shown(train, inline, monkeypatch, 
     assert panel.export.receipt["to"] == "adapter"
     assert panel.export.ok
     assert "exported as adapter" in panel.bundle()["text/plain"]
-    panel.quantize.value = "int8"
+    assert [kind for _, kind in panel.quantize.options] == [""]  # an adapter has none
+    panel.to.value, panel.quantize.value = "gguf", "f16"
+    panel.to.value = "onnx"
+    assert panel.quantize.value == ""
+    assert "int8" in [kind for _, kind in panel.quantize.options]
+    panel.to.value, panel.device.value = "adapter", "cuda"
     panel.start.click()
     panel.act()
-    assert "cannot be quantised to 'int8'" in panel.bundle()["text/plain"]
+    assert "is not written for the device 'cuda'" in panel.bundle()["text/plain"]
+    panel.device.value = ""
     panel.quantize.value, panel.output.value = "", str(tmp_path)
     panel.start.click()
     panel.act()

@@ -326,23 +326,31 @@ def export(
     rows: int | None = None,
     tolerance: float | None = None,
     output: str | Path | None = None,
+    beside: Sequence[Run | str] = (),
+    device: str | None = None,
 ) -> Export:
     """Write the tuned model for other programs, and compare the files with the model; the twin of ``%export``.
 
     Args:
         run: A run, or its name or id.
-        to: ``adapter`` (PEFT's format), ``merged`` (a plain Transformers model), ``onnx``, or a plug-in's name.
-        quantize: ``int8``, where the format knows it.
+        to: ``adapter`` (PEFT's format), ``merged`` (a plain Transformers model), ``onnx``, ``genai`` (ONNX Runtime
+            GenAI), ``gguf`` (llama.cpp), ``onnx_adapters`` (an ONNX base with a file for each run), or a plug-in's name.
+        quantize: Numbers of fewer bits, such as ``int8``; each format knows its own and says which.
         rows: Held-out rows to compare on; default: 200 to classify, 8 to answer.
         tolerance: Largest logit difference allowed, as a share of the largest logit; default: by format.
         output: A folder that does not exist yet; default: inside the run folder.
+        beside: Other runs on the same base, written into the same folder; only ``onnx_adapters`` does that.
+        device: Where an ONNX graph is to run: ``cpu``, ``cuda`` or ``npu``.
 
     Raises:
         TuneError: The run has no such form. RunFailed: It failed, or the files are not the model within tolerance;
             they are kept then, and ``tune_magic.last.exports`` has the receipt.
     """
     run = _resolve(run)
-    job = launching.begin_export(run, to, quantize=quantize, rows=rows, tolerance=tolerance, output=output)
+    job = launching.begin_export(
+        run, to, quantize=quantize, rows=rows, tolerance=tolerance, output=output, device=device,
+        beside=[_resolve(other) for other in beside],
+    )  # fmt: skip
     live = display.Live(run)
     try:
         follow_job(job, live)

@@ -55,7 +55,7 @@ def _main(words: list[str]) -> int:
     elif verb == "export":
         if "to" not in parsed.flags:
             raise BadUsage(f"--to is missing. Usage: {command.usage(_PREFIX)}")
-        api.export(_run(parsed.positional), **parsed.flags)
+        api.export(_run(parsed.positional), beside=[_run(name) for name in parsed.rest], **parsed.flags)
     else:
         do_verb(verb, parsed, _run)
     return 0

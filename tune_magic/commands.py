@@ -123,6 +123,14 @@ LAUNCH_FLAGS = (
 )
 SHOWN_RUNS = 50
 _RUN = "name or id of a run; default: the last one"
+QUANTIZATIONS = {  # by format: what `--quantize` may be; the exporters say the same, and a test compares them
+    "adapter": (),
+    "genai": ("int8", "int4"),
+    "gguf": ("f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"),
+    "merged": ("fp16", "bf16"),
+    "onnx": ("int8", "static", "int4"),
+    "onnx_adapters": ("int8",),
+}
 _WAYS = (
     "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd",
     "magnitude_prune", "magnitude_prune_svd",
@@ -152,12 +160,14 @@ COMMANDS = {
         Command(
             "export", "Write the tuned model for other programs.", "RUN", _RUN, False,
             (
-                Flag("to", "format", "FORMAT", ("adapter", "merged", "onnx")),
-                Flag("quantize", "smaller and faster numbers, onnx only", "KIND", ("int8",)),
+                Flag("to", "format", "FORMAT", tuple(QUANTIZATIONS)),
+                Flag("quantize", "numbers of fewer bits; which, depends on the format", "KIND", tuple(dict.fromkeys(kind for kinds in QUANTIZATIONS.values() for kind in kinds))),
                 Flag("rows", "rows to compare with the trained model; default: 200 to classify, 8 to answer", "N", kind=int),
                 Flag("tolerance", "largest logit difference, as a share of the largest logit", "SHARE", kind=float),
+                Flag("device", "where an ONNX graph is to run; default: cpu", "DEVICE", ("cpu", "cuda", "npu")),
                 Flag("output", "a folder that does not exist yet; default: inside the run folder", "FOLDER"),
             ),
+            more="[RUN ...]",
         ),
         Command(
             "tune runs", "List the runs, newest first.",
@@ -187,6 +197,7 @@ COMMANDS = {
             ),
             takes_keys=True,
         ),
+        Command("tune exports", "Compare the exports of a run: size, latency, what is lost.", "RUN", _RUN),
         Command("tune show", "Show the card of a run.", "RUN", _RUN),
         Command(
             "tune watch", "Show a live run; Interrupt ends the watching, not the run.", "RUN", _RUN, False,

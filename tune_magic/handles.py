@@ -110,6 +110,23 @@ class Run(RunFolder):
         """What was exported of it, newest first, also what was out of tolerance."""
         return [Export(path.parent) for path in sorted(self.path.glob("exports/*/receipt.json"), reverse=True)]
 
+    def export_table(self) -> pd.DataFrame:
+        """Return a line for each export, newest first: format, size, latency, same and right answers, losses, verdict.
+
+        Shares are of the rows that were compared, seconds are medians a row or a token; see `view.exports.COLUMNS`.
+        """
+        import pandas as pd
+
+        from tune_magic.view.exports import COLUMNS, export_rows
+
+        return pd.DataFrame(export_rows([export.receipt for export in self.exports]), columns=list(COLUMNS))
+
+    def plot_exports(self) -> Figure:
+        """Return the quality of all exports, and their latency, against their size as a matplotlib figure."""
+        from tune_magic.view.exports import exports_figure
+
+        return exports_figure([export.receipt for export in self.exports])
+
     def wait(self, timeout_s: float | None = None, each: Callable[[], None] | None = None) -> Run:
         """Block until the run has ended.
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tune_magic import cell_code, files, plugins, tables
+from tune_magic.comparing import names_of
 from tune_magic.data.hub import is_hub
 from tune_magic.data.locate import data_path, fingerprints, identity, parse, references
 from tune_magic.data.read import SUFFIXES
@@ -141,19 +142,26 @@ def begin_export(
     rows: int | None = None,
     tolerance: float | None = None,
     output: str | Path | None = None,
+    beside: Sequence[Run] = (),
+    device: str | None = None,
 ) -> Run:
     """Start an export and return its job; arguments as in `tune_magic.export`.
 
     Raises:
-        TuneError: There is no such format, or the run has no checkpoint.
+        TuneError: There is no such format, a run has no checkpoint, or the runs cannot share a base.
     """
     if to not in plugins.names("exporter"):
         plugins.get("exporter", to)  # raises, with the nearest name; one that is there is imported by the worker alone
     run.best_checkpoint  # noqa: B018 - without one, say so before a worker is started
-    options = {
+    options: dict[str, Any] = {
         "to": to, "quantize": quantize, "rows": rows, "tolerance": tolerance,
-        "output": str(Path(output).absolute()) if output else None,
+        "output": str(Path(output).absolute()) if output else None, "device": device,
     }  # fmt: skip
+    if beside:
+        together = [run, *beside]
+        named = dict(zip(names_of(together, ("base",), "-"), together, strict=True))
+        alike.check(named)
+        options["runs"] = {name: str(one.path.absolute()) for name, one in named.items()}
     job = new_job(run, "export", options, [("exporter", to)])
     local.start(job.path)
     return job

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ipywidgets
 from tune_magic.widgets.panel import Panel, button
 
 from tune_magic import launching, plugins
-from tune_magic.commands import COMMANDS
+from tune_magic.commands import COMMANDS, QUANTIZATIONS
 from tune_magic.errors import TuneError
 from tune_magic.executors import local
 from tune_magic.follow import progress_bundle
@@ -19,6 +21,12 @@ _PERIOD_S = 0.5
 _FIELD = ipywidgets.Layout(width="385px")
 _STYLE = {"description_width": "120px"}
 _WHOLE = "no: as trained"
+
+
+def _kinds(to: str) -> list[tuple[str, str]]:
+    """Return what a format may be quantised to, with its value; a plug-in's own is known to it alone, so all are offered."""
+    every = next(flag for flag in COMMANDS["export"].flags if flag.name == "quantize").choices
+    return [(_WHOLE, ""), *((kind, kind) for kind in QUANTIZATIONS.get(to, every))]
 
 
 class ExportPanel(Panel):
@@ -44,14 +52,18 @@ class ExportPanel(Panel):
         self._job: Run | None = None
         self._problem: str | None = None
         self._is_asked = False
-        quantize = next(flag for flag in COMMANDS["export"].flags if flag.name == "quantize")
+        flags = {flag.name: flag for flag in COMMANDS["export"].flags}
+        quantize, device = flags["quantize"], flags["device"]
         self.to = ipywidgets.Dropdown(
             options=plugins.names("exporter"), value="merged", description="format", layout=_FIELD, style=_STYLE,
-            tooltip="adapter: PEFT's files; merged: a plain Transformers model; onnx: for ONNX Runtime",
+            tooltip="adapter: PEFT's files; merged: a plain Transformers model; gguf: for llama.cpp; onnx: for ONNX Runtime; "
+            "genai: for ONNX Runtime GenAI; onnx_adapters: a base, and the adapter in a file",
         )  # fmt: skip
         self.quantize = ipywidgets.Dropdown(
-            options=[(_WHOLE, ""), *((choice, choice) for choice in quantize.choices)], value="", description="quantise",
-            tooltip=quantize.help, layout=_FIELD, style=_STYLE,
+            options=_kinds("merged"), value="", description="quantise", tooltip=quantize.help, layout=_FIELD, style=_STYLE,
+        )  # fmt: skip
+        self.device = ipywidgets.Dropdown(
+            options=[("cpu", ""), ("cuda", "cuda"), ("npu", "npu")], value="", description="device", tooltip=device.help, layout=_FIELD, style=_STYLE,
         )  # fmt: skip
         self.output = ipywidgets.Text(
             placeholder="inside the run folder", description="folder", layout=_FIELD, style=_STYLE,
@@ -66,10 +78,12 @@ class ExportPanel(Panel):
         )
         self.stop = button("Stop", "Break the export off", self._break_off)
         fields = ipywidgets.HBox(
-            [self.to, self.quantize, self.output, self.rows], layout=ipywidgets.Layout(flex_flow="row wrap")
+            [self.to, self.quantize, self.device, self.output, self.rows],
+            layout=ipywidgets.Layout(flex_flow="row wrap"),
         )
         super().__init__(ipywidgets.VBox([fields, ipywidgets.HBox([self.start, self.stop])]), _PERIOD_S)
-        for field in (self.to, self.quantize, self.output, self.rows):
+        self.to.observe(self._offer_kinds, "value")
+        for field in (self.to, self.quantize, self.device, self.output, self.rows):
             field.observe(self.wake, "value")
 
     def bundle(self) -> Bundle:
@@ -107,7 +121,7 @@ class ExportPanel(Panel):
         try:
             self._job = launching.begin_export(
                 self.run, self.to.value, quantize=self.quantize.value or None, rows=self.rows.value or None,
-                output=self.output.value.strip() or None,
+                output=self.output.value.strip() or None, device=self.device.value or None,
             )  # fmt: skip
         except TuneError as error:
             self._problem = str(error)
@@ -125,6 +139,12 @@ class ExportPanel(Panel):
     def _break_off(self) -> None:
         if self._job is not None:
             Run(self._job.path).stop()
+
+    def _offer_kinds(self, change: Any) -> None:
+        """Offer the numbers that the chosen format knows; one that it does not know goes back to none."""
+        kept, offered = self.quantize.value, _kinds(change["new"])
+        self.quantize.options = offered
+        self.quantize.value = kept if kept in [kind for _, kind in offered] else ""
 
     def _ask(self) -> None:
         self._is_asked = True

@@ -3,29 +3,23 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from tune_magic import files, plugins
-from tune_magic.data.example import Example
 from tune_magic.errors import TuneError
-from tune_magic.evaluation.answers import longest_answer
-from tune_magic.evaluation.metrics import ExactMatch
-from tune_magic.evaluation.sides import rows_to_score
-from tune_magic.exporters import parity
+from tune_magic.exporters import together
 from tune_magic.exporters.base import Exporter
+from tune_magic.exporters.measuring import Advance, Comparison, Order
 from tune_magic.exporters.parity import Limits, TorchReader
 from tune_magic.models.embeddings import num_embeddings
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
-from tune_magic.training.tuned import Tuned, load_tuned
+from tune_magic.training.tuned import load_tuned
 
 FORMAT = 1
-_ROWS = {True: 200, False: 8}  # by default; a classifier reads a row in milliseconds, a language model writes it out
-_MOST_NEW_TOKENS = 48
 
 
 def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
@@ -37,60 +31,27 @@ def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     log.append("state", state="running")
     run, options = RunFolder(job.path.parent.parent), job.info["options"]
     exporter: Exporter = plugins.get("exporter", options["to"])()
+    exporter.device = _device(exporter, options)
     target = Path(options["output"]) if options.get("output") else job.path / "files"
     if target.exists():
         raise TuneError(f"{target} is already there.", hint="Name a folder that does not exist yet.")
-    limits = _limits(exporter, options)
-    tuned = load_tuned(run)
-    examples, split = _rows(tuned, options.get("rows"))
-    advance = _advancing(log, control, (3 if tuned.is_quantized else 2) * len(examples) + 1)
-    new_tokens = None if tuned.objective.scores_rows else _longest(tuned, examples)
-    trained = parity.measure(TorchReader(tuned.model, tuned), examples, new_tokens, advance) if examples else None
-    on_quantized, quantization = trained, tuned.recipe.quantization
-    if (
-        tuned.is_quantized
-    ):  # what is written is the tuning on weights that are not packed: that is compared with the files
-        tuned.model = None
-        gc.collect()
-        tuned = tuned.unquantised()
-        trained = parity.measure(TorchReader(tuned.model, tuned), examples, new_tokens, advance) if examples else None
-    vocab_size = num_embeddings(tuned.method.inner(tuned.model))
-    with files.new_folder(target) as folder:
-        exporter.write(folder, tuned, options.get("quantize"))
-        tuned.model = None
-        gc.collect()
-        advance(1)
-        sizes = {
-            str(path.relative_to(folder)): path.stat().st_size for path in sorted(folder.rglob("*")) if path.is_file()
-        }
+    order = Order(
+        options.get("quantize"), options.get("rows"), _limits(exporter, options), target, Advance(log, control)
+    )
+    runs = {name: RunFolder(Path(path)) for name, path in (options.get("runs") or {}).items()}
+    if isinstance(exporter, together.TogetherExporter):
+        found = together.written(exporter, runs or {_own_name(run): run}, order)
+    elif runs:
+        raise TuneError(
+            f"`--to {options['to']}` writes one run at a time.", hint="`--to onnx_adapters` writes several on one base."
+        )
+    else:
+        found = _written(exporter, run, order)
     receipt = {
         "format": FORMAT, "to": options["to"], "quantize": options.get("quantize"), "run": run.id,
-        "step": int(run.best_checkpoint.name.removeprefix("step-")), "path": str(target), "files": sizes,
-        "size_bytes": sum(sizes.values()), "task": tuned.objective.task, "new_tokens": len(tuned.vocabulary.ids),
-        "vocab_size": vocab_size,
+        "step": int(run.best_checkpoint.name.removeprefix("step-")), "path": str(target), **found,
+        "size_bytes": sum(found["files"].values()),
     }  # fmt: skip
-    if quantization.is_on:
-        receipt["quantization"] = {
-            "kind": quantization.kind, "double_quant": quantization.quantizes_scales,
-            "makes_up_for_rounding": tuned.method.makes_up_for_rounding,
-        }  # fmt: skip
-    if trained is None or on_quantized is None:
-        receipt["parity"] = {"ok": None, "complaints": [split]}
-    else:
-        exported = parity.measure(exporter.open(target, tuned), examples, new_tokens, advance)
-        figures = parity.compare(trained, exported, examples, _right(tuned, examples))
-        wrong = parity.complaints(figures, limits)
-        unit = "row" if new_tokens is None else "token"
-        receipt["parity"] = {
-            **figures,
-            "split": split,
-            "unit": unit,
-            "limits": vars(limits),
-            "ok": not wrong,
-            "complaints": wrong,
-        }
-        if quantization.is_on:
-            receipt["parity"]["on_quantized"] = parity.compare(on_quantized, trained, examples, _right(tuned, examples))
     files.write_json(job.path / "receipt.json", receipt)
     if receipt["parity"]["ok"] is False:
         raise TuneError(
@@ -98,6 +59,50 @@ def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
             hint=f"The files are kept in {target}; use them only if that is good enough.",
         )
     return {"state": "finished", "path": str(target), "size_bytes": receipt["size_bytes"]}
+
+
+def _own_name(run: RunFolder) -> str:
+    return run.id if run.name in (None, together.BASE) else str(run.name)
+
+
+def _written(exporter: Exporter, run: RunFolder, order: Order) -> dict[str, Any]:
+    """Write one run and return what its receipt says of files and parity."""
+    tuned = load_tuned(run)
+    comparison = Comparison(tuned, order.rows, order.advance)
+    order.advance.total = (3 if tuned.is_quantized else 2) * len(comparison.examples) + 1
+    trained = on_quantized = comparison.measure(TorchReader(tuned.model, tuned))
+    quantization = tuned.recipe.quantization
+    if (
+        quantization.is_on
+    ):  # what is written is the tuning on weights that are not packed: that is compared with the files
+        tuned.model = None
+        gc.collect()
+        tuned = tuned.unquantised()
+        trained = comparison.measure(TorchReader(tuned.model, tuned))
+    vocab_size = num_embeddings(tuned.method.inner(tuned.model))
+    with files.new_folder(order.target) as folder:
+        exporter.write(folder, tuned, order.quantize)
+        tuned.model = None
+        gc.collect()
+        order.advance(1)
+        session = exporter.tune_session(folder, tuned, comparison.examples)
+        sizes = together.sizes(folder)
+    found: dict[str, Any] = {
+        "files": sizes, "task": tuned.objective.task, "new_tokens": len(tuned.vocabulary.ids), "vocab_size": vocab_size,
+        **({"session": session} if session else {}),
+    }  # fmt: skip
+    if trained is None:
+        found["parity"] = {"ok": None, "complaints": [comparison.split]}
+    else:
+        found["parity"] = comparison.judged(trained, exporter.open(order.target, tuned), order.limits)
+    if quantization.is_on:
+        found["quantization"] = {
+            "kind": quantization.kind, "double_quant": quantization.quantizes_scales,
+            "makes_up_for_rounding": tuned.method.makes_up_for_rounding,
+        }  # fmt: skip
+        if trained is not None and on_quantized is not None:
+            found["parity"]["on_quantized"] = comparison.figures(on_quantized, trained)
+    return found
 
 
 def _limits(exporter: Exporter, options: dict[str, Any]) -> Limits:
@@ -111,42 +116,16 @@ def _limits(exporter: Exporter, options: dict[str, Any]) -> Limits:
     return limits if own is None else replace(limits, logit_share=own)
 
 
-def _rows(tuned: Tuned, count: int | None) -> tuple[list[Example], str]:
-    """Return rows for the receipt and what they are; none, with the reason, when the run's data is gone."""
-    try:
-        examples, split = rows_to_score(tuned, tuned.run.path)
-    except TuneError as error:
-        return [], f"not compared: {error.message}"
-    return examples[: count or _ROWS[tuned.objective.scores_rows]], split
+def _device(exporter: Exporter, options: dict[str, Any]) -> str | None:
+    """Return the device that was asked for.
 
-
-def _longest(tuned: Tuned, examples: Sequence[Example]) -> int:
-    return min(_MOST_NEW_TOKENS, longest_answer(examples, tuned.tokenizer)) if examples else _MOST_NEW_TOKENS
-
-
-def _right(tuned: Tuned, examples: Sequence[Example]) -> Callable[[Example, list[int]], bool] | None:
-    """Return how an answer is told to be right: the class, or an exact match; None for plain texts."""
-    if tuned.objective.gives == "outputs":
-        return None
-    if tuned.objective.gives == "classes":
-        return lambda example, answer: answer == [example.label]
-    if any(example.reference is None for example in examples):
-        return None
-    metric, tokenizer = ExactMatch(), tuned.tokenizer
-
-    def is_match(example: Example, answer: list[int]) -> bool:
-        return bool(metric.score(tokenizer.decode(answer, skip_special_tokens=True), example.reference or ""))
-
-    return is_match
-
-
-def _advancing(log: EventLog, control: Control, total: int) -> Callable[[int], None]:
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        log.append("progress", done=done, total=total)
-        control.check()
-
-    return advance
+    Raises:
+        TuneError: The format is not for a device.
+    """
+    device: str | None = options.get("device")
+    if device is not None and device not in exporter.devices:
+        known = (
+            f"It knows: {', '.join(exporter.devices)}." if exporter.devices else "Whoever loads the files says where."
+        )
+        raise TuneError(f"`--to {options['to']}` is not written for the device {device!r}.", hint=known)
+    return device

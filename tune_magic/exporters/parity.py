@@ -42,7 +42,15 @@ class Limits:
 
 
 class Reader(abc.ABC):
-    """A model that can be asked: the trained one, or an exported one."""
+    """A model that can be asked: the trained one, or an exported one.
+
+    Attributes:
+        computed_by: What runs it, as the receipt says beside the latency.
+        writes: Whether it answers in texts.
+    """
+
+    computed_by = "PyTorch"
+    writes = False
 
     @abc.abstractmethod
     def logits(self, tokens: np.ndarray) -> np.ndarray:
@@ -67,9 +75,11 @@ class TorchReader(Reader):
     Args:
         model: The model.
         tuned: Whose tokenizer and task it has.
+        computed_by: What runs it.
     """
 
-    def __init__(self, model: Any, tuned: Tuned) -> None:
+    def __init__(self, model: Any, tuned: Tuned, computed_by: str = "PyTorch") -> None:
+        self.computed_by, self.writes = computed_by, not tuned.objective.scores_rows
         self.model = model.eval()
         self._objective, self._method = tuned.objective, tuned.method
         self._scores_rows = tuned.objective.scores_rows
@@ -179,7 +189,7 @@ def measure(
         else:
             logits = reader.predicted(example)
             started = time.perf_counter()
-            answer = reader.generate(_prompt(example), max_new_tokens)
+            answer = reader.generate(prompt_of(example), max_new_tokens)
             seconds.append((time.perf_counter() - started) / (len(answer) + 1))
         found.logits.append(logits)
         found.answers.append(answer)
@@ -193,6 +203,7 @@ def compare(
     exported: Measured,
     examples: Sequence[Example],
     right: Callable[[Example, list[int]], bool] | None,
+    wanted: Sequence[np.ndarray] | None = None,
 ) -> dict[str, Any]:
     """Return the receipt's figures.
 
@@ -201,6 +212,7 @@ def compare(
         exported: The files.
         examples: The rows both were run over.
         right: Whether an answer is right; None for rows without references.
+        wanted: What each row's logits should have chosen, see `targets`; None where that is no one token or class.
     """
     pairs = list(zip(trained.logits, exported.logits, strict=True))
     answers = list(zip(examples, trained.answers, exported.answers, strict=True))
@@ -211,9 +223,29 @@ def compare(
         "same_answers": sum(a == b for _, a, b in answers),
         "trained_right": None if right is None else sum(right(e, a) for e, a, _ in answers),
         "exported_right": None if right is None else sum(right(e, b) for e, _, b in answers),
+        "trained_loss": None if wanted is None else _loss(trained.logits, wanted),
+        "exported_loss": None if wanted is None else _loss(exported.logits, wanted),
         "trained_seconds": trained.row_seconds,
         "exported_seconds": exported.row_seconds,
     }
+
+
+def targets(example: Example) -> np.ndarray:
+    """Return what a row's logits should choose, (positions,): its class, or the first answered tokens."""
+    if example.label is not None:
+        return np.array([example.label])
+    return np.asarray(example.trunk.tokens[_predicting(example) + 1])
+
+
+def _loss(logits: Sequence[np.ndarray], wanted: Sequence[np.ndarray]) -> float | None:
+    """Return the mean negative log-likelihood of what was wanted, in nats; None where nothing was."""
+    found = []
+    for rows, places in zip(logits, wanted, strict=True):
+        shifted = rows.astype(np.float64) - rows.max(-1, keepdims=True)
+        chosen = shifted[np.arange(len(places)), places]
+        found.append(np.log(np.exp(shifted).sum(-1)) - chosen)
+    every = np.concatenate(found) if found else np.zeros(0)
+    return float(every.mean()) if len(every) else None
 
 
 def complaints(figures: dict[str, Any], limits: Limits) -> list[str]:
@@ -241,6 +273,6 @@ def _predicting(example: Example) -> np.ndarray:
     return np.flatnonzero(example.trunk.weights)[:_MOST_POSITIONS] - 1
 
 
-def _prompt(example: Example) -> np.ndarray:
+def prompt_of(example: Example) -> np.ndarray:
     """Return what is answered: the prompt, or the first half of a plain text."""
     return example.prompt if example.answer_start else example.trunk.tokens[: max(1, len(example.trunk) // 2)]

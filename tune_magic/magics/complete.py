@@ -61,7 +61,7 @@ def _known(shell: Any, command: commands.Command, words: list[str], fragment: st
     previous = next((flag for flag in command.flags if words[-1:] == [f"--{flag.name}"]), None)
     given = {word.partition("=")[0] for word in words}
     if previous is not None and previous.value is not None:
-        return _flag_values(shell, command, previous, fragment)
+        return _flag_values(shell, command, previous, words, fragment)
     if "=" in fragment:
         return _after_equals(shell, command, fragment.partition("=")[0], words)
     if fragment.startswith("-"):
@@ -73,8 +73,13 @@ def _known(shell: Any, command: commands.Command, words: list[str], fragment: st
     return _run_names(shell) if command.positional == "RUN" else ()
 
 
-def _flag_values(shell: Any, command: commands.Command, flag: commands.Flag, fragment: str) -> Iterable[str]:
+def _flag_values(
+    shell: Any, command: commands.Command, flag: commands.Flag, words: list[str], fragment: str
+) -> Iterable[str]:
     """Return what may follow a flag."""
+    if (command.name, flag.name) == ("export", "quantize"):
+        formats = [after for word, after in itertools.pairwise(words) if word == "--to"]
+        return commands.QUANTIZATIONS.get(formats[0] if formats else "", flag.choices)
     if (command.name, flag.name) == ("tune methods", "try"):
         done = fragment.rpartition(",")[0]
         return [f"{done},{name}" if done else name for name in _methods() if name not in done.split(",")]

@@ -11,6 +11,7 @@ from tune_magic.ballot import BACK, KEYS, Ballot
 from tune_magic.commands import BadUsage, HelpWanted, Parsed
 from tune_magic.comparing import ComparedRuns
 from tune_magic.errors import Fault, RecipeError, TuneError
+from tune_magic.exported import ExportedForms
 from tune_magic.follow import follow, follow_in_background
 from tune_magic.handles import Run
 from tune_magic.magics.link import notebook_link, notebook_path
@@ -101,7 +102,8 @@ def _evaluate(shell: Any, parsed: Parsed, body: str | None) -> Any:
 def _export(shell: Any, parsed: Parsed, body: str | None) -> Any:
     if "to" not in parsed.flags:
         raise BadUsage(f"--to is missing. Usage: {commands.COMMANDS['export'].usage()}")
-    return api.export(_run(shell, parsed.positional), **parsed.flags)
+    beside = [_run(shell, name) for name in parsed.rest]
+    return api.export(_run(shell, parsed.positional), beside=beside, **parsed.flags)
 
 
 def _tune(shell: Any, line: str) -> Any:
@@ -163,6 +165,7 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
     flags, rest = parsed.flags, parsed.rest
     actions: dict[str, Callable[[], Any]] = {
         "show": run.show,
+        "exports": lambda: _shown(ExportedForms(run)),
         "watch": lambda: _watch(run, parsed),
         "stop": lambda: _stop(run),
         "resume": lambda: _watch(_resumed(run, parsed), parsed, stops=True),

@@ -146,6 +146,10 @@ class Rows:
             joined, sources = joined.joined([made]), np.concatenate([sources, np.zeros(len(made), dtype=sources.dtype)])
         return Dataset(joined, held_out, mixture.draws(data, more, sources, joined.labels))
 
+    def training(self) -> Table:
+        """Return the rows of `train` that are trained on, before anything is cleaned, added or drawn."""
+        return self._split()[0]
+
     def held_out(self) -> Table:
         """Return the rows that training only scores."""
         return self._split()[1]
