@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         load_run,
         merge_adapters,
         runs,
+        serve,
         stack,
         try_methods,
     )
@@ -38,7 +39,7 @@ __all__ = [
     "Export", "RecipeError", "Report", "Run", "RunFailed", "Stopped", "TuneError",
     "augmenter", "callback", "chat", "compare", "data_format", "doctor", "evaluate", "explain", "export", "exporter",
     "finetune", "inspect", "last", "list_methods", "load_model", "load_run", "merge_adapters", "method", "metric",
-    "objective", "runs", "stack", "try_methods",
+    "objective", "runs", "serve", "stack", "try_methods",
 ]  # fmt: skip
 
 _HOMES = {
@@ -58,6 +59,7 @@ _HOMES = {
             "load_run",
             "merge_adapters",
             "runs",
+            "serve",
             "stack",
             "try_methods",
         ),
