@@ -1,6 +1,6 @@
 """What a server holds: many clients at once against one at a time, some of which leave in the middle of their answers.
 
-    python benchmarks/serve.py [--model tiny] [--clients 64] [--requests 4] [--tokens 32] [--concurrent 16]
+    python benchmarks/serve.py [--model tiny] [--clients 48] [--requests 4] [--tokens 32] [--concurrent 16]
 
 A run of two steps is served by a worker; this process is its clients. Each asks greedily, streamed, and its answers must be
 those that were given to one client alone. Then the same again while every fourth client leaves after its first pieces.
@@ -46,14 +46,14 @@ def write_rows(path: Path) -> None:
 
 
 def prompt(number: int) -> str:
-    """Return a question; they differ in length."""
-    return f"Question {number}: " + "count the apples and the pears, " * (number % 7) + "please."
+    """Return a text that a language model goes on from for long; they differ, and in length."""
+    return "".join(f"{number + step}, " for step in range(3 + number % 7))
 
 
 async def ask(session: httpx.AsyncClient, number: int, tokens: int, told: Told, *, leaves: bool) -> None:
     """Ask once and read the answer as it comes."""
     body = {
-        "model": "base", "prompt": prompt(number), "max_tokens": tokens, "temperature": 0, "stream": True,
+        "model": "served", "prompt": prompt(number), "max_tokens": tokens, "temperature": 0, "stream": True,
         "stream_options": {"include_usage": True},
     }  # fmt: skip
     began, text, pieces = time.perf_counter(), "", 0
@@ -96,7 +96,13 @@ async def clients(url: str, token: str, count: int, requests: int, tokens: int, 
 
 
 def main(
-    model: str = TINY, num_clients: int = 64, requests: int = 4, tokens: int = 32, concurrent: int = 16, alone: int = 32
+    *,
+    model: str = TINY,
+    num_clients: int = 48,
+    requests: int = 4,
+    tokens: int = 32,
+    concurrent: int = 16,
+    alone: int = 32,
 ) -> None:
     """Print the table."""
     import tune_magic
@@ -138,10 +144,13 @@ def main(
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=TINY)
-    parser.add_argument("--clients", type=int, default=64)
+    parser.add_argument("--clients", type=int, default=48)
     parser.add_argument("--requests", type=int, default=4)
     parser.add_argument("--tokens", type=int, default=32)
     parser.add_argument("--concurrent", type=int, default=16)
     parser.add_argument("--alone", type=int, default=32)
     options = parser.parse_args()
-    main(options.model, options.clients, options.requests, options.tokens, options.concurrent, options.alone)
+    main(
+        model=options.model, num_clients=options.clients, requests=options.requests, tokens=options.tokens,
+        concurrent=options.concurrent, alone=options.alone,
+    )  # fmt: skip

@@ -84,11 +84,15 @@ def test_a_model_that_looks_at_others_writes_alone(tmp_path, monkeypatch):
     assert "logits differ" in why_alone(model)
 
 
-@pytest.mark.parametrize(("temperature", "top_p"), [(0.7, 1.0), (1.0, 0.8), (2.0, 0.3), (0.0, 1.0)])
-def test_what_is_drawn_is_what_a_chat_draws(tmp_path, temperature, top_p):
+@pytest.mark.parametrize(
+    ("temperature", "top_p", "repetition"), [(0.7, 1.0, 1.0), (1.0, 0.8, 1.0), (2.0, 0.3, 1.4), (0.0, 1.0, 1.0), (0.0, 1.0, 1.4)]
+)  # fmt: skip
+def test_what_is_drawn_is_what_a_chat_draws(tmp_path, temperature, top_p, repetition):
     model, tokenizer = load(tmp_path, "llama")
+    model.generation_config.repetition_penalty = repetition
     sampling = Sampling(30, temperature, top_p, seed=11)
-    writing = Writing(tokenizer, Draw(sampling), 30, ends=[2])
+    draw = Draw(sampling, repetition_penalty=repetition, prompt=PROMPTS[0].tolist())
+    writing = Writing(tokenizer, draw, 30, ends=[2])
     decoding = Decoding(model)
     logits = decoding.join(PROMPTS[0])
     text = ""
@@ -236,9 +240,9 @@ def test_who_leaves_is_late_or_comes_too_late(train, scheduled):
     scheduler.submit(rows_of(speakers, [("base", TEXTS[2])], after))
     assert after.whole.wait(WAIT_S)  # by then it has left: rows leave before others go on
     assert not gone.whole.is_set()
+    scheduler.close(0)
     assert (scheduler.counts["dropped"], scheduler.counts["timed_out"], scheduler.counts["written"]) == (1, 1, 2)
     assert scheduler.num_active == 0
-    scheduler.close(0)
     refused = Heard(1)
     scheduler.submit(rows_of(speakers, [("tuned", TEXTS[0])], refused))
     assert refused.failures == [Failure(503, "The server is shutting down.")]
@@ -264,6 +268,20 @@ def test_a_model_that_fails_fails_its_rows_and_goes_on(train, scheduled, monkeyp
     scheduler.submit(rows_of(speakers, [("tuned", TEXTS[0])], again))
     assert again.whole.wait(WAIT_S)
     assert again.failures == []
+
+
+def test_a_row_without_probabilities_fails_alone(train, scheduled, monkeypatch):
+    speakers = Beside({"tuned": train(max_steps=4)}, base=True)
+    scheduler = scheduled(speakers)
+    broken, other = Heard(1), Heard(1)
+    (wrong,) = rows_of(speakers, [("tuned", TEXTS[0])], broken)
+    wrong.writing.draw = Draw(Sampling(9, temperature=1.0))
+    monkeypatch.setattr(wrong.writing.draw, "_penalised", lambda logits: logits * float("nan"))
+    scheduler.submit([wrong, *rows_of(speakers, [("tuned", TEXTS[1])], other)])
+    assert broken.whole.wait(WAIT_S)
+    assert other.whole.wait(WAIT_S)
+    assert (broken.failures[0].status, other.failures) == (500, [])
+    assert Draw(Sampling(5, 1e-30)).choose(torch.tensor([1.0, 2.0])) == 1
 
 
 def test_what_is_found_in_texts(train, write, scheduled):

@@ -13,6 +13,7 @@ import torch
 from tune_magic.models.generate import Sampling
 
 _TOLERANCE = 1e-3  # of the largest logit: rounding differs with what else is computed, and a wrong position is far more
+_COLDEST = 1e-5  # colder ones divide logits into infinities, and take the likeliest token anyway
 _CHECKED = ((5, 9, 7), 3)  # prompts' lengths, and tokens written after them
 
 
@@ -161,27 +162,41 @@ class Draw:
         sampling: How; the seed decides what is drawn, the same on every run.
         presence_penalty: Taken off the logit of each token that was chosen before.
         frequency_penalty: Taken off as often as it was.
+        repetition_penalty: What logits of tokens of prompt and text are divided by, as its authors may want of a model.
+        prompt: Token ids before the text.
     """
 
-    def __init__(self, sampling: Sampling, *, presence_penalty: float = 0.0, frequency_penalty: float = 0.0) -> None:
+    def __init__(
+        self, sampling: Sampling, *, presence_penalty: float = 0.0, frequency_penalty: float = 0.0,
+        repetition_penalty: float = 1.0, prompt: Sequence[int] = (),
+    ) -> None:  # fmt: skip
         self._sampling = sampling
         self._penalties = presence_penalty, frequency_penalty
+        self._repetition_penalty = repetition_penalty
+        self._seen = list(prompt)
         self._chosen: Counter[int] = Counter()
         self._generator: torch.Generator | None = None
+        self._is_greedy = sampling.temperature < _COLDEST
 
     @property
     def is_plain(self) -> bool:
         """Whether it is always the likeliest token."""
-        return self._sampling.temperature == 0 and not any(self._penalties)
+        return self._is_greedy and not any(self._penalties) and self._repetition_penalty == 1
 
     def choose(self, logits: torch.Tensor) -> int:
         """Return the next token by its logits, shape (vocabulary,)."""
         scores = self._penalised(logits)
-        token = int(scores.argmax()) if self._sampling.temperature == 0 else self._drawn(scores)
+        token = int(scores.argmax()) if self._is_greedy else self._drawn(scores)
         self._chosen[token] += 1
+        self._seen.append(token)
         return token
 
     def _penalised(self, logits: torch.Tensor) -> torch.Tensor:
+        if self._repetition_penalty != 1:
+            from transformers import RepetitionPenaltyLogitsProcessor
+
+            ids = torch.tensor([self._seen], device=logits.device)
+            logits = RepetitionPenaltyLogitsProcessor(float(self._repetition_penalty))(ids, logits[None])[0]
         if not (any(self._penalties) and self._chosen):
             return logits
         presence, frequency = self._penalties

@@ -23,6 +23,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {  # values of what is not done here that
 _OF_A_MESSAGE = ("role", "content")
 _MOST_STOPS = 16
 _MOST_LIKELY = 20
+_MOST_INPUTS = 256  # in which something is found in one go, while others wait
 MOST_PROMPTS = 64
 
 
@@ -159,7 +160,7 @@ class ClassifyRequest(_Strict):
     """Body of ``/v1/classify``."""
 
     model: str
-    input: str | Annotated[list[str], Field(min_length=1)]
+    input: str | Annotated[list[str], Field(min_length=1, max_length=_MOST_INPUTS)]
 
     @property
     def inputs(self) -> list[str]:

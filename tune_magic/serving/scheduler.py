@@ -155,8 +155,10 @@ class _Lane:
             writing = row.writing
             try:
                 text, likely = writing.take(own, first if writing.draw.is_plain else None)
-            except RuntimeError as error:  # no probabilities to draw from
-                raise ArithmeticError(f"the model gives no probabilities: {error}") from error
+            except RuntimeError:  # no probabilities to draw from; the others have theirs
+                row.tell(Failure(500, "The model gives no probabilities to draw from."))
+                row.is_gone = True
+                continue
             if text or writing.reason:
                 row.tell(Piece(row.index, text, likely, writing.reason, len(writing.ids) if writing.reason else 0))
 
@@ -261,8 +263,14 @@ class Scheduler:
             with self._speakers.speaking(lane.side) as speaker:
                 assert speaker is not None
                 lane.turn(speaker, tokens, self._leave)
+                while self._has_all(lane):
+                    lane.turn(speaker, tokens, self._leave)
         except Exception as error:  # noqa: BLE001 - one batch fails, the server goes on
             self._fail(lane.give_up(), error)
+
+    def _has_all(self, lane: _Lane) -> bool:
+        """Whether a lane has all there is to do, so that its model need not be switched away from."""
+        return bool(lane.rows and self.num_active == lane.num_rows and not self._waiting and self._closes_at is None)
 
     def _admit(self) -> bool:
         """Let rows join while there is room, wait while there is nothing to do; False when this is the end."""

@@ -33,6 +33,7 @@ class Model:
         positions: Places for prompt and answer together; None: there is no end.
         tokenizer: Of its answers; the thread that writes has it.
         ends: Tokens that end an answer.
+        repetition_penalty: What its authors want, see `decode.Draw`.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Model:
     positions: int | None
     tokenizer: Any
     ends: Sequence[int]
+    repetition_penalty: float = 1.0
     _renderer: Any = None
 
     @property
@@ -155,14 +157,9 @@ def _model(speakers: Speakers, side: str, name: str) -> Model:
                 hint="`run.generate(prompts)` and `%tune chat` do.",
             )
         places, ends = positions_of(speaker.model), end_tokens(speaker.model, speaker.tokenizer)
+        penalty = getattr(speaker.model.generation_config, "repetition_penalty", None) or 1.0
     own = replace(tuned.vocabulary, tokenizer=copy.deepcopy(tuned.tokenizer))  # two threads must not share one
     return Model(
-        name,
-        side,
-        objective.gives,
-        reads,
-        places,
-        tuned.tokenizer,
-        ends,
+        name, side, objective.gives, reads, places, tuned.tokenizer, ends, penalty,
         replace(tuned, vocabulary=own).rows().renderer,
-    )
+    )  # fmt: skip

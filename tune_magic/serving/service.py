@@ -29,6 +29,7 @@ from tune_magic.serving.served import Model, Served, room_for
 from tune_magic.serving.writing import Writing
 
 _CLOSING = "The server is shutting down."
+_GONE = Failure(499, "Whoever asked has gone.")  # as nginx counts them; nobody reads it
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ class Asking:
             ended.cancel()
             for task in self.tasks:
                 task.is_gone = True
+            self._came.put_nowait(_GONE)  # nothing more comes of them, and nobody should wait for it
             self._over()
 
     def end(self) -> None:
@@ -220,8 +222,9 @@ class Service:
             for index in range(number * asked.n, (number + 1) * asked.n):
                 sampling = Sampling(rooms[number], asked.temperature, asked.top_p, seed + index)
                 draw = Draw(
-                    sampling, presence_penalty=asked.presence_penalty, frequency_penalty=asked.frequency_penalty
-                )
+                    sampling, presence_penalty=asked.presence_penalty, frequency_penalty=asked.frequency_penalty,
+                    repetition_penalty=model.repetition_penalty, prompt=prompt.tolist(),
+                )  # fmt: skip
                 writing = Writing(
                     model.tokenizer,
                     draw,
