@@ -47,7 +47,7 @@ def runs(tiny, home):
     """Two runs that answer and one that classifies, on one base."""
     (home / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     (home / "letters.csv").write_text("text,label\n" + "".join(f"text number {i},{'ab'[i % 2]}\n" for i in range(40)))
-    shared = {"model": str(tiny), "learning_rate": 1e-2, "batch_size": 4, "eval": {"steps": 4, "samples": 0}}
+    shared = {"model": str(tiny), "learning_rate": 1e-2, "batch_size": 4, "eval": {"steps": 50, "samples": 0}}
     found = {}
     for name, own in RUNS.items():
         data = {"train": str(home / own.get("data", "rows.jsonl")), "held_out": 0.25}
