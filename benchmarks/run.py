@@ -10,12 +10,13 @@ import load_ext
 import many_runs
 import peak_memory
 import quantised
+import serve
 import sft
 import tokenise
 import view
 import where_time_goes
 
-ALL = (load_ext, many_runs, first_step, sft, where_time_goes, classify, peak_memory, quantised, tokenise, view)
+ALL = (load_ext, many_runs, first_step, sft, where_time_goes, classify, peak_memory, quantised, serve, tokenise, view)
 
 if __name__ == "__main__":
     for benchmark in ALL:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         merge_adapters,
         rate,
         runs,
+        serve,
         stack,
         try_methods,
     )
@@ -39,7 +40,7 @@ __all__ = [
     "Export", "RecipeError", "Report", "Run", "RunFailed", "Stopped", "TuneError",
     "augmenter", "callback", "chat", "compare", "data_format", "doctor", "evaluate", "explain", "export", "exporter",
     "finetune", "inspect", "last", "list_methods", "load_model", "load_run", "merge_adapters", "method", "metric",
-    "objective", "rate", "runs", "stack", "try_methods",
+    "objective", "rate", "runs", "serve", "stack", "try_methods",
 ]  # fmt: skip
 
 _HOMES = {
@@ -60,6 +61,7 @@ _HOMES = {
             "merge_adapters",
             "rate",
             "runs",
+            "serve",
             "stack",
             "try_methods",
         ),

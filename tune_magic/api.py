@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tune_magic import checkup, display, explaining, launching, tables, trying
+from tune_magic import checkup, display, explaining, launching, servers, tables, trying
 from tune_magic.ballot import RATER, Ballot, open_ballot
 from tune_magic.chatting import Chat
 from tune_magic.checkup import CheckUp
@@ -22,8 +22,9 @@ from tune_magic.inspecting import DataReport
 from tune_magic.models.find import find_model, installed
 from tune_magic.recipe.build import build_launch, build_recipe, read_recipe_file
 from tune_magic.recipe.combination import Combination
-from tune_magic.recipe.launch import LaunchOptions
+from tune_magic.recipe.launch import LaunchOptions, seconds_of
 from tune_magic.recipe.schema import Recipe
+from tune_magic.servers import Server
 from tune_magic.stacking import AdapterStack
 from tune_magic.storage import places
 from tune_magic.trying import TriedMethods
@@ -469,6 +470,53 @@ def chat(run: Run | str, *others: Run | str, base: bool = True) -> Chat:
         TuneError: There is no such run, it has no checkpoint, or some answer texts and others classify.
     """
     return Chat(*map(_resolve, (run, *others)), base=base)
+
+
+def serve(
+    run: Run | str,
+    *others: Run | str,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    token: bool = True,
+    token_env: str | None = None,
+    keep: bool = False,
+    max_concurrent: int = 16,
+    timeout: str = "10m",
+    base: bool = True,
+) -> Server:
+    """Start a server of tuned models that speaks OpenAI's language over HTTP; twin of ``%tune serve``. Returns at once.
+
+    It has ``/v1/models``, ``/v1/chat/completions``, ``/v1/completions``, ``/v1/classify`` and ``/health``. A request names
+    a run as its model, or ``base``. The server ends with this process unless `keep` is set, or by ``server.stop()``.
+
+    Args:
+        run: A run with a checkpoint, or its name or id.
+        *others: More. Adapters of one base share it; others are each loaded.
+        host: To listen on. Others than this machine's own open the server to whoever reaches them, without encryption.
+        port: 0 for a free one, see ``server.url``.
+        token: Demand ``Authorization: Bearer TOKEN``; False only where no other machine can reach it.
+        token_env: The environment's variable that holds the token; without it one is made, see ``server.token``.
+        keep: Go on after this process.
+        max_concurrent: Texts that are written at the same time; four times as many requests may be there, then comes 429.
+        timeout: Longest that an answer may take, waiting included.
+        base: Serve the base too, where all have one and write texts; after full fine-tuning that takes memory for two models.
+
+    Raises:
+        TuneError: A run has no checkpoint, or the server would be open to others without a token.
+
+    Example:
+        >>> server = tune_magic.serve("support_bot")  # doctest: +SKIP
+        >>> client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.token)  # doctest: +SKIP
+    """
+    try:
+        timeout_s = seconds_of(timeout)
+    except ValueError as error:
+        raise TuneError(f"`timeout` {error}") from None
+    runs = [_resolve(one) for one in (run, *others)]
+    return servers.start(
+        runs, host=host, port=port, token=token, token_env=token_env, keep=keep, max_concurrent=max_concurrent,
+        timeout_s=timeout_s, base=base,
+    )  # fmt: skip
 
 
 def doctor() -> CheckUp:

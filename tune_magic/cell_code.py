@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from tune_magic.recipe.schema import Recipe
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes)
-_OVER_A_RUN = ("evaluate", "export", "chat")  # jobs that need what their run needed
+_OVER_A_RUN = ("evaluate", "export", "chat", "serve")  # jobs that need what their run needed
 _LOADS = ("LOAD_GLOBAL", "LOAD_NAME")
 _UNSAID = ("_abc_impl", "__annotate__", "__annotate_func__")  # of a class: Python's own
 _SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)

@@ -226,6 +226,20 @@ COMMANDS = {
             ),
         ),
         Command(
+            "tune serve", "Serve tuned models to programs that speak OpenAI's language, over HTTP.", "RUN", _RUN, False,
+            (
+                Flag("host", "address to listen on; default: 127.0.0.1, which this machine alone reaches", "ADDRESS"),
+                Flag("port", "default: a free one", "N", kind=int),
+                Flag("token-env", "the environment's variable that holds the token; default: one is made", "NAME"),
+                Flag("no-token", "ask for none; only where no other machine can reach it"),
+                Flag("keep", "go on after this notebook or terminal has ended"),
+                Flag("max-concurrent", "texts written at the same time; default: 16", "N", kind=int),
+                Flag("timeout", "longest that an answer may take; default: 10m", "TIME"),
+                Flag("stop", "stop the servers of this run"),
+            ),
+            more="[RUN ...]",
+        ),
+        Command(
             "tune merge", "Make one run of the LoRA adapters of several, without training.", "NAME", "name of the new run", True,
             (
                 Flag("how", "linear is rough, cat exactly the weighted sum, svd its best approximation; default: linear", "WAY", _WAYS),

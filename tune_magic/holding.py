@@ -30,6 +30,7 @@ _MOST_PROCESSES = 5
 _MOST_ITEMS = 10_000  # of a container that are looked at
 _JOBS = {  # what works over a run -> its folders, and what ends it
     "chat": ("chats/2*", "close the chat"), "evaluation": ("evals/2*", "interrupt it"), "export": ("exports/2*", "interrupt it"),
+    "server": ("servers/2*", "%tune serve RUN --stop"),
 }  # fmt: skip
 _LAST_ERROR = ("last_traceback", "last_value", "last_exc")
 

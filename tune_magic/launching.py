@@ -32,7 +32,7 @@ ATTACHED = "The same recipe is training already; this is its live view."
 RESUMED = "The same recipe was stopped before its end; it goes on from its last checkpoint."
 FOUND = "The same recipe, data and model were trained before; this is that run. `--fresh` trains again."
 MERGED = "The same runs were merged so before; this is that run. `--fresh` merges them again."
-_JOB_FOLDERS = {"evaluate": "evals", "export": "exports", "chat": "chats"}
+_JOB_FOLDERS = {"evaluate": "evals", "export": "exports", "chat": "chats", "serve": "servers"}
 _LOOKED_AT = 200  # newest runs among which a cell's own is looked for
 
 

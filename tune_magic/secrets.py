@@ -14,14 +14,26 @@ SHAPES = re.compile(
 _HINTS = ("hf_", "sk-", "gh", "xox", "AKIA", "glpat-", "AIza", "Bearer ", "://")  # one of them is in every shape
 _NAMES = re.compile(r"(?:^|_)(?:token|secret|password|passwd|api_?key|access_?key|credentials?)$", re.IGNORECASE)
 _LEAST_LENGTH = 8  # shorter values of the environment are words, not secrets
+_kept: list[str] = []  # those of this process that no environment holds, the latest last
 
 
 def hide(text: str) -> str:
     """Return a text with what looks like a secret, or is one of the environment's, replaced."""
-    for value in _of_environment():
+    for value in (*_of_environment(), *_kept):
         if value in text:
             text = text.replace(value, HIDDEN)
     return SHAPES.sub(HIDDEN, text) if any(hint in text for hint in _HINTS) else text
+
+
+def keep(value: str) -> None:
+    """Let a value never be written from now on: a token that this process has made, or was sent."""
+    if value not in _kept:
+        _kept.append(value)
+
+
+def received() -> str | None:
+    """Return the value that was kept last; None where there is none."""
+    return _kept[-1] if _kept else None
 
 
 def is_secret_name(name: Any) -> bool:

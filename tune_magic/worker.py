@@ -103,8 +103,8 @@ def work(path: Path, *, is_worker: bool = False) -> int:
 def _outcome(run: RunFolder, log: EventLog, control: Control, *, is_worker: bool) -> dict[str, Any]:
     """Run the job; whatever it raises becomes the fields of the last state event."""
     try:
-        if is_worker and cell_code.needed(run):
-            cell_code.receive(run, _rest_of_input())
+        if is_worker:
+            _receive(run)
         with queue.turn(run, log, control) if run.kind == "finetune" else contextlib.nullcontext():
             return _job(run.kind)(run, log, control)
     except StopRequested:
@@ -124,6 +124,18 @@ def _outcome(run: RunFolder, log: EventLog, control: Control, *, is_worker: bool
         }
 
 
+def _receive(run: RunFolder) -> None:
+    """Take what is sent through standard input: a token's line, where the job has one, then plug-ins of cells."""
+    needs_token = bool(run.info.get("options", {}).get("needs_token"))
+    if not (needs_token or cell_code.needed(run)):
+        return
+    content = _rest_of_input()
+    if needs_token:
+        line, _, content = content.partition(b"\n")
+        secrets.keep(line.decode())
+    cell_code.receive(run, content)
+
+
 def _print_trace() -> None:
     """Write the exception at hand to the worker's log."""
     print(secrets.hide(traceback.format_exc()), file=sys.stderr, flush=True)  # noqa: T201 - this is the worker's log
@@ -139,6 +151,7 @@ _JOBS = {  # by kind of folder, what does it: a module and its function
     "evaluate": "tune_magic.evaluation.job:evaluate",
     "chat": "tune_magic.evaluation.chat:chat",
     "export": "tune_magic.exporters.job:export",
+    "serve": "tune_magic.serving.job:serve",
 }
 
 

@@ -250,6 +250,10 @@ class Renderer:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         return self._tokenise([self._template(messages, add_generation_prompt=True)], opens=False)[0]
 
+    def opened(self, text: str) -> list[int]:
+        """Return the tokens of a plain text that is gone on from, the tokenizer's opening ones first."""
+        return self._tokenise([text], opens=True)[0]
+
     def _chat_pieces(self, turns: Turns) -> list[tuple[str, bool]]:
         messages = turns.messages
         if not self.has_template:

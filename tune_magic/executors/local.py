@@ -17,11 +17,17 @@ from tune_magic.storage.folder import RunFolder
 _started: dict[Path, subprocess.Popen[bytes]] = {}
 
 
-def start(folder: Path, executor: str = "worker") -> None:
+def start(folder: Path, executor: str = "worker", *, token: str | None = None) -> None:
     """Start the job in `folder`: by the standby where one fits, else in a fresh interpreter.
 
     Either leads a session of its own: interrupts and shutdowns of the kernel never reach it. Plug-ins of cells are sent
-    through its standard input.
+    through its standard input, and before them a token where the job ``needs_token``: other users of the machine can
+    read what a process is called with, and whoever comes later what is in a folder.
+
+    Args:
+        folder: The job folder.
+        executor: ``worker`` for a process of its own, ``inline`` for this one.
+        token: What it is sent.
 
     Raises:
         TuneError: The job needs a plug-in of a cell that is not here, or that cannot be sent.
@@ -34,6 +40,8 @@ def start(folder: Path, executor: str = "worker") -> None:
             _let_go()
         return
     code = cell_code.parcel(RunFolder(folder))
+    if token is not None:
+        code = token.encode() + b"\n" + code
     reap()
     folder = folder.resolve()
     cwd = _working_folder(folder)

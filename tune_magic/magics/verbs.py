@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tune_magic import api, commands, display, files, holding
+from tune_magic import api, commands, display, files, holding, servers
 from tune_magic.ballot import BACK, KEYS, Ballot
 from tune_magic.commands import BadUsage, HelpWanted, Parsed
 from tune_magic.comparing import ComparedRuns
 from tune_magic.errors import Fault, RecipeError, TuneError
 from tune_magic.exported import ExportedForms
-from tune_magic.follow import follow, follow_in_background
+from tune_magic.follow import Interrupts, follow, follow_in_background
 from tune_magic.handles import Run
 from tune_magic.magics.link import notebook_link, notebook_path
 from tune_magic.recipe import yaml
@@ -171,6 +171,7 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
         "resume": lambda: _watch(_resumed(run, parsed), parsed, stops=True),
         "chat": lambda: _chat([run, *map(find, rest)]),
         "rate": lambda: _rate(api.rate(run, **flags)),
+        "serve": lambda: _serve([run, *map(find, rest)], flags),
         "pause": lambda: _ask(run, verb),
         "checkpoint": lambda: _ask(run, verb),
         "compare": lambda: _compare([run, *map(find, rest)]),
@@ -288,6 +289,42 @@ def _rate(ballot: Ballot) -> Ballot | None:
     ballot.close()
     ballot.show()
     return None
+
+
+def _serve(runs: list[Run], flags: Mapping[str, Any]) -> Any:
+    """Start a server and show its card in a notebook; in a terminal stay until Ctrl-C, with the token on the screen."""
+    if flags.get("stop"):
+        return _stop_servers(runs, flags)
+    options = {key: value for key, value in flags.items() if key != "no_token"}
+    server = api.serve(*runs, token=not flags.get("no_token", False), **options)
+    if display.in_kernel():
+        server.show_live()
+        return server
+    interrupts = Interrupts()
+    with interrupts.counted():
+        display.show_text(f"{server.name} at {server.url}/v1; the models are loading.")
+        server.wait()
+        display.show_text(f"models: {', '.join(server.models)}")
+        if server.token is not None and flags.get("token_env") is None:
+            display.show_text(f"token: {server.token}")
+        if flags.get("keep"):
+            return None
+        display.show_text("Ctrl-C ends it.")
+        server.job.wait(each=lambda: server.stop() if interrupts.count else None)
+    if server.job.status != "stopped":
+        server.job.raise_for_state()
+    return None
+
+
+def _stop_servers(runs: list[Run], flags: Mapping[str, Any]) -> None:
+    if len(flags) > 1:
+        raise BadUsage("--stop goes alone.")
+    for run in runs:
+        live = servers.of_run(run)
+        for server in live:
+            server.stop()
+        count = f"{len(live)} server{'' if len(live) == 1 else 's'}"
+        display.show_text(f"{run.name or run.id}: {f'{count} stopped' if live else 'no server is up'}.")
 
 
 def _line(prompt: str = "> ") -> str:

@@ -43,7 +43,7 @@ def create(root: Path, kind: str, content: dict[str, Any]) -> Path:
 
     Args:
         root: Folder of runs; made when missing.
-        kind: finetune, merge, evaluate, export, chat, plan, find_lr, data or sizes.
+        kind: finetune, merge, evaluate, export, chat, serve, plan, find_lr, data or sizes.
         content: JSON-ready content of ``run.json``; format, id, kind and creation time are added.
     """
     files.make_folder(root)
@@ -125,7 +125,7 @@ class RunFolder:
 
     @property
     def kind(self) -> str:
-        """finetune, merge, evaluate, export, chat, plan, find_lr or data."""
+        """finetune, merge, evaluate, export, chat, serve, plan, find_lr or data."""
         return str(self.info["kind"])
 
     @property

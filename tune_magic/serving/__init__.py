@@ -1,0 +1,1 @@
+"""A server of tuned models: what is asked in OpenAI's forms, written together, streamed back."""
