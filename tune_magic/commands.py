@@ -226,8 +226,11 @@ COMMANDS = {
         Command("tune rename", "Give a run another name.", "RUN", "name or id of a run", True, more="NAME"),
         Command("tune note", "Write a note on a run; `-` removes it.", "RUN", "name or id of a run", True, more="TEXT"),
         Command(
-            "tune export-code", "Print the Python that trains a run again.", "RUN", _RUN, False,
-            (Flag("output", "write it to this file", "FILE"),),
+            "tune export-code", "Print the Python that trains a run again, or its recipe for another program.", "RUN", _RUN, False,
+            (
+                Flag("for", "for whom; default: python", "PROGRAM", ("python", "yaml", "script", "trl", "axolotl", "llama-factory", "olive")),
+                Flag("output", "write it to this file", "FILE"),
+            ),
         ),
         Command(
             "tune gpu", "Show what holds which memory, of the GPU and of the machine.",

@@ -238,8 +238,23 @@ class Run(RunFolder):
         self.annotate(note=text)
         return self
 
-    def code(self) -> str:
-        """Return the Python that trains it, or merges it, again."""
+    def code(self, target: str = "python") -> str:
+        """Return the Python that trains it, or merges it, again, or its recipe for another program.
+
+        Args:
+            target: ``python``, ``yaml``, ``script``, ``trl``, ``axolotl``, ``llama-factory`` or ``olive``. What that program has no
+                counterpart for is listed at the top, with why.
+
+        Raises:
+            TuneError: There is no such target, or that program cannot do what the recipe says.
+
+        Example:
+            >>> print(run.code("axolotl"))  # doctest: +SKIP
+        """
+        if target != "python":
+            from tune_magic.handover import targets
+
+            return targets.write(self, target).text
         from tune_magic.recipe.twin import merge_code, twin_code
 
         if self.kind == "merge":

@@ -171,7 +171,7 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
         "rm": lambda: _remove(run, is_sure=flags.get("yes", False)),
         "rename": lambda: _rename(run, rest),
         "note": lambda: _note(run, " ".join(rest)),
-        "export-code": lambda: _export_code(run, flags.get("output")),
+        "export-code": lambda: _export_code(run, flags.get("for", "python"), flags.get("output")),
     }
     return actions[verb]()
 
@@ -309,14 +309,15 @@ def _note(run: Run, text: str) -> None:
     display.show_text(f"{run.name or run.id}: {'no note' if text == '-' else text}")
 
 
-def _export_code(run: Run, output: str | None) -> None:
+def _export_code(run: Run, target: str, output: str | None) -> None:
+    code = run.code(target)
     if output is None:
-        display.show_text(run.code())
+        display.show_text(code)
         return
     path = Path(output).expanduser()
     if path.exists():
         raise BadUsage(f"{output} is there already.")
-    files.write_text(path, run.code() + "\n")
+    files.write_text(path, f"{code.rstrip()}\n")
     display.show_text(f"written to {output}")
 
 
