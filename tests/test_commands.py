@@ -260,6 +260,7 @@ FLAGS = [
                 "rename",
                 "note",
                 "export-code",
+                "model-card",
                 "gpu",
                 "doctor",
                 "pause",

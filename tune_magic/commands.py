@@ -233,6 +233,10 @@ COMMANDS = {
             ),
         ),
         Command(
+            "tune model-card", "Print the model card of a run: how it was trained, its results, its limits.", "RUN", _RUN, False,
+            (Flag("output", "write it to this file", "FILE"),),
+        ),
+        Command(
             "tune gpu", "Show what holds which memory, of the GPU and of the machine.",
             flags=(Flag("free", "first give back what nobody uses: the last error's frames, garbage, caches"),),
         ),

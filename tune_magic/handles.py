@@ -262,6 +262,16 @@ class Run(RunFolder):
         name = self.name if self.name and self.name.isidentifier() else None
         return twin_code(self.recipe, name, {})
 
+    def model_card(self) -> str:
+        """Return its model card, Markdown as the Hugging Face hub reads it; each export's folder has one as README.md.
+
+        Raises:
+            TuneError: Nothing is trained yet.
+        """
+        from tune_magic.exporters.model_card import model_card
+
+        return model_card(self)
+
     def load(self) -> tuple[Any, Any]:
         """Load the best checkpoint into this process and return (model, tokenizer), ready to answer."""
         from tune_magic.training.tuned import load_tuned

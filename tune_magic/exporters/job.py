@@ -14,7 +14,7 @@ from tune_magic.errors import TuneError
 from tune_magic.evaluation.answers import longest_answer
 from tune_magic.evaluation.job import rows_to_score
 from tune_magic.evaluation.metrics import ExactMatch
-from tune_magic.exporters import parity
+from tune_magic.exporters import model_card, parity
 from tune_magic.exporters.base import Exporter
 from tune_magic.exporters.parity import Limits, TorchReader
 from tune_magic.models.embeddings import num_embeddings
@@ -91,6 +91,8 @@ def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
         }
         if quantization.is_on:
             receipt["parity"]["on_quantized"] = parity.compare(on_quantized, trained, examples, _right(tuned, examples))
+    receipt["files"][model_card.FILE] = model_card.write(run, receipt, target)
+    receipt["size_bytes"] = sum(receipt["files"].values())
     files.write_json(job.path / "receipt.json", receipt)
     if receipt["parity"]["ok"] is False:
         raise TuneError(

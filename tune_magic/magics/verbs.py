@@ -171,7 +171,8 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
         "rm": lambda: _remove(run, is_sure=flags.get("yes", False)),
         "rename": lambda: _rename(run, rest),
         "note": lambda: _note(run, " ".join(rest)),
-        "export-code": lambda: _export_code(run, flags.get("for", "python"), flags.get("output")),
+        "export-code": lambda: _text(run.code(flags.get("for", "python")), flags.get("output")),
+        "model-card": lambda: _text(run.model_card(), flags.get("output")),
     }
     return actions[verb]()
 
@@ -309,15 +310,15 @@ def _note(run: Run, text: str) -> None:
     display.show_text(f"{run.name or run.id}: {'no note' if text == '-' else text}")
 
 
-def _export_code(run: Run, target: str, output: str | None) -> None:
-    code = run.code(target)
+def _text(text: str, output: str | None) -> None:
+    """Show a text, or write it to a new file."""
     if output is None:
-        display.show_text(code)
+        display.show_text(text)
         return
     path = Path(output).expanduser()
     if path.exists():
         raise BadUsage(f"{output} is there already.")
-    files.write_text(path, f"{code.rstrip()}\n")
+    files.write_text(path, f"{text.rstrip()}\n")
     display.show_text(f"written to {output}")
 
 
