@@ -22,10 +22,13 @@ if TYPE_CHECKING:
         inspect,
         last,
         list_methods,
+        list_models,
         load_model,
         load_run,
         merge_adapters,
+        register,
         runs,
+        set_stage,
         stack,
         try_methods,
     )
@@ -37,8 +40,8 @@ __version__ = "0.1.0"
 __all__ = [
     "Export", "RecipeError", "Report", "Run", "RunFailed", "Stopped", "TuneError",
     "augmenter", "callback", "chat", "compare", "data_format", "doctor", "evaluate", "explain", "export", "exporter",
-    "finetune", "inspect", "last", "list_methods", "load_model", "load_run", "merge_adapters", "method", "metric",
-    "objective", "runs", "stack", "try_methods",
+    "finetune", "inspect", "last", "list_methods", "list_models", "load_model", "load_run", "merge_adapters", "method", "metric",
+    "objective", "register", "runs", "set_stage", "stack", "try_methods",
 ]  # fmt: skip
 
 _HOMES = {
@@ -54,10 +57,13 @@ _HOMES = {
             "inspect",
             "last",
             "list_methods",
+            "list_models",
             "load_model",
             "load_run",
             "merge_adapters",
+            "register",
             "runs",
+            "set_stage",
             "stack",
             "try_methods",
         ),

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tune_magic import checkup, display, explaining, launching, tables, trying
+from tune_magic import checkup, display, explaining, launching, registering, tables, trying
 from tune_magic.chatting import Chat
 from tune_magic.checkup import CheckUp
 from tune_magic.comparing import ComparedRuns, names_of
@@ -23,6 +23,7 @@ from tune_magic.recipe.build import build_launch, build_recipe, read_recipe_file
 from tune_magic.recipe.combination import Combination
 from tune_magic.recipe.launch import LaunchOptions
 from tune_magic.recipe.schema import Recipe
+from tune_magic.registering import ModelList, ModelVersion
 from tune_magic.stacking import AdapterStack
 from tune_magic.storage import places
 from tune_magic.trying import TriedMethods
@@ -403,6 +404,54 @@ def load_run(id_or_name: str) -> Run:
 def runs() -> list[Run]:
     """Return every run known here, those of the working directory first, newest first."""
     return [Run(path) for path in places.folders()]
+
+
+def register(run: Run | Export | str, name: str, *, stage: str | None = None, note: str | None = None) -> ModelVersion:
+    """Register a run, or an export of one, as the next version of a named model; twin of ``%tune register``.
+
+    ``load_run("support-bot@3")`` and ``load_run("support-bot@production")`` then find its run, and so does every place
+    that takes a run's name.
+
+    Args:
+        run: A run or its name or id, or an export.
+        name: Of the model: letters, digits, dots, dashes and underscores.
+        stage: candidate, staging, production or archived. One version is at production; it is archived for the next.
+        note: What people should know of it.
+
+    Raises:
+        TuneError: Nothing is trained yet, the export is out of tolerance, or there is no such stage.
+    """
+    return registering.register(run if isinstance(run, Export) else _resolve(run), name, stage, note)
+
+
+def list_models(name: str | None = None) -> ModelList:
+    """List registered models with versions, stages and scores; twin of ``%tune models``.
+
+    Args:
+        name: Only this model, with where each version comes from.
+
+    Raises:
+        TuneError: There is no such model, with the nearest name.
+    """
+    return registering.list_models(name)
+
+
+def set_stage(name: str, number: int | str, stage: str, *, note: str | None = None) -> ModelVersion:
+    """Move a version of a model to a stage, and say what leaves production for it; twin of ``%tune stage``.
+
+    Args:
+        name: Of the model.
+        number: Of the version, or the stage it is at now, or ``latest``.
+        stage: candidate, staging, production or archived.
+        note: Why.
+
+    Raises:
+        TuneError: There is no such model, version or stage.
+    """
+    found, before = registering.set_stage(name, number, stage, note)
+    left = f" {before.reference} is archived." if before is not None else ""
+    display.show(note_bundle(f"{found.reference} is at {found.stage} now.{left}"))
+    return found
 
 
 def compare(*runs: Run | str) -> ComparedRuns:

@@ -425,6 +425,11 @@ class Export:
         return f"<Export {self.receipt['to']} {size(self.receipt['size_bytes'])} in {self.path.name}>"
 
     @property
+    def id(self) -> str:
+        """The name of its job's folder."""
+        return self._job.name
+
+    @property
     def run(self) -> Run:
         """The run that was exported."""
         return Run(self._job.parent.parent)

@@ -48,7 +48,7 @@ def model_card(run: RunFolder, receipt: Mapping[str, Any] | None = None) -> str:
     report = Scores(path) if path else None
     sections = [
         ("", _head(run, plan, receipt)), ("How it was trained", _training(run, plan)), ("Results", _results(run, plan, report)),
-        ("Limits", _limits(run, report, receipt)), ("How to use it", _use(run, plan, receipt)), ("Where it comes from", _lineage(run, plan)),
+        ("Limits", _limits(run, report, receipt)), ("How to use it", _use(run, plan, receipt)), ("Where it comes from", [f"- {line}" for line in lineage(run)]),
     ]  # fmt: skip
     body = "\n\n".join("\n".join([*([f"## {title}", ""] if title else []), *lines]) for title, lines in sections)
     return secrets.hide(f"---\n{_metadata(run, plan, report, receipt)}---\n\n{body}\n")
@@ -231,27 +231,30 @@ def _use(run: RunFolder, plan: dict[str, Any], receipt: Mapping[str, Any] | None
     return ["```python", *code, "```"]
 
 
-def _lineage(run: RunFolder, plan: dict[str, Any]) -> list[str]:
-    """Return what it was made of, in order."""
-    model = str(run.info["recipe"]["model"])
-    parent = _run_above(Path(model))
-    lines = [f"- Base: `{_public(model)}`, {_public_note(plan)}"]
-    lines += (
-        [f"- which is an export of the run {parent.name or parent.id} ({parent.id})"] * (parent is not None)
-        if parent
-        else []
-    )
-    for source in run.info.get("merge", {}).get("sources", ()):
-        lines.append(f"- Merged of the run {_line(source['name'])} ({source['id']}), step {source['step']}")
-    if "merge" in run.info:
-        lines.append(f"- by `{run.info['merge']['combination']['how']}`")
+def lineage(run: RunFolder) -> list[str]:
+    """Return what a run was made of, from its base on, a sentence each."""
+    plan, model = run.summary().plan, str(run.info["recipe"]["model"])
+    lines = [f"Base: `{_public(model)}`, {_public_note(plan)}"]
+    parent = _run_above(Path(model).expanduser())
+    if parent is not None:
+        lines.append(f"which is an export of the run {parent.name or parent.id} ({parent.id})")
+    lines += [
+        f"Rows, {role}: SHA-256 `{value}`" for role, value in plan.get("fingerprints", {}).items() if role != "model"
+    ]
+    merged = run.info.get("merge")
+    if merged:
+        lines += [
+            f"Merged of the run {_line(one['name'])} ({one['id']}), step {one['step']}" for one in merged["sources"]
+        ]
+        lines.append(f"by `{merged['combination']['how']}`")
     attempts = run.summary().attempt
-    lines.append(
-        f"- Run {run.id}{f', in {attempts} attempts' if attempts > 1 else ''}, checkpoint of step {run.best_checkpoint.name.removeprefix('step-')}"
-    )
-    if plan.get("identity"):
-        lines.append(f"- Identity of recipe, data and model: `{plan['identity']}`")
-    return lines
+    many = f", in {attempts} attempts" if attempts > 1 else ""
+    lines.append(f"Run {run.id}{many}, checkpoint of step {run.best_checkpoint.name.removeprefix('step-')}")
+    lines += [
+        f"Export as {_kind(_receipt(path))} ({path.parent.name})"
+        for path in sorted(run.path.glob("exports/*/receipt.json"))
+    ]
+    return [*lines, *([f"Identity of recipe, data and model: `{plan['identity']}`"] if plan.get("identity") else [])]
 
 
 def _run_above(path: Path) -> RunFolder | None:
