@@ -153,7 +153,11 @@ def test_every_key_is_carried_over_or_told(planned, recipe, target):
         whole = {key: recipe[key] | value if key == "data" else value for key, value in change.items()}
         facts = {"save_steps": change.get("save_steps", 4), "held_out_rows": 5 if "other" in str(change) else 6,
                  "total_steps": 35 if "num_train_epochs" in change else 12}  # fmt: skip
-        changed = planned(facts, **{**bare, **whole}).code(target)
+        try:
+            changed = planned(facts, **{**bare, **whole}).code(target)
+        except TuneError as error:
+            assert error.hint
+            continue
         if _without_ids(changed) == _without_ids(plain):
             missing.append(change)
     assert missing == []
@@ -285,3 +289,143 @@ def test_the_names_of_trl(planned, recipe):
         import trl
 
         assert said <= {field.name for field in trl.SFTConfig.__dataclass_fields__.values()}
+
+
+# --- Axolotl, LLaMA-Factory, Olive -----------------------------------------------------------------------------------
+
+ROWS = {  # format -> a row of it
+    "messages": {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
+    "conversations": {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}], "system": "s"},
+    "prompt_completion": {"query": "a", "response": "b"},
+    "instruction": {"instruction": "a", "input": "b", "output": "c"},
+    "question_answer": {"question": "a", "context": "b", "answer": "c"},
+    "text": {"text": "a b c"},
+}  # fmt: skip
+NAMES = {  # keys that each may write, by its version
+    "axolotl": {  # 0.19.0
+        "adam_beta1", "adam_beta2", "adam_epsilon", "adapter", "base_model", "bf16", "bnb_config_kwargs", "cosine_min_lr_ratio", "datasets",
+        "early_stopping_patience", "eval_batch_size", "eval_steps", "excess_length_strategy", "gradient_accumulation_steps",
+        "gradient_checkpointing", "greater_is_better", "group_by_length", "learning_rate", "load_best_model_at_end", "load_in_4bit", "load_in_8bit",
+        "logging_steps", "lora_alpha", "lora_dropout", "lora_r", "lora_target_linear", "lora_target_modules", "loraplus_lr_ratio", "lr_scheduler",
+        "lr_scheduler_kwargs", "max_grad_norm", "max_steps", "metric_for_best_model", "micro_batch_size", "neftune_noise_alpha", "num_epochs",
+        "optimizer", "output_dir", "peft_init_lora_weights", "peft_use_dora", "peft_use_rslora", "sample_packing", "save_steps", "save_total_limit",
+        "seed", "sequence_len", "test_datasets", "train_on_inputs", "val_set_size", "warmup_steps", "weight_decay",
+    },
+    "llama-factory": (SFT_CONFIG - {"max_length", "packing", "dataset_num_proc", "completion_only_loss"}) | {  # 0.9.5
+        "cutoff_len", "dataset", "dataset_dir", "do_train", "double_quantization", "early_stopping_steps", "eval_dataset", "finetuning_type",
+        "lora_alpha", "lora_dropout", "lora_rank", "lora_target", "loraplus_lr_ratio", "model_name_or_path", "pissa_init", "pissa_iter",
+        "quantization_bit", "quantization_type", "stage", "template", "use_dora", "use_rslora", "val_size",
+    },
+    "olive": {"input_model", "systems", "data_configs", "passes", "host", "target", "output_dir"},  # 0.13.0
+}  # fmt: skip
+
+
+def load_axolotl(text, folder):
+    config = pytest.importorskip("axolotl.utils.schemas.config")
+    return config.AxolotlInputConfig(**_as_yaml_1_1(text))
+
+
+def load_llama_factory(text, folder):
+    from transformers import HfArgumentParser
+
+    hparams = pytest.importorskip("llamafactory.hparams", exc_type=ImportError)
+    parser = pytest.importorskip("llamafactory.data.parser")
+    kinds = [hparams.ModelArguments, hparams.DataArguments, hparams.TrainingArguments, hparams.FinetuningArguments]
+    loaded = HfArgumentParser(kinds).parse_dict(_as_yaml_1_1(text))
+    for name, content in targets.beside(text, "llama-factory").items():
+        (folder / name).write_text(content)
+    assert parser.get_dataset_list(["train"], str(folder))[0].load_from == "file"
+    return loaded
+
+
+def load_olive(text, folder):
+    config = pytest.importorskip("olive.workflows.run.config")
+    return config.RunConfig.model_validate(_as_yaml_1_1(text))
+
+
+LOADERS = {"axolotl": load_axolotl, "llama-factory": load_llama_factory, "olive": load_olive}
+
+
+def _as_yaml_1_1(text):
+    import yaml
+
+    return yaml.safe_load(text)
+
+
+def variants(planned, recipe, write):
+    """Yield runs of all formats, and of all settings."""
+    for name, row in ROWS.items():
+        path = write(f"{name}.jsonl", (json.dumps(row) + "\n") * 4)
+        data = {"train": str(path), "held_out": 0.25}
+        yield planned({"format": name, "objective": {"name": "lm" if name == "text" else "sft"}}, data=data)
+        if name == "prompt_completion":
+            yield planned({"format": name, "chat_template": False}, data=data)
+    for change in [*SET, {"lr_scheduler_type": "cosine", "lr_scheduler_kwargs": {"min_lr_rate": 0.1}}]:
+        yield planned(**{key: recipe["data"] | value if key == "data" else value for key, value in change.items()})
+
+
+@pytest.mark.parametrize("target", sorted(LOADERS))
+def test_the_programs_own_loader_takes_it(planned, recipe, write, tmp_path, target):
+    taken = 0
+    for run in variants(planned, recipe, write):
+        with contextlib.suppress(TuneError):
+            text = run.code(target)
+            LOADERS[target](text, tmp_path)
+            taken += 1
+    assert taken > len(SET) - 8
+
+
+@pytest.mark.parametrize("target", sorted(LOADERS))
+def test_only_known_names_are_written(planned, recipe, write, target):
+    said = set()
+    for run in variants(planned, recipe, write):
+        with contextlib.suppress(TuneError):
+            content = _as_yaml_1_1(run.code(target))
+            said |= content.keys()
+            assert not [
+                value for value in content.values() if isinstance(value, str) and re.fullmatch(r"[\d.]+e-?\d+", value)
+            ]
+    assert said == NAMES[target]
+
+
+def test_numbers_are_numbers_to_readers_of_old_yaml(planned):
+    content = _as_yaml_1_1(planned(learning_rate=1e-5).code("axolotl"))
+    assert content["learning_rate"] == 1e-5
+    assert content["adam_epsilon"] == 1e-8
+
+
+def test_rows_are_named_by_their_own_columns(planned, write):
+    path = write("own.jsonl", json.dumps({"instruction": "a", "context": "b", "response": "c", "system": "s"}) + "\n")
+    run = planned({"format": "instruction", "chat_template": False}, data={"train": str(path), "held_out": 0.25})
+    said = _as_yaml_1_1(run.code("axolotl"))["datasets"][0]["type"]
+    assert said == {"field_instruction": "instruction", "field_input": "context", "field_output": "response", "field_system": "system",
+                    "system_format": "{system}\n\n", "format": "{instruction}\n\n{input}", "no_input_format": "{instruction}"}  # fmt: skip
+    text = run.code("llama-factory")
+    info = json.loads(targets.beside(text, "llama-factory")["dataset_info.json"])
+    assert info["train"]["columns"] == {
+        "prompt": "instruction",
+        "query": "context",
+        "response": "response",
+        "system": "system",
+    }
+    assert "by one line break" in text
+    assert (
+        "{system}\n{instruction}\n{context}\n{response}"
+        in _as_yaml_1_1(run.code("olive"))["data_configs"][0]["pre_process_data_config"]["text_template"]
+    )
+
+
+def test_what_must_lie_beside_a_file_is_written_too(planned, tmp_path, monkeypatch):
+    from tune_magic import commands
+    from tune_magic.commands import BadUsage
+    from tune_magic.magics.verbs import do_verb
+
+    run = planned()
+    monkeypatch.chdir(tmp_path)
+    parsed = commands.parse(commands.COMMANDS["tune export-code"], "--for llama-factory --output train.yaml")
+    do_verb("export-code", parsed, lambda _: run)
+    assert json.loads((tmp_path / "dataset_info.json").read_text())["train"]["formatting"] == "sharegpt"
+    (tmp_path / "train.yaml").unlink()
+    with pytest.raises(BadUsage, match=r"dataset_info.json is there already"):
+        do_verb("export-code", parsed, lambda _: run)
+    assert not (tmp_path / "train.yaml").exists()

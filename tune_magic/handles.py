@@ -254,7 +254,7 @@ class Run(RunFolder):
         if target != "python":
             from tune_magic.handover import targets
 
-            return targets.write(self, target).text
+            return targets.write(self, target)
         from tune_magic.recipe.twin import merge_code, twin_code
 
         if self.kind == "merge":

@@ -6,8 +6,6 @@ from tune_magic.data import locate
 from tune_magic.handover.source import Source, comment
 from tune_magic.recipe import yaml
 
-SUFFIX = ".yaml"
-
 
 def write(source: Source) -> str:
     """Return YAML with every key that was given; a run that never began has one too."""

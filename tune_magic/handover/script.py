@@ -9,7 +9,6 @@ from tune_magic.errors import TuneError
 from tune_magic.handover import reading, script_parts
 from tune_magic.handover.source import Shape, Source, comment
 
-SUFFIX = ".py"
 _MICROBATCH = 8  # rows computed at once; the result is the same for any number
 _MARGIN = {"linear": "1 - progress", "cosine": "cosine(progress)", "cosine_with_restarts": "cosine(progress * {cycles} % 1)",
            "polynomial": "(1 - progress) ** {power}", "warmup_stable_decay": "min(1.0, (1 - progress) / {decay})"}  # fmt: skip

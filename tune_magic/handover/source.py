@@ -124,6 +124,10 @@ class Source:
         """Note that all keys under a dotted one are carried over."""
         self._taken |= {key for key in self._values if key == part or key.startswith(f"{part}.")}
 
+    def leave(self, *keys: str) -> None:
+        """Note that keys which were taken are not carried over after all."""
+        self._taken.difference_update(keys)
+
     def left(self) -> dict[str, Any]:
         """Return the keys that are set otherwise than by default and were not taken."""
         return {key: value for key, value in self.set_keys().items() if key not in self._taken}
@@ -145,7 +149,7 @@ class Source:
         lines = [f"The recipe of the run {self.name} ({self.run.id}) for {tool}.", use]
         left = self.left()
         lines += ["Not carried over:"] * bool(left)
-        lines += [f"  {key}: {_written(value)} ({_why(key, tool)})" for key, value in left.items()]
+        lines += [f"  {key}: {_written(value)} ({_why(key, tool.partition(' ')[0])})" for key, value in left.items()]
         lines += ["Otherwise than in tune_magic:"] * bool(self.notes)
         return [*lines, *(f"  {note}" for note in self.notes)]
 
@@ -166,6 +170,13 @@ class Source:
             self.notes.append(f"`{bare}` was a table of the notebook; its rows lie in the run's folder")
             return str(locate.data_path(bare, self.run.path)), part
         return bare, part
+
+    def whole_rows(self) -> str:
+        """Return the training rows for a program that knows no part of a file."""
+        reference, part = self.rows()
+        if part is not None:
+            self.notes.append(f"all rows of {reference} are read; `{self.recipe.data.train}` means a part of them")
+        return reference
 
     def held_out(self) -> tuple[str | None, int]:
         """Return the file of the held-out rows, None where they are part of the training rows, and how many they are."""

@@ -3,37 +3,23 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
 
 from tune_magic.commands import nearest
 from tune_magic.errors import TuneError
 from tune_magic.handover.source import Source
 from tune_magic.storage.folder import RunFolder
 
-
-@dataclass(frozen=True)
-class Written:
-    """A recipe in another program's words.
-
-    Attributes:
-        text: Content of its file.
-        suffix: What its name ends with.
-        beside: Files that must lie beside it, by name.
-    """
-
-    text: str
-    suffix: str
-    beside: dict[str, str] = field(default_factory=dict)
-
-
-TARGETS = {  # each module has `write(source) -> str` and `SUFFIX`
+TARGETS = {  # each module has `write(source) -> str`, and `beside(text)` where its file needs others beside it
     "yaml": "tune_magic.handover.recipe_file",
     "script": "tune_magic.handover.script",
     "trl": "tune_magic.handover.trl",
+    "axolotl": "tune_magic.handover.axolotl",
+    "llama-factory": "tune_magic.handover.llama_factory",
+    "olive": "tune_magic.handover.olive",
 }
 
 
-def write(run: RunFolder, target: str) -> Written:
+def write(run: RunFolder, target: str) -> str:
     """Return the recipe of a run for another program.
 
     Raises:
@@ -48,5 +34,12 @@ def write(run: RunFolder, target: str) -> Written:
     if run.kind != "finetune":
         raise TuneError(f"{run.name or run.id} was not trained by a recipe: it is a {run.kind}.",
                         hint="`%tune export-code` without --for gives the call that makes it again.")  # fmt: skip
-    converter = importlib.import_module(TARGETS[target])
-    return Written(converter.write(Source(run)), converter.SUFFIX)
+    text: str = importlib.import_module(TARGETS[target]).write(Source(run))
+    return text
+
+
+def beside(text: str, target: str) -> dict[str, str]:
+    """Return the files that must lie beside what `write` returned, by name; none for most programs."""
+    from tune_magic.handover import llama_factory
+
+    return llama_factory.beside(text) if target == "llama-factory" else {}

@@ -9,7 +9,6 @@ from tune_magic.handover import reading, script_parts
 from tune_magic.handover.script import quantization
 from tune_magic.handover.source import Shape, Source, comment
 
-SUFFIX = ".py"
 SCHEDULES = {  # ours -> Transformers'
     "linear": "linear", "cosine": "cosine", "polynomial": "polynomial", "constant": "constant_with_warmup",
     "cosine_with_restarts": "cosine_with_restarts", "inverse_sqrt": "inverse_sqrt",

@@ -12,6 +12,7 @@ from tune_magic.comparing import ComparedRuns
 from tune_magic.errors import Fault, RecipeError, TuneError
 from tune_magic.follow import follow, follow_in_background
 from tune_magic.handles import Run
+from tune_magic.handover import targets
 from tune_magic.magics.link import notebook_link, notebook_path
 from tune_magic.recipe import yaml
 from tune_magic.recipe.build import build_launch, build_recipe, read_recipe_file
@@ -175,7 +176,7 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
         "register": lambda: _register(run, parsed),
         "rename": lambda: _rename(run, rest),
         "note": lambda: _note(run, " ".join(rest)),
-        "export-code": lambda: _text(run.code(flags.get("for", "python")), flags.get("output")),
+        "export-code": lambda: _export_code(run, flags.get("for", "python"), flags.get("output")),
         "model-card": lambda: _text(run.model_card(), flags.get("output")),
     }
     return actions[verb]()
@@ -342,16 +343,24 @@ def _note(run: Run, text: str) -> None:
     display.show_text(f"{run.name or run.id}: {'no note' if text == '-' else text}")
 
 
-def _text(text: str, output: str | None) -> None:
-    """Show a text, or write it to a new file."""
+def _export_code(run: Run, target: str, output: str | None) -> None:
+    text = run.code(target)
+    _text(text, output, targets.beside(text, target))
+
+
+def _text(text: str, output: str | None, beside: Mapping[str, str] | None = None) -> None:
+    """Show a text, or write it to a new file, with the files that belong beside it."""
     if output is None:
         display.show_text(text)
         return
     path = Path(output).expanduser()
-    if path.exists():
-        raise BadUsage(f"{output} is there already.")
-    files.write_text(path, f"{text.rstrip()}\n")
-    display.show_text(f"written to {output}")
+    contents = {path: text} | {path.parent / name: content for name, content in (beside or {}).items()}
+    for there in contents:
+        if there.exists():
+            raise BadUsage(f"{output if there == path else there.name} is there already.")
+    for new, content in contents.items():
+        files.write_text(new, f"{content.rstrip()}\n")
+    display.show_text(f"written to {output}{''.join(f' and {name}' for name in beside or ())}")
 
 
 def _watch(run: Run, parsed: Parsed, *, stops: bool = False) -> Run:
