@@ -263,6 +263,7 @@ FLAGS = [
                 "register",
                 "models",
                 "stage",
+                "push",
                 "model-card",
                 "gpu",
                 "doctor",

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "tune_magic"
 # Lower layers first; a module imports its own layer and those before it.
 LAYERS = [
     {"errors", "files", "commands", "secrets", "collector"}, {"plugins"}, {"storage"}, {"diagnosis", "cell_code"}, {"recipe"}, {"data"}, {"models"}, {"augmenters"}, {"methods"}, {"objectives"},
-    {"training"}, {"evaluation"}, {"exporters"}, {"handover"}, {"worker"}, {"executors"}, {"view"}, {"display", "handles"}, {"checkup", "comparing", "holding", "follow", "tables", "inspecting", "explaining", "trying", "launching", "chatting", "stacking", "registering", "decorators"},
+    {"training"}, {"evaluation"}, {"exporters"}, {"handover"}, {"worker"}, {"executors"}, {"view"}, {"display", "handles"}, {"checkup", "comparing", "holding", "follow", "tables", "inspecting", "explaining", "trying", "launching", "chatting", "stacking", "registering", "pushing", "decorators"},
     {"api"}, {"testing"}, {"magics", "widgets"}, {"cli"},
 ]  # fmt: skip
 CORE = set().union(*LAYERS[: LAYERS.index({"view"})])

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         load_model,
         load_run,
         merge_adapters,
+        push,
         register,
         runs,
         set_stage,
@@ -41,7 +42,7 @@ __all__ = [
     "Export", "RecipeError", "Report", "Run", "RunFailed", "Stopped", "TuneError",
     "augmenter", "callback", "chat", "compare", "data_format", "doctor", "evaluate", "explain", "export", "exporter",
     "finetune", "inspect", "last", "list_methods", "list_models", "load_model", "load_run", "merge_adapters", "method", "metric",
-    "objective", "register", "runs", "set_stage", "stack", "try_methods",
+    "objective", "push", "register", "runs", "set_stage", "stack", "try_methods",
 ]  # fmt: skip
 
 _HOMES = {
@@ -61,6 +62,7 @@ _HOMES = {
             "load_model",
             "load_run",
             "merge_adapters",
+            "push",
             "register",
             "runs",
             "set_stage",

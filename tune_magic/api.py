@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tune_magic import checkup, display, explaining, launching, registering, tables, trying
+from tune_magic import checkup, display, explaining, launching, pushing, registering, tables, trying
 from tune_magic.chatting import Chat
 from tune_magic.checkup import CheckUp
 from tune_magic.comparing import ComparedRuns, names_of
@@ -422,6 +422,39 @@ def register(run: Run | Export | str, name: str, *, stage: str | None = None, no
         TuneError: Nothing is trained yet, the export is out of tolerance, or there is no such stage.
     """
     return registering.register(run if isinstance(run, Export) else _resolve(run), name, stage, note)
+
+
+def push(
+    run: Run | Export | str,
+    to: str,
+    repo: str,
+    *,
+    format: str | None = None,  # noqa: A002 - the word of the option
+    private: bool = False,
+    stage: str | None = None,
+    uri: str | None = None,
+) -> str:
+    """Send an export with its model card to where others find it; twin of ``%tune push``.
+
+    Args:
+        run: An export; or a run, whose newest export within tolerance is sent.
+        to: ``hub`` (Hugging Face; the token is that of `hf auth login` or HF_TOKEN) or ``mlflow``.
+        repo: ``me/my-model`` on the hub; in MLflow the name of the registered model and of the experiment.
+        format: Of a run: the newest export in this format.
+        private: For you alone; hub only.
+        stage: Alias of the new version; MLflow only.
+        uri: Tracking server; MLflow only.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        TuneError: There is no export, no network, no token, or it is refused.
+    """
+    target = run if isinstance(run, Export) else _resolve(run)
+    where = pushing.push(target, to, repo, form=format, private=private, stage=stage, uri=uri)
+    display.show(note_bundle(f"pushed to {to}: {where}"))
+    return where
 
 
 def list_models(name: str | None = None) -> ModelList:

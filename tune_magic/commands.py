@@ -127,6 +127,7 @@ _WAYS = (
     "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd",
     "magnitude_prune", "magnitude_prune_svd",
 )  # fmt: skip
+DESTINATIONS = ("hub", "mlflow")  # where an export can be pushed to
 STAGES = ("candidate", "staging", "production", "archived")  # of a registered model
 _SHOW_CODE = Flag("show-code", "print the Python twin and train nothing")
 COMMANDS = {
@@ -249,6 +250,17 @@ COMMANDS = {
         Command(
             "tune stage", "Move a version of a model to a stage; what was at production is archived then.", "NAME", "name of the model", True,
             (Flag("note", "why", "TEXT"),), more="VERSION STAGE",
+        ),
+        Command(
+            "tune push", "Send an export of a run, with its model card, to the hub or to MLflow.", "RUN", _RUN, False,
+            (
+                Flag("to", "where", "WHERE", DESTINATIONS),
+                Flag("repo", "name there: me/my-model on the hub, a model's name in MLflow", "NAME"),
+                Flag("format", "the newest export in this format; default: the newest", "FORMAT"),
+                Flag("private", "for you alone, hub only; one that is there stays as it is"),
+                Flag("stage", "alias of the new version, mlflow only, such as production", "STAGE"),
+                Flag("uri", "tracking server, mlflow only; default: as MLflow is set up", "URI"),
+            ),
         ),
         Command(
             "tune model-card", "Print the model card of a run: how it was trained, its results, its limits.", "RUN", _RUN, False,

@@ -29,7 +29,7 @@ _MODELS = {
     "AUDIO_CLS": "AutoModelForAudioClassification",
 }  # fmt: skip
 _LIBRARIES = {"adapter": "peft", "merged": "transformers"}
-_HERE = "THIS_FOLDER_OR_REPOSITORY"
+HERE = "THIS_FOLDER_OR_REPOSITORY"
 
 
 def model_card(run: RunFolder, receipt: Mapping[str, Any] | None = None) -> str:
@@ -218,12 +218,12 @@ def _use(run: RunFolder, plan: dict[str, Any], receipt: Mapping[str, Any] | None
                 f'base = {model}.from_pretrained("{base}")']  # fmt: skip
         if receipt and receipt.get("new_tokens"):
             code.append(f"base.resize_token_embeddings({receipt['vocab_size']}, mean_resizing=False)")
-        code.append(f'model = PeftModel.from_pretrained(base, "{_HERE}")')
+        code.append(f'model = PeftModel.from_pretrained(base, "{HERE}")')
     elif to == "merged":
-        code = [f"from transformers import {model}, AutoTokenizer", "", f'model = {model}.from_pretrained("{_HERE}")']
+        code = [f"from transformers import {model}, AutoTokenizer", "", f'model = {model}.from_pretrained("{HERE}")']
     else:
         return [f"The files are in the format `{to}`; `tune_magic` shows how they are opened in the export's card."]
-    code.append(f'tokenizer = AutoTokenizer.from_pretrained("{_HERE}")')
+    code.append(f'tokenizer = AutoTokenizer.from_pretrained("{HERE}")')
     if task == "CAUSAL_LM" and plan.get("chat_template"):
         code += ['messages = [{"role": "user", "content": "..."}]',
                  'inputs = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)',

@@ -173,6 +173,7 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
         "checkpoint": lambda: _ask(run, verb),
         "compare": lambda: _compare([run, *map(find, rest)]),
         "rm": lambda: _remove(run, is_sure=flags.get("yes", False), registered=flags.get("registered", False)),
+        "push": lambda: _push(run, parsed),
         "register": lambda: _register(run, parsed),
         "rename": lambda: _rename(run, rest),
         "note": lambda: _note(run, " ".join(rest)),
@@ -322,6 +323,14 @@ def _register(run: Run, parsed: Parsed) -> Any:
     found = api.register(exported or run, name, **flags)
     display.show_text(f"{found.reference} is the run {run.name or run.id} ({run.id}), {found.stage}.")
     return found if display.in_kernel() else None
+
+
+def _push(run: Run, parsed: Parsed) -> None:
+    flags = dict(parsed.flags)
+    missing = next((name for name in ("to", "repo") if name not in flags), None)
+    if missing is not None:
+        raise BadUsage(f"--{missing} is missing. Usage: {commands.COMMANDS['tune push'].usage()}")
+    api.push(run, flags.pop("to"), flags.pop("repo"), **flags)
 
 
 def _stage(parsed: Parsed) -> None:
