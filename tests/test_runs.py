@@ -270,6 +270,8 @@ def test_the_code_of_a_run_trains_it_again(launch, tmp_path, capsys):
     assert (tmp_path / "again.py").read_text() == code
     with pytest.raises(BadUsage, match="there already"):
         do("export-code bot --output again.py")
+    do("export-code bot --for yaml --output again.yaml")
+    assert "learning_rate: 0.001" in (tmp_path / "again.yaml").read_text()
     names: dict = {}
     exec(Path("again.py").read_text(), names)
     assert names["bot"].id == run.id  # the same recipe is the same run

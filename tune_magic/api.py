@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tune_magic import checkup, display, explaining, launching, servers, tables, trying
+from tune_magic import checkup, display, explaining, launching, pushing, registering, servers, tables, trying
 from tune_magic.ballot import RATER, Ballot, open_ballot
 from tune_magic.chatting import Chat
 from tune_magic.checkup import CheckUp
@@ -24,6 +24,7 @@ from tune_magic.recipe.build import build_launch, build_recipe, read_recipe_file
 from tune_magic.recipe.combination import Combination
 from tune_magic.recipe.launch import LaunchOptions, seconds_of
 from tune_magic.recipe.schema import Recipe
+from tune_magic.registering import ModelList, ModelVersion
 from tune_magic.servers import Server
 from tune_magic.stacking import AdapterStack
 from tune_magic.storage import places
@@ -447,6 +448,87 @@ def load_run(id_or_name: str) -> Run:
 def runs() -> list[Run]:
     """Return every run known here, those of the working directory first, newest first."""
     return [Run(path) for path in places.folders()]
+
+
+def register(run: Run | Export | str, name: str, *, stage: str | None = None, note: str | None = None) -> ModelVersion:
+    """Register a run, or an export of one, as the next version of a named model; twin of ``%tune register``.
+
+    ``load_run("support-bot@3")`` and ``load_run("support-bot@production")`` then find its run, and so does every place
+    that takes a run's name.
+
+    Args:
+        run: A run or its name or id, or an export.
+        name: Of the model: letters, digits, dots, dashes and underscores.
+        stage: candidate, staging, production or archived. One version is at production; it is archived for the next.
+        note: What people should know of it.
+
+    Raises:
+        TuneError: Nothing is trained yet, the export is out of tolerance, or there is no such stage.
+    """
+    return registering.register(run if isinstance(run, Export) else _resolve(run), name, stage, note)
+
+
+def push(
+    run: Run | Export | str,
+    to: str,
+    repo: str,
+    *,
+    format: str | None = None,  # noqa: A002 - the word of the option
+    private: bool = False,
+    stage: str | None = None,
+    uri: str | None = None,
+) -> str:
+    """Send an export with its model card to where others find it; twin of ``%tune push``.
+
+    Args:
+        run: An export; or a run, whose newest export within tolerance is sent.
+        to: ``hub`` (Hugging Face; the token is that of `hf auth login` or HF_TOKEN) or ``mlflow``.
+        repo: ``me/my-model`` on the hub; in MLflow the name of the registered model and of the experiment.
+        format: Of a run: the newest export in this format.
+        private: For you alone; hub only.
+        stage: Alias of the new version; MLflow only.
+        uri: Tracking server; MLflow only.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        TuneError: There is no export, no network, no token, or it is refused.
+    """
+    target = run if isinstance(run, Export) else _resolve(run)
+    where = pushing.push(target, to, repo, form=format, private=private, stage=stage, uri=uri)
+    display.show(note_bundle(f"pushed to {to}: {where}"))
+    return where
+
+
+def list_models(name: str | None = None) -> ModelList:
+    """List registered models with versions, stages and scores; twin of ``%tune models``.
+
+    Args:
+        name: Only this model, with where each version comes from.
+
+    Raises:
+        TuneError: There is no such model, with the nearest name.
+    """
+    return registering.list_models(name)
+
+
+def set_stage(name: str, number: int | str, stage: str, *, note: str | None = None) -> ModelVersion:
+    """Move a version of a model to a stage, and say what leaves production for it; twin of ``%tune stage``.
+
+    Args:
+        name: Of the model.
+        number: Of the version, or the stage it is at now, or ``latest``.
+        stage: candidate, staging, production or archived.
+        note: Why.
+
+    Raises:
+        TuneError: There is no such model, version or stage.
+    """
+    found, before = registering.set_stage(name, number, stage, note)
+    left = f" {before.reference} is archived." if before is not None else ""
+    display.show(note_bundle(f"{found.reference} is at {found.stage} now.{left}"))
+    return found
 
 
 def compare(*runs: Run | str) -> ComparedRuns:

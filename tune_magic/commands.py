@@ -135,6 +135,8 @@ _WAYS = (
     "linear", "cat", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd",
     "magnitude_prune", "magnitude_prune_svd",
 )  # fmt: skip
+DESTINATIONS = ("hub", "mlflow")  # where an export can be pushed to
+STAGES = ("candidate", "staging", "production", "archived")  # of a registered model
 _SHOW_CODE = Flag("show-code", "print the Python twin and train nothing")
 COMMANDS = {
     command.name: command
@@ -256,12 +258,47 @@ COMMANDS = {
         ),
         Command(
             "tune rm", "Delete a run with its checkpoints, after asking.", "RUN", "name or id of a run", True,
-            (Flag("yes", "do not ask"),),
+            (Flag("yes", "do not ask"), Flag("registered", "also where it is a version of a registered model")),
         ),
         Command("tune rename", "Give a run another name.", "RUN", "name or id of a run", True, more="NAME"),
         Command("tune note", "Write a note on a run; `-` removes it.", "RUN", "name or id of a run", True, more="TEXT"),
         Command(
-            "tune export-code", "Print the Python that trains a run again.", "RUN", _RUN, False,
+            "tune export-code", "Print the Python that trains a run again, or its recipe for another program.", "RUN", _RUN, False,
+            (
+                Flag("for", "for whom; default: python", "PROGRAM", ("python", "yaml", "script", "trl", "axolotl", "llama-factory", "olive")),
+                Flag("output", "write it to this file", "FILE"),
+            ),
+        ),
+        Command(
+            "tune register", "Register a run as the next version of a named model.", "RUN", _RUN, False,
+            (
+                Flag("as", "name of the model, such as support-bot", "NAME"),
+                Flag("stage", "where it stands; default: candidate", "STAGE", STAGES),
+                Flag("note", "what people should know of it", "TEXT"),
+                Flag("to", "not the run but its newest export in this format", "FORMAT"),
+            ),
+        ),
+        Command(
+            "tune models", "List the registered models with versions, stages and scores.", "NAME",
+            "only this one, with where each version comes from",
+        ),
+        Command(
+            "tune stage", "Move a version of a model to a stage; what was at production is archived then.", "NAME", "name of the model", True,
+            (Flag("note", "why", "TEXT"),), more="VERSION STAGE",
+        ),
+        Command(
+            "tune push", "Send an export of a run, with its model card, to the hub or to MLflow.", "RUN", _RUN, False,
+            (
+                Flag("to", "where", "WHERE", DESTINATIONS),
+                Flag("repo", "name there: me/my-model on the hub, a model's name in MLflow", "NAME"),
+                Flag("format", "the newest export in this format; default: the newest", "FORMAT"),
+                Flag("private", "for you alone, hub only; one that is there stays as it is"),
+                Flag("stage", "alias of the new version, mlflow only, such as production", "STAGE"),
+                Flag("uri", "tracking server, mlflow only; default: as MLflow is set up", "URI"),
+            ),
+        ),
+        Command(
+            "tune model-card", "Print the model card of a run: how it was trained, its results, its limits.", "RUN", _RUN, False,
             (Flag("output", "write it to this file", "FILE"),),
         ),
         Command(

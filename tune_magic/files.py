@@ -165,6 +165,15 @@ def make_folder(path: Path) -> None:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 
+def claim(path: Path) -> bool:
+    """Create a folder, readable by its owner alone, and return whether this process is the one that did."""
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return False
+    return True
+
+
 def ensure_room(folder: Path, needed_bytes: int) -> None:
     """Check that a folder's disk has room.
 

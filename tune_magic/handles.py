@@ -256,14 +256,39 @@ class Run(RunFolder):
         self.annotate(note=text)
         return self
 
-    def code(self) -> str:
-        """Return the Python that trains it, or merges it, again."""
+    def code(self, target: str = "python") -> str:
+        """Return the Python that trains it, or merges it, again, or its recipe for another program.
+
+        Args:
+            target: ``python``, ``yaml``, ``script``, ``trl``, ``axolotl``, ``llama-factory`` or ``olive``. What that program has no
+                counterpart for is listed at the top, with why.
+
+        Raises:
+            TuneError: There is no such target, or that program cannot do what the recipe says.
+
+        Example:
+            >>> print(run.code("axolotl"))  # doctest: +SKIP
+        """
+        if target != "python":
+            from tune_magic.handover import targets
+
+            return targets.write(self, target)
         from tune_magic.recipe.twin import merge_code, twin_code
 
         if self.kind == "merge":
             return merge_code(self.info["merge"], self.name)
         name = self.name if self.name and self.name.isidentifier() else None
         return twin_code(self.recipe, name, {})
+
+    def model_card(self) -> str:
+        """Return its model card, Markdown as the Hugging Face hub reads it; each export's folder has one as README.md.
+
+        Raises:
+            TuneError: Nothing is trained yet.
+        """
+        from tune_magic.exporters.model_card import model_card
+
+        return model_card(self)
 
     def load(self) -> tuple[Any, Any]:
         """Load the best checkpoint into this process and return (model, tokenizer), ready to answer."""
@@ -446,6 +471,11 @@ class Export:
 
     def __repr__(self) -> str:
         return f"<Export {self.receipt['to']} {size(self.receipt['size_bytes'])} in {self.path.name}>"
+
+    @property
+    def id(self) -> str:
+        """The name of its job's folder."""
+        return self._job.name
 
     @property
     def run(self) -> Run:

@@ -9,7 +9,7 @@ from typing import Any
 
 from tune_magic import files, plugins
 from tune_magic.errors import TuneError
-from tune_magic.exporters import together
+from tune_magic.exporters import model_card, together
 from tune_magic.exporters.base import Exporter
 from tune_magic.exporters.measuring import Advance, Comparison, Order
 from tune_magic.exporters.parity import Limits, TorchReader
@@ -52,6 +52,8 @@ def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
         "step": int(run.best_checkpoint.name.removeprefix("step-")), "path": str(target), **found,
         "size_bytes": sum(found["files"].values()),
     }  # fmt: skip
+    receipt["files"][model_card.FILE] = model_card.write(run, receipt, target)
+    receipt["size_bytes"] = sum(receipt["files"].values())
     files.write_json(job.path / "receipt.json", receipt)
     if receipt["parity"]["ok"] is False:
         raise TuneError(

@@ -66,8 +66,8 @@ def _known(shell: Any, command: commands.Command, words: list[str], fragment: st
         return _after_equals(shell, command, fragment.partition("=")[0], words)
     if fragment.startswith("-"):
         return [f"--{flag.name}" for flag in command.flags if f"--{flag.name}" not in given]
-    if command.name in ("tune data", "tune explain") and not words:
-        return _tables(shell) if command.name == "tune data" else _explained()
+    if command.name in ("tune stage", "tune models") or (command.name in ("tune data", "tune explain") and not words):
+        return {"tune data": _tables, "tune explain": _explained}.get(command.name, lambda _: _of_model(words))(shell)
     if words and (command.takes_keys or command.name == "tune merge"):
         return [f"{key}=" for key in (_keys() if command.takes_keys else _run_names(shell)) if key not in given]
     return _run_names(shell) if command.positional == "RUN" else ()
@@ -90,7 +90,7 @@ def _flag_values(
     return flag.choices
 
 
-def _explained() -> list[str]:
+def _explained(_: Any) -> list[str]:
     from tune_magic.recipe import topics
 
     return topics.names()
@@ -214,7 +214,28 @@ def _run_names(shell: Any) -> list[str]:
     for path in itertools.islice(places.folders(), 200):
         with contextlib.suppress(TuneError):
             stored.append(Run(path).name or path.name)
-    return list(dict.fromkeys([*bound, *stored]))
+    return list(dict.fromkeys([*bound, *stored, *_versions()]))
+
+
+def _versions() -> list[str]:
+    """Return the versions of registered models, by number and by stage."""
+    from tune_magic.storage import places, versions
+
+    roots = places.roots()
+    found = [version for name in versions.names(roots) for version in versions.of(name, roots)]
+    return [name for version in found for name in (version.reference, f"{version.name}@{version.stage}")]
+
+
+def _of_model(words: list[str]) -> list[str]:
+    """Return what may follow ``%tune stage`` or ``%tune models``: a model, its versions, stages."""
+    from tune_magic.storage import places, versions
+
+    roots = places.roots()
+    if not words:
+        return versions.names(roots)
+    return (
+        [str(version.number) for version in versions.of(words[0], roots)] if len(words) == 1 else list(commands.STAGES)
+    )
 
 
 def _starting(fragment: str, known: Iterable[str]) -> list[str]:

@@ -14,12 +14,14 @@ from tune_magic.errors import Fault, RecipeError, TuneError
 from tune_magic.exported import ExportedForms
 from tune_magic.follow import Interrupts, follow, follow_in_background
 from tune_magic.handles import Run
+from tune_magic.handover import targets
 from tune_magic.magics.link import notebook_link, notebook_path
 from tune_magic.recipe import yaml
 from tune_magic.recipe.build import build_launch, build_recipe, read_recipe_file
 from tune_magic.recipe.schema import Recipe
 from tune_magic.recipe.twin import twin_code
 from tune_magic.storage import places
+from tune_magic.storage.versions import registered_as
 from tune_magic.view.html import clean
 from tune_magic.view.listing import runs_table
 from tune_magic.view.words import size
@@ -151,6 +153,8 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
         "explain": lambda: _shown(api.explain(str(parsed.positional), **_values(parsed.keys))),
         "methods": lambda: _methods(parsed),
         "doctor": lambda: _shown(api.doctor()),
+        "models": lambda: _shown(api.list_models(parsed.positional)),
+        "stage": lambda: _stage(parsed),
     }
     if verb in of_no_run:
         return of_no_run[verb]()
@@ -175,10 +179,13 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
         "pause": lambda: _ask(run, verb),
         "checkpoint": lambda: _ask(run, verb),
         "compare": lambda: _compare([run, *map(find, rest)]),
-        "rm": lambda: _remove(run, is_sure=flags.get("yes", False)),
+        "rm": lambda: _remove(run, is_sure=flags.get("yes", False), registered=flags.get("registered", False)),
+        "push": lambda: _push(run, parsed),
+        "register": lambda: _register(run, parsed),
         "rename": lambda: _rename(run, rest),
         "note": lambda: _note(run, " ".join(rest)),
-        "export-code": lambda: _export_code(run, flags.get("output")),
+        "export-code": lambda: _export_code(run, flags.get("for", "python"), flags.get("output")),
+        "model-card": lambda: _text(run.model_card(), flags.get("output")),
     }
     return actions[verb]()
 
@@ -342,9 +349,14 @@ def _shown(found: Any) -> Any:
     return None
 
 
-def _remove(run: Run, *, is_sure: bool) -> None:
+def _remove(run: Run, *, is_sure: bool, registered: bool) -> None:
     """Delete a run after asking; where nobody can be asked, ``--yes`` says so."""
     name = run.name or run.id
+    known = [f"{one.reference} ({one.stage})" for one in registered_as(run.path)]
+    if known and not registered:
+        raise BadUsage(
+            f"{name} is registered as {', '.join(known)}. `%tune rm {name} --registered` deletes it all the same."
+        )
     if not is_sure:
         count = len(run.checkpoints)
         kept = f"{count} checkpoint{'' if count == 1 else 's'}"
@@ -358,8 +370,39 @@ def _remove(run: Run, *, is_sure: bool) -> None:
         if answer.strip().lower() not in ("y", "yes"):
             display.show_text(f"{name} stays.")
             return
-    run.delete()
-    display.show_text(f"{name} is deleted.")
+    run.delete(registered=registered)
+    display.show_text(f"{name} is deleted{f'; it was {chr(44).join(known)}' if known else ''}.")
+
+
+def _register(run: Run, parsed: Parsed) -> Any:
+    """Register a run, or its newest export in a format."""
+    flags = dict(parsed.flags)
+    if "as" not in flags:
+        raise BadUsage(f"--as is missing. Usage: {commands.COMMANDS['tune register'].usage()}")
+    name, to = flags.pop("as"), flags.pop("to", None)
+    exported = next((one for one in run.exports if one.receipt["to"] == to), None)
+    if to is not None and exported is None:
+        raise BadUsage(
+            f"{run.name or run.id} has no export in the format {to}. `%export {run.name or run.id} --to {to}` makes one."
+        )
+    found = api.register(exported or run, name, **flags)
+    display.show_text(f"{found.reference} is the run {run.name or run.id} ({run.id}), {found.stage}.")
+    return found if display.in_kernel() else None
+
+
+def _push(run: Run, parsed: Parsed) -> None:
+    flags = dict(parsed.flags)
+    missing = next((name for name in ("to", "repo") if name not in flags), None)
+    if missing is not None:
+        raise BadUsage(f"--{missing} is missing. Usage: {commands.COMMANDS['tune push'].usage()}")
+    api.push(run, flags.pop("to"), flags.pop("repo"), **flags)
+
+
+def _stage(parsed: Parsed) -> None:
+    if len(parsed.rest) != 2:
+        raise BadUsage(f"Usage: {commands.COMMANDS['tune stage'].usage()}")
+    number, stage = parsed.rest
+    api.set_stage(str(parsed.positional), number, stage, note=parsed.flags.get("note"))
 
 
 def _rename(run: Run, words: list[str]) -> None:
@@ -374,15 +417,24 @@ def _note(run: Run, text: str) -> None:
     display.show_text(f"{run.name or run.id}: {'no note' if text == '-' else text}")
 
 
-def _export_code(run: Run, output: str | None) -> None:
+def _export_code(run: Run, target: str, output: str | None) -> None:
+    text = run.code(target)
+    _text(text, output, targets.beside(text, target))
+
+
+def _text(text: str, output: str | None, beside: Mapping[str, str] | None = None) -> None:
+    """Show a text, or write it to a new file, with the files that belong beside it."""
     if output is None:
-        display.show_text(run.code())
+        display.show_text(text)
         return
     path = Path(output).expanduser()
-    if path.exists():
-        raise BadUsage(f"{output} is there already.")
-    files.write_text(path, run.code() + "\n")
-    display.show_text(f"written to {output}")
+    contents = {path: text} | {path.parent / name: content for name, content in (beside or {}).items()}
+    for there in contents:
+        if there.exists():
+            raise BadUsage(f"{output if there == path else there.name} is there already.")
+    for new, content in contents.items():
+        files.write_text(new, f"{content.rstrip()}\n")
+    display.show_text(f"written to {output}{''.join(f' and {name}' for name in beside or ())}")
 
 
 def _watch(run: Run, parsed: Parsed, *, stops: bool = False) -> Run:

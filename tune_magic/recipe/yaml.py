@@ -75,6 +75,21 @@ def write(content: Mapping[str, Any]) -> str:
     return out.getvalue()
 
 
+def write_for_others(content: Mapping[str, Any]) -> str:
+    r"""Return a mapping as YAML that readers of version 1.1 understand too, such as PyYAML: `1.0e-4` and quoted `"no"`.
+
+    Example:
+        >>> write_for_others({"rate": 1e-4, "names": ["no"]})
+        "rate: 0.0001\nnames:\n- 'no'\n"
+    """
+    dumper = YAML(typ="rt", pure=True)
+    dumper.version = (1, 1)
+    dumper.width = 10_000
+    out = io.StringIO()
+    dumper.dump(dict(content), out)
+    return out.getvalue().partition("---\n")[2]  # what names the version is a word that some readers refuse
+
+
 def _flowing(value: Any) -> Any:
     if not isinstance(value, Mapping | list):
         return value

@@ -1,7 +1,7 @@
 """The run folder: make one, read one, leave a request in one.
 
 run.json        who, what, when, from where; written once
-meta.json       name, note, stage: what people change later
+meta.json       name and note: what people change later
 events.jsonl    the truth
 control/        requests to the worker
 inputs/         tables given as Python objects
@@ -25,7 +25,7 @@ from typing import Any
 
 from tune_magic import files
 from tune_magic.errors import TuneError
-from tune_magic.storage import lock
+from tune_magic.storage import lock, versions
 from tune_magic.storage.events import Event, EventReader
 from tune_magic.storage.state import TERMINAL, State, derive
 from tune_magic.storage.summary import Summary, best_of
@@ -112,7 +112,7 @@ class RunFolder:
 
     @property
     def meta(self) -> dict[str, Any]:
-        """What people changed later: name, note, stage."""
+        """What people changed later: name and note."""
         try:
             return dict(json.loads((self.path / "meta.json").read_text(encoding="utf-8")))
         except (OSError, ValueError):
@@ -225,16 +225,23 @@ class RunFolder:
         return True
 
     def annotate(self, **content: str | None) -> None:
-        """Change what ``meta.json`` says: name, note, stage; None removes an entry."""
+        """Change what ``meta.json`` says: name and note; None removes an entry."""
         merged = self.meta | content
         files.write_json(self.path / "meta.json", {key: value for key, value in merged.items() if value is not None})
 
-    def delete(self) -> None:
+    def delete(self, *, registered: bool = False) -> None:
         """Delete the folder with everything in it.
 
+        Args:
+            registered: Also where it is a version of a registered model.
+
         Raises:
-            TuneError: A process works on it.
+            TuneError: A process works on it, or it is registered and nobody said that this may be.
         """
+        names = [] if registered else [f"{one.reference} ({one.stage})" for one in versions.registered_as(self.path)]
+        if names:
+            raise TuneError(f"{self.name or self.id} is registered as {', '.join(names)}.",
+                            hint="`%tune rm RUN --registered`, `run.delete(registered=True)`: the version then has no files.")  # fmt: skip
         owner = self.holder()
         if owner is not None:
             raise TuneError(f"{self.name or self.id} is {self.status}.", hint="Stop it first.")

@@ -16,6 +16,7 @@ import platformdirs
 
 from tune_magic import files
 from tune_magic.errors import TuneError
+from tune_magic.storage import versions
 from tune_magic.storage.folder import RunFolder
 
 RUNS = "tune_runs"
@@ -57,6 +58,8 @@ def folders(where: Iterable[Path] | None = None) -> Iterator[Path]:
 def find(reference: str, where: Iterable[Path] | None = None) -> Path:
     """Return the folder of a run given by id, beginning of an id, name, or path; the newest when several fit.
 
+    A registered model is named as ``support-bot@3`` or ``support-bot@production``, or, where no run is called so, by its name.
+
     Raises:
         TuneError: Nothing fits; names near `reference` are listed.
     """
@@ -65,13 +68,19 @@ def find(reference: str, where: Iterable[Path] | None = None) -> Path:
         if (path / "run.json").is_file():
             return path.resolve()
         raise TuneError(f"{reference} is not a run folder.")
+    registries = list(where) if where is not None else roots()
+    if "@" in reference and versions.home(reference.partition("@")[0], registries):
+        return versions.run_of(versions.pick(reference, registries))
     known: list[str] = []
-    for path in folders(where):
+    for path in folders(None if where is None else registries):
         with contextlib.suppress(TuneError):
             name = RunFolder(path).name
             if reference in (path.name, name) or (len(reference) >= 8 and path.name.startswith(reference)):
                 return path
             known.append(name or path.name)
+    if versions.home(reference, registries):
+        return versions.run_of(versions.pick(reference, registries))
+    known += versions.names(registries)
     near = difflib.get_close_matches(reference, dict.fromkeys(known), n=3)
     hint = f"Did you mean {' or '.join(f'`{n}`' for n in near)}?" if near else "`%tune runs` lists what there is."
     raise TuneError(f"There is no run `{reference}`.", hint=hint)

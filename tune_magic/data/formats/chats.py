@@ -12,7 +12,7 @@ from tune_magic.data.read import Row
 from tune_magic.errors import DataError
 
 ROLES = ("system", "user", "assistant", "tool")
-_ROLE_OF = {
+ROLE_OF = {
     "human": "user", "prompter": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant",
     "chatgpt": "assistant", "function_call": "assistant", "developer": "system", "function": "tool",
     "observation": "tool", "function_response": "tool",
@@ -42,7 +42,7 @@ def _message(message: Any, number: int) -> Message:
     kept = {key: value for key, value in message.items() if value is not None}
     if "from" in kept and "value" in kept and "role" not in kept:
         kept |= {"role": kept.pop("from"), "content": kept.pop("value")}
-    kept["role"] = _ROLE_OF.get(str(kept.get("role")), kept.get("role"))
+    kept["role"] = ROLE_OF.get(str(kept.get("role")), kept.get("role"))
     if kept["role"] not in ROLES:
         raise BadRow(f"message {number} has no known role ({', '.join(ROLES)})", message)
     if isinstance(kept.get("content"), list):
@@ -178,7 +178,7 @@ class Oasst(Format):
     def _chat(self, path: list[Row], trained_from: int) -> Iterator[Row]:
         """Yield the chat of a path, up to its last answer; none where every answer of it is trained elsewhere."""
         turns = [self.value(row.values, "role") for row in path]
-        answers = [number for number, role in enumerate(turns) if _ROLE_OF.get(str(role), role) == "assistant"]
+        answers = [number for number, role in enumerate(turns) if ROLE_OF.get(str(role), role) == "assistant"]
         if answers and answers[-1] >= trained_from:
             kept = path[: answers[-1] + 1]
             said = [{"role": self.value(row.values, "role"), "content": self.value(row.values, "text")} for row in kept]
