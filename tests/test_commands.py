@@ -292,7 +292,7 @@ FLAGS = [
         ("%tune rate ", "", ["bot", "stored_bot"]),
         ("%tune rate bot --against ", "", ["bot", "stored_bot", "base", "few-shot", "retrieval"]),
         ("%tune rate bot --against f", "f", ["few-shot"]),
-        ("%tune r", "r", ["runs", "resume", "rate", "rm", "rename"]),
+        ("%tune r", "r", ["runs", "resume", "rate", "rm", "rename", "register"]),
         ("%tune chat bot ", "", ["bot", "stored_bot"]),
         ("%tune merge ", "", []),
         ("%tune merge both ", "", ["bot=", "stored_bot="]),
