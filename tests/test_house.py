@@ -15,7 +15,7 @@ PACKAGE = ROOT / "tune_magic"
 LAYERS = [
     {"errors", "files", "commands", "secrets", "collector"}, {"plugins"}, {"storage"}, {"diagnosis", "cell_code"}, {"recipe"}, {"data"}, {"models"}, {"augmenters"}, {"methods"}, {"objectives"},
     {"training"}, {"evaluation"}, {"exporters"}, {"serving"}, {"handover"}, {"worker"}, {"executors"}, {"view"}, {"display", "handles"}, {"checkup", "comparing", "holding", "follow", "tables", "inspecting", "explaining", "trying", "launching", "chatting", "servers", "registering", "pushing", "rating", "ballot", "stacking", "decorators", "exported"},
-    {"api"}, {"testing"}, {"magics", "widgets"}, {"cli"},
+    {"api", "deploying"}, {"testing"}, {"magics", "widgets"}, {"cli"},
 ]  # fmt: skip
 CORE = set().union(*LAYERS[: LAYERS.index({"view"})])
 

@@ -474,7 +474,7 @@ def test_a_terminal_stays_until_ctrl_c(runs, monkeypatch, capsys):
         def stop(self):
             done.append("stopped")
 
-    monkeypatch.setattr("tune_magic.api.serve", lambda *runs, **options: Fake())
+    monkeypatch.setattr("tune_magic.deploying.serve", lambda *runs, **options: Fake())
     assert cli.main(["serve", str(runs["first"].path)]) == 0
     assert done == ["loaded", "stopped"]
     lines = capsys.readouterr().out.splitlines()
@@ -520,7 +520,9 @@ def test_the_line_of_a_notebook(runs, monkeypatch):
         def show_live(self):
             called["shown"] = True
 
-    monkeypatch.setattr("tune_magic.api.serve", lambda *runs, **options: called.update(runs=runs, **options) or Fake())
+    monkeypatch.setattr(
+        "tune_magic.deploying.serve", lambda *runs, **options: called.update(runs=runs, **options) or Fake()
+    )
     monkeypatch.setattr("tune_magic.display.in_kernel", lambda: True)
     parsed = parse(
         COMMANDS["tune serve"], "first second --no-token --port 8080 --max-concurrent 3 --keep --timeout 30s"

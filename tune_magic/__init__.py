@@ -22,20 +22,16 @@ if TYPE_CHECKING:
         inspect,
         last,
         list_methods,
-        list_models,
         load_model,
         load_run,
         merge_adapters,
-        push,
         rate,
-        register,
         runs,
-        serve,
-        set_stage,
         stack,
         try_methods,
     )
     from tune_magic.decorators import augmenter, callback, data_format, exporter, method, metric, objective
+    from tune_magic.deploying import list_models, push, register, serve, set_stage
     from tune_magic.errors import RecipeError, RunFailed, Stopped, TuneError
     from tune_magic.handles import Export, Report, Run
 
@@ -60,21 +56,17 @@ _HOMES = {
             "inspect",
             "last",
             "list_methods",
-            "list_models",
             "load_model",
             "load_run",
             "merge_adapters",
-            "push",
             "rate",
-            "register",
             "runs",
-            "serve",
-            "set_stage",
             "stack",
             "try_methods",
         ),
         "tune_magic.api",
     ),
+    **dict.fromkeys(("list_models", "push", "register", "serve", "set_stage"), "tune_magic.deploying"),
     **dict.fromkeys(
         ("augmenter", "callback", "data_format", "exporter", "method", "metric", "objective"), "tune_magic.decorators"
     ),

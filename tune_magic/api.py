@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tune_magic import checkup, display, explaining, launching, pushing, registering, servers, tables, trying
+from tune_magic import checkup, display, explaining, launching, tables, trying
 from tune_magic.ballot import RATER, Ballot, open_ballot
 from tune_magic.chatting import Chat
 from tune_magic.checkup import CheckUp
@@ -22,10 +22,8 @@ from tune_magic.inspecting import DataReport
 from tune_magic.models.find import find_model, installed
 from tune_magic.recipe.build import build_launch, build_recipe, read_recipe_file
 from tune_magic.recipe.combination import Combination
-from tune_magic.recipe.launch import LaunchOptions, seconds_of
+from tune_magic.recipe.launch import LaunchOptions
 from tune_magic.recipe.schema import Recipe
-from tune_magic.registering import ModelList, ModelVersion
-from tune_magic.servers import Server
 from tune_magic.stacking import AdapterStack
 from tune_magic.storage import places
 from tune_magic.trying import TriedMethods
@@ -258,9 +256,9 @@ def evaluate(
     Raises:
         Stopped: It was stopped. RunFailed: It failed, such as over runs that find other things.
     """
-    run = _resolve(run)
+    run = resolve(run)
     named = [against] if isinstance(against, Run | str) else against
-    others = [_resolve(other) for other in named if other != "base"]
+    others = [resolve(other) for other in named if other != "base"]
     asked = _names(baselines) or []
     unknown = [name for name in asked if name not in BASELINES]
     if unknown:
@@ -348,10 +346,10 @@ def export(
         TuneError: The run has no such form. RunFailed: It failed, or the files are not the model within tolerance;
             they are kept then, and ``tune_magic.last.exports`` has the receipt.
     """
-    run = _resolve(run)
+    run = resolve(run)
     job = launching.begin_export(
         run, to, quantize=quantize, rows=rows, tolerance=tolerance, output=output, device=device,
-        beside=[_resolve(other) for other in beside],
+        beside=[resolve(other) for other in beside],
     )  # fmt: skip
     live = display.Live(run)
     try:
@@ -379,9 +377,9 @@ def stack(*runs: Run | str, **named: Run | str) -> AdapterStack:
     Example:
         >>> tune_magic.stack("polite", "brief").generate("Hello", "brief")  # doctest: +SKIP
     """
-    found = [_resolve(run) for run in runs]
+    found = [resolve(run) for run in runs]
     chosen = dict(zip(names_of(found, ("base", *named), "-"), found, strict=True))
-    chosen |= {name: _resolve(run) for name, run in named.items()}
+    chosen |= {name: resolve(run) for name, run in named.items()}
     if not chosen:
         raise TuneError("Which runs? A stack needs one or more.")
     return AdapterStack(chosen)
@@ -420,7 +418,7 @@ def merge_adapters(
         TuneError: They cannot be combined so, with every reason.
     """
     global last  # noqa: PLW0603 - as in `begin`
-    chosen = [_resolve(run) for run in weights]
+    chosen = [resolve(run) for run in weights]
     runs = dict(zip(names_of(chosen, joint="-"), chosen, strict=True))
     combination = Combination(dict(zip(runs, weights.values(), strict=True)), how, density, rank, seed)
     name = "+".join(runs) if name is None else name
@@ -450,94 +448,13 @@ def runs() -> list[Run]:
     return [Run(path) for path in places.folders()]
 
 
-def register(run: Run | Export | str, name: str, *, stage: str | None = None, note: str | None = None) -> ModelVersion:
-    """Register a run, or an export of one, as the next version of a named model; twin of ``%tune register``.
-
-    ``load_run("support-bot@3")`` and ``load_run("support-bot@production")`` then find its run, and so does every place
-    that takes a run's name.
-
-    Args:
-        run: A run or its name or id, or an export.
-        name: Of the model: letters, digits, dots, dashes and underscores.
-        stage: candidate, staging, production or archived. One version is at production; it is archived for the next.
-        note: What people should know of it.
-
-    Raises:
-        TuneError: Nothing is trained yet, the export is out of tolerance, or there is no such stage.
-    """
-    return registering.register(run if isinstance(run, Export) else _resolve(run), name, stage, note)
-
-
-def push(
-    run: Run | Export | str,
-    to: str,
-    repo: str,
-    *,
-    format: str | None = None,  # noqa: A002 - the word of the option
-    private: bool = False,
-    stage: str | None = None,
-    uri: str | None = None,
-) -> str:
-    """Send an export with its model card to where others find it; twin of ``%tune push``.
-
-    Args:
-        run: An export; or a run, whose newest export within tolerance is sent.
-        to: ``hub`` (Hugging Face; the token is that of `hf auth login` or HF_TOKEN) or ``mlflow``.
-        repo: ``me/my-model`` on the hub; in MLflow the name of the registered model and of the experiment.
-        format: Of a run: the newest export in this format.
-        private: For you alone; hub only.
-        stage: Alias of the new version; MLflow only.
-        uri: Tracking server; MLflow only.
-
-    Returns:
-        Where it is.
-
-    Raises:
-        TuneError: There is no export, no network, no token, or it is refused.
-    """
-    target = run if isinstance(run, Export) else _resolve(run)
-    where = pushing.push(target, to, repo, form=format, private=private, stage=stage, uri=uri)
-    display.show(note_bundle(f"pushed to {to}: {where}"))
-    return where
-
-
-def list_models(name: str | None = None) -> ModelList:
-    """List registered models with versions, stages and scores; twin of ``%tune models``.
-
-    Args:
-        name: Only this model, with where each version comes from.
-
-    Raises:
-        TuneError: There is no such model, with the nearest name.
-    """
-    return registering.list_models(name)
-
-
-def set_stage(name: str, number: int | str, stage: str, *, note: str | None = None) -> ModelVersion:
-    """Move a version of a model to a stage, and say what leaves production for it; twin of ``%tune stage``.
-
-    Args:
-        name: Of the model.
-        number: Of the version, or the stage it is at now, or ``latest``.
-        stage: candidate, staging, production or archived.
-        note: Why.
-
-    Raises:
-        TuneError: There is no such model, version or stage.
-    """
-    found, before = registering.set_stage(name, number, stage, note)
-    left = f" {before.reference} is archived." if before is not None else ""
-    display.show(note_bundle(f"{found.reference} is at {found.stage} now.{left}"))
-    return found
-
-
 def compare(*runs: Run | str) -> ComparedRuns:
     """Put runs side by side: what differs in their recipes, how they score, their curves; twin of ``%tune compare``.
 
     Args:
         *runs: Two or more, or their names or ids.
     """
-    return ComparedRuns([_resolve(run) for run in runs])
+    return ComparedRuns([resolve(run) for run in runs])
 
 
 def chat(run: Run | str, *others: Run | str, base: bool = True) -> Chat:
@@ -551,54 +468,7 @@ def chat(run: Run | str, *others: Run | str, base: bool = True) -> Chat:
     Raises:
         TuneError: There is no such run, it has no checkpoint, or some answer texts and others classify.
     """
-    return Chat(*map(_resolve, (run, *others)), base=base)
-
-
-def serve(
-    run: Run | str,
-    *others: Run | str,
-    host: str = "127.0.0.1",
-    port: int = 0,
-    token: bool = True,
-    token_env: str | None = None,
-    keep: bool = False,
-    max_concurrent: int = 16,
-    timeout: str = "10m",
-    base: bool = True,
-) -> Server:
-    """Start a server of tuned models that speaks OpenAI's language over HTTP; twin of ``%tune serve``. Returns at once.
-
-    It has ``/v1/models``, ``/v1/chat/completions``, ``/v1/completions``, ``/v1/classify`` and ``/health``. A request names
-    a run as its model, or ``base``. The server ends with this process unless `keep` is set, or by ``server.stop()``.
-
-    Args:
-        run: A run with a checkpoint, or its name or id.
-        *others: More. Adapters of one base share it; others are each loaded.
-        host: To listen on. Others than this machine's own open the server to whoever reaches them, without encryption.
-        port: 0 for a free one, see ``server.url``.
-        token: Demand ``Authorization: Bearer TOKEN``; False only where no other machine can reach it.
-        token_env: The environment's variable that holds the token; without it one is made, see ``server.token``.
-        keep: Go on after this process.
-        max_concurrent: Texts that are written at the same time; four times as many requests may be there, then comes 429.
-        timeout: Longest that an answer may take, waiting included.
-        base: Serve the base too, where all have one and write texts; after full fine-tuning that takes memory for two models.
-
-    Raises:
-        TuneError: A run has no checkpoint, or the server would be open to others without a token.
-
-    Example:
-        >>> server = tune_magic.serve("support_bot")  # doctest: +SKIP
-        >>> client = openai.OpenAI(base_url=f"{server.url}/v1", api_key=server.token)  # doctest: +SKIP
-    """
-    try:
-        timeout_s = seconds_of(timeout)
-    except ValueError as error:
-        raise TuneError(f"`timeout` {error}") from None
-    runs = [_resolve(one) for one in (run, *others)]
-    return servers.start(
-        runs, host=host, port=port, token=token, token_env=token_env, keep=keep, max_concurrent=max_concurrent,
-        timeout_s=timeout_s, base=base,
-    )  # fmt: skip
+    return Chat(*map(resolve, (run, *others)), base=base)
 
 
 def doctor() -> CheckUp:
@@ -696,5 +566,6 @@ def _absolute(data: str | Path) -> str:
     return str(Path(data).expanduser().absolute()) if is_path else str(data)
 
 
-def _resolve(run: Run | str) -> Run:
+def resolve(run: Run | str) -> Run:
+    """Return a run itself, or the one of a name or id."""
     return load_run(run) if isinstance(run, str) else run

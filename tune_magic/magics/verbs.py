@@ -6,15 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from tune_magic import api, commands, display, files, holding, servers
-from tune_magic.ballot import BACK, KEYS, Ballot
+from tune_magic import api, commands, deploying, display, files, holding
 from tune_magic.commands import BadUsage, HelpWanted, Parsed
 from tune_magic.comparing import ComparedRuns
 from tune_magic.errors import Fault, RecipeError, TuneError
 from tune_magic.exported import ExportedForms
-from tune_magic.follow import Interrupts, follow, follow_in_background
+from tune_magic.follow import follow, follow_in_background
 from tune_magic.handles import Run
 from tune_magic.handover import targets
+from tune_magic.magics import answering, registry
 from tune_magic.magics.link import notebook_link, notebook_path
 from tune_magic.recipe import yaml
 from tune_magic.recipe.build import build_launch, build_recipe, read_recipe_file
@@ -22,7 +22,6 @@ from tune_magic.recipe.schema import Recipe
 from tune_magic.recipe.twin import twin_code
 from tune_magic.storage import places
 from tune_magic.storage.versions import registered_as
-from tune_magic.view.html import clean
 from tune_magic.view.listing import runs_table
 from tune_magic.view.words import size
 
@@ -153,8 +152,8 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
         "explain": lambda: _shown(api.explain(str(parsed.positional), **_values(parsed.keys))),
         "methods": lambda: _methods(parsed),
         "doctor": lambda: _shown(api.doctor()),
-        "models": lambda: _shown(api.list_models(parsed.positional)),
-        "stage": lambda: _stage(parsed),
+        "models": lambda: _shown(deploying.list_models(parsed.positional)),
+        "stage": lambda: registry.stage(parsed),
     }
     if verb in of_no_run:
         return of_no_run[verb]()
@@ -173,15 +172,15 @@ def do_verb(verb: str, parsed: Parsed, find: Callable[[str | None], Run], notebo
         "watch": lambda: _watch(run, parsed),
         "stop": lambda: _stop(run),
         "resume": lambda: _watch(_resumed(run, parsed), parsed, stops=True),
-        "chat": lambda: _chat([run, *map(find, rest)]),
-        "rate": lambda: _rate(api.rate(run, **flags)),
-        "serve": lambda: _serve([run, *map(find, rest)], flags),
+        "chat": lambda: answering.chat([run, *map(find, rest)]),
+        "rate": lambda: answering.rate(api.rate(run, **flags)),
+        "serve": lambda: answering.serve([run, *map(find, rest)], flags),
         "pause": lambda: _ask(run, verb),
         "checkpoint": lambda: _ask(run, verb),
         "compare": lambda: _compare([run, *map(find, rest)]),
         "rm": lambda: _remove(run, is_sure=flags.get("yes", False), registered=flags.get("registered", False)),
-        "push": lambda: _push(run, parsed),
-        "register": lambda: _register(run, parsed),
+        "push": lambda: registry.push(run, parsed),
+        "register": lambda: registry.register(run, parsed),
         "rename": lambda: _rename(run, rest),
         "note": lambda: _note(run, " ".join(rest)),
         "export-code": lambda: _export_code(run, flags.get("for", "python"), flags.get("output")),
@@ -262,85 +261,6 @@ def _merge(parsed: Parsed, find: Callable[[str | None], Run], notebook: str | No
     return api.merge_adapters(weights, name=parsed.positional, link=link, **parsed.flags)
 
 
-def _chat(runs: list[Run]) -> Any:
-    """Show a panel in a notebook; in a terminal ask for lines until there is none."""
-    if display.in_kernel():
-        from tune_magic.widgets import ChatPanel  # type: ignore[import-not-found]
-
-        return ChatPanel(*runs)
-    with api.chat(*runs) as chat:
-        display.show_text("An empty line ends it. The model is loading.")
-        while text := _line():
-            for side, answer in chat.ask(text).items():
-                display.show_text(f"{side}: {answer}")
-    return None
-
-
-def _rate(ballot: Ballot) -> Ballot | None:
-    """Return a ballot, which is a panel in a notebook; in a terminal ask for votes until there is none."""
-    if display.in_kernel():
-        return ballot
-    while ballot.current is not None:
-        pair = ballot.current
-        display.show_text(ballot.text())
-        letter, _, comment = _line("vote> ").partition(" ")
-        choice = KEYS.get(letter.lower())
-        if not letter:
-            break
-        if choice is None:
-            display.show_text(f"`{clean(letter, 20)}` is no vote.")
-        elif choice == BACK:
-            ballot.back()
-        else:
-            ballot.vote(choice, comment, place=pair.place)
-    ballot.close()
-    ballot.show()
-    return None
-
-
-def _serve(runs: list[Run], flags: Mapping[str, Any]) -> Any:
-    """Start a server and show its card in a notebook; in a terminal stay until Ctrl-C, with the token on the screen."""
-    if flags.get("stop"):
-        return _stop_servers(runs, flags)
-    options = {key: value for key, value in flags.items() if key != "no_token"}
-    server = api.serve(*runs, token=not flags.get("no_token", False), **options)
-    if display.in_kernel():
-        server.show_live()
-        return server
-    interrupts = Interrupts()
-    with interrupts.counted():
-        display.show_text(f"{server.name} at {server.url}/v1; the models are loading.")
-        server.wait()
-        display.show_text(f"models: {', '.join(server.models)}")
-        if server.token is not None and flags.get("token_env") is None:
-            display.show_text(f"token: {server.token}")
-        if flags.get("keep"):
-            return None
-        display.show_text("Ctrl-C ends it.")
-        server.job.wait(each=lambda: server.stop() if interrupts.count else None)
-    if server.job.status != "stopped":
-        server.job.raise_for_state()
-    return None
-
-
-def _stop_servers(runs: list[Run], flags: Mapping[str, Any]) -> None:
-    if len(flags) > 1:
-        raise BadUsage("--stop goes alone.")
-    for run in runs:
-        live = servers.of_run(run)
-        for server in live:
-            server.stop()
-        count = f"{len(live)} server{'' if len(live) == 1 else 's'}"
-        display.show_text(f"{run.name or run.id}: {f'{count} stopped' if live else 'no server is up'}.")
-
-
-def _line(prompt: str = "> ") -> str:
-    try:
-        return input(prompt).strip()
-    except EOFError:
-        return ""
-
-
 def _shown(found: Any) -> Any:
     """Return what a notebook's cell shows as its value; elsewhere, show it."""
     if display.in_kernel():
@@ -372,37 +292,6 @@ def _remove(run: Run, *, is_sure: bool, registered: bool) -> None:
             return
     run.delete(registered=registered)
     display.show_text(f"{name} is deleted{f'; it was {chr(44).join(known)}' if known else ''}.")
-
-
-def _register(run: Run, parsed: Parsed) -> Any:
-    """Register a run, or its newest export in a format."""
-    flags = dict(parsed.flags)
-    if "as" not in flags:
-        raise BadUsage(f"--as is missing. Usage: {commands.COMMANDS['tune register'].usage()}")
-    name, to = flags.pop("as"), flags.pop("to", None)
-    exported = next((one for one in run.exports if one.receipt["to"] == to), None)
-    if to is not None and exported is None:
-        raise BadUsage(
-            f"{run.name or run.id} has no export in the format {to}. `%export {run.name or run.id} --to {to}` makes one."
-        )
-    found = api.register(exported or run, name, **flags)
-    display.show_text(f"{found.reference} is the run {run.name or run.id} ({run.id}), {found.stage}.")
-    return found if display.in_kernel() else None
-
-
-def _push(run: Run, parsed: Parsed) -> None:
-    flags = dict(parsed.flags)
-    missing = next((name for name in ("to", "repo") if name not in flags), None)
-    if missing is not None:
-        raise BadUsage(f"--{missing} is missing. Usage: {commands.COMMANDS['tune push'].usage()}")
-    api.push(run, flags.pop("to"), flags.pop("repo"), **flags)
-
-
-def _stage(parsed: Parsed) -> None:
-    if len(parsed.rest) != 2:
-        raise BadUsage(f"Usage: {commands.COMMANDS['tune stage'].usage()}")
-    number, stage = parsed.rest
-    api.set_stage(str(parsed.positional), number, stage, note=parsed.flags.get("note"))
 
 
 def _rename(run: Run, words: list[str]) -> None:
