@@ -122,7 +122,7 @@ def _sides(job: RunFolder, tuned: Tuned, rows: Table) -> tuple[list[Side], dict[
 
     @contextlib.contextmanager
     def base() -> Iterator[Tuned]:
-        if tuned.method.adds:
+        if tuned.holds_base:
             with tuned.without_tuning() as bare:
                 yield bare
         else:

@@ -1,0 +1,421 @@
+"""Models made smaller before training, and trained again: what goes, what stays, who sees which model."""
+
+import json
+
+import pytest
+import torch
+from conftest import make_model
+from safetensors.torch import load_file
+from test_classify import labelled, make_encoder
+from test_training import SHORT, assert_same, stop_and_resume
+
+from tune_magic.errors import RecipeError, RunFailed, TuneError
+from tune_magic.executors import local
+from tune_magic.models import bound
+from tune_magic.models.layers import layers_of
+from tune_magic.models.load import load_causal_lm
+from tune_magic.models.quantise import linear_layers
+from tune_magic.models.shrink import shrink
+from tune_magic.recipe import build_recipe
+from tune_magic.recipe.build import load_recipe
+from tune_magic.recipe.topics import find
+from tune_magic.training.tuned import load_tuned
+from tune_magic.view.card import card
+
+IDS = torch.arange(5, 45)[None]
+FULL = {"method": {"name": "full"}, "learning_rate": 1e-3}
+KINDS = {
+    "layers": {"drop_layers": 0.25},
+    "neurons": {"prune_neurons": 0.25},
+    "heads": {"prune_heads": 0.5},
+    "all three": {"drop_layers": [1], "prune_neurons": "50%", "prune_heads": 0.5},
+    "weights": {"prune_weights": 0.5},
+    "weights by Wanda": {"prune_weights": 0.5, "prune_by": "wanda"},
+    "two of four": {"prune_weights": "2:4"},
+    "int4": {"quantize_aware": "int4"},
+    "int8": {"quantize_aware": "int8"},
+    "values": {"share_weights": 16},
+    "tied": {"tie_layers": 2},
+    "zeros and values": {"prune_weights": 0.5, "share_weights": 8},
+    "zeros and int4": {"prune_weights": 0.5, "quantize_aware": "int4"},
+    "fewer, tied, zeros": {"drop_layers": 2, "tie_layers": 2, "prune_weights": 0.25},
+}
+
+
+@pytest.fixture(scope="session")
+def deep(tmp_path_factory):
+    """A decoder of four layers."""
+    return make_model(tmp_path_factory.mktemp("models") / "deep", num_hidden_layers=4)
+
+
+@pytest.fixture
+def compressed(train, deep):
+    """Train a compressed model for a few steps; returns the run."""
+
+    def start(compress, **changes):
+        return train(**{"model": str(deep), "compress": compress, "max_steps": 10, **FULL, **SHORT, **changes})
+
+    return start
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    """Export and evaluate in this process."""
+    start = local.start
+    monkeypatch.setattr(local, "start", lambda folder, executor="inline": start(folder, "inline"))
+
+
+def matrices(model):
+    return {path: layer.weight.detach() for path, layer in linear_layers(model)}
+
+
+def zeros(model):
+    return sum(int((matrix == 0).sum()) for matrix in matrices(model).values())
+
+
+def logits(model):
+    with torch.no_grad():
+        return model.eval()(input_ids=IDS).logits
+
+
+# --- every kind: trained, stopped, gone on with, loaded, exported -----------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stopped_run_ends_as_if_unbroken(compressed, make_run, monkeypatch, deep, kind):
+    whole = compressed(KINDS[kind])
+    assert whole.status == "finished", whole.summary().outcome
+    run = make_run(model=str(deep), compress=KINDS[kind], max_steps=10, **FULL, **SHORT)
+    stop_and_resume(run, monkeypatch, 70)
+    assert_same(run, whole)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_recovers_and_whoever_loads_it_has_the_same_model(compressed, kind):
+    run = compressed(KINDS[kind])
+    evaluations = {step: event["loss"] for step, event in run.summary().evaluations.items()}
+    assert min(evaluations.values()) < evaluations[0]
+    tuned = load_tuned(run)
+    examples = tuned.rows().held_out()
+    with torch.no_grad():
+        loss = sum(float(tuned.objective.score_sum(tuned.engine().states([row]))) for row in examples)
+    best = run.summary().best
+    assert loss / sum(row.weight for row in examples) == pytest.approx(float(best["loss"]), rel=1e-5)
+    assert {type(layer) for _, layer in linear_layers(tuned.model)} == {torch.nn.Linear}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merged_it_is_read_by_transformers_alone(compressed, inline, kind):
+    from transformers import AutoModelForCausalLM
+
+    run = compressed(KINDS[kind])
+    exported = run.export("merged")
+    assert exported.receipt["parity"]["ok"] is True
+    plain = AutoModelForCausalLM.from_pretrained(exported.path, dtype=torch.float32)
+    tuned = load_tuned(run).model
+    assert torch.allclose(logits(plain), logits(tuned), atol=1e-6)
+    assert zeros(plain) == zeros(tuned)
+
+
+# --- what each kind leaves ---------------------------------------------------------------------------------------------
+
+
+def test_layers_that_change_little_go(compressed, deep, make_run):
+    """Layer 2 of this model gives what it is given: it is the one that goes."""
+    model = load_causal_lm(deep, torch.float32)
+    idle = layers_of(model)[2]
+    with torch.no_grad():
+        idle.self_attn.o_proj.weight.zero_()
+        idle.mlp.down_proj.weight.zero_()
+    folder = deep.parent / "idle"
+    model.save_pretrained(folder)
+    load_tuned_tokenizer(deep).save_pretrained(folder)
+    run = compressed({"drop_layers": 1}, model=str(folder))
+    assert json.loads((run.path / "compression.json").read_text())["kept"] == {"layers": [0, 1, 3]}
+    first = run.summary().evaluations[0]["loss"]
+    whole = compressed({}, model=str(folder))
+    assert first == pytest.approx(whole.summary().evaluations[0]["loss"], rel=1e-5)  # nothing was lost
+
+
+def load_tuned_tokenizer(folder):
+    from tune_magic.models.load import load_tokenizer
+
+    return load_tokenizer(folder)
+
+
+def test_neurons_and_heads_that_give_nothing_go(compressed, deep):
+    model = load_causal_lm(deep, torch.float32)
+    with torch.no_grad():
+        for layer in layers_of(model):
+            layer.mlp.down_proj.weight[:, 8:24] = 0
+            layer.self_attn.v_proj.weight[:8] = 0  # the first key-value head's values
+    folder = deep.parent / "silent"
+    model.save_pretrained(folder)
+    load_tuned_tokenizer(deep).save_pretrained(folder)
+    run = compressed({"prune_neurons": 0.25, "prune_heads": 0.5}, model=str(folder))
+    kept = json.loads((run.path / "compression.json").read_text())["kept"]
+    assert kept["heads"] == [[1]] * 4
+    assert all(neurons == [*range(8), *range(24, 64)] for neurons in kept["neurons"])
+    whole = compressed({}, model=str(folder))
+    assert run.summary().evaluations[0]["loss"] == pytest.approx(whole.summary().evaluations[0]["loss"], rel=1e-5)
+    config = load_tuned(run).model.config
+    assert (config.intermediate_size, config.num_attention_heads, config.num_key_value_heads) == (48, 2, 1)
+    assert config.head_dim == 8
+
+
+@pytest.mark.parametrize("changes", [
+    {}, {"weight_decay": 0.1}, {"ema_decay": 0.9}, {"optim": "sgd"}, {"optim": "adafactor"}, {"optim": "lion"},
+    {"optim": "adamw_8bit"}, {"retain": {"l2_sp": 0.1}}, {"method": {"name": "freeze", "trainable_layers": 2}},
+], ids=str)  # fmt: skip
+def test_zeros_stay_zero_whatever_trains(compressed, changes):
+    run = compressed({"prune_weights": 0.5}, **changes)
+    saved = load_file(run.best_checkpoint / "trainable.safetensors")
+    model = load_tuned(run).model
+    for path, matrix in matrices(model).items():
+        assert float((matrix == 0).float().mean()) == 0.5, path
+        if f"{path}.weight" in saved:
+            assert int((saved[f"{path}.weight"] == 0).sum()) == matrix.numel() // 2
+    assert run.summary().plan["compress"]["after"]["zeros"] == zeros(model)
+
+
+def test_two_of_four_and_rows_of_wanda(compressed):
+    for matrix in matrices(load_tuned(compressed({"prune_weights": "2:4"})).model).values():
+        assert ((matrix.view(-1, 4) == 0).sum(1) == 2).all()
+    by_row = load_tuned(compressed({"prune_weights": 0.25, "prune_by": "wanda"})).model
+    for matrix in matrices(by_row).values():
+        assert ((matrix == 0).float().mean(1) == 0.25).all()
+
+
+def test_shared_values_are_few_and_trained(compressed):
+    run = compressed({"share_weights": 8})
+    start = load_file(run.path / "compression.safetensors")
+    for path, matrix in matrices(load_tuned(run).model).items():
+        assert len(matrix.unique()) <= 8
+        assert not torch.equal(matrix.unique(), start[f"values/{path}"].unique())
+    with_zero = load_tuned(compressed({"share_weights": 8, "prune_weights": 0.5})).model
+    for matrix in matrices(with_zero).values():
+        assert len(matrix.unique()) <= 8
+        assert float((matrix == 0).float().mean()) == 0.5
+
+
+def test_tied_layers_are_one(compressed):
+    run = compressed({"tie_layers": 2})
+    layers = layers_of(load_tuned(run).model)
+    for first, second in ((0, 1), (2, 3)):
+        pairs = zip(layers[first].parameters(), layers[second].parameters(), strict=True)
+        assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+    assert not torch.equal(layers[0].mlp.up_proj.weight, layers[2].mlp.up_proj.weight)
+    after = run.summary().plan["compress"]["after"]
+    assert after["distinct"] < after["parameters"]
+
+
+# --- the arithmetic ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_the_grid_is_that_of_onnx_runtime(tmp_path, bits):
+    import numpy as np
+    import onnx
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+    from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
+
+    inputs, outputs = 72, 5  # the last block is not whole
+    matrix = np.random.default_rng(0).normal(size=(inputs, outputs)).astype(np.float32)
+    shapes = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", size]) for name, size in
+              (("x", inputs), ("y", outputs))]  # fmt: skip
+    node = helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+    graph = helper.make_graph([node], "g", shapes[:1], shapes[1:], [numpy_helper.from_array(matrix, "w")])
+    whole = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    quantizer = MatMulNBitsQuantizer(whole, bits=bits, block_size=bound.BLOCK, is_symmetric=True, accuracy_level=0)
+    quantizer.process()
+    onnx.save(quantizer.model.model, tmp_path / "m.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "m.onnx", providers=["CPUExecutionProvider"])
+    theirs = session.run(None, {"x": np.eye(inputs, dtype=np.float32)})[0]
+    ours = bound.on_grid(torch.from_numpy(matrix.T.copy()), bits)
+    assert np.abs(ours.numpy().T - theirs).max() < 1e-6
+    assert torch.allclose(bound.on_grid(ours, bits), ours, atol=1e-7)  # rounding again changes nothing
+
+
+def test_gradients_of_bound_layers_are_those_of_the_formula():
+    torch.manual_seed(0)
+    x, plain = torch.randn(3, 5, 40, requires_grad=True), torch.nn.Linear(40, 6)
+    rounded = bound.round_in_training(plain, 4)
+    rounded(x).square().sum().backward()
+    ours = [x.grad.clone(), plain.weight.grad.clone(), plain.bias.grad.clone()]
+    x.grad = plain.weight.grad = plain.bias.grad = None
+    passed = plain.weight + (bound.on_grid(plain.weight, 4) - plain.weight).detach()
+    torch.nn.functional.linear(x, passed, plain.bias).square().sum().backward()
+    for found, wanted in zip(ours, [x.grad, plain.weight.grad, plain.bias.grad], strict=True):
+        assert torch.allclose(found, wanted, atol=1e-4)
+
+    values, places = bound.k_means(plain.weight.detach(), 5)
+    shared = bound.SharedValues(values, places.to(torch.uint8), None, has_zero=False)
+    shared(x).square().sum().backward()
+    values = values.clone().requires_grad_()
+    torch.nn.functional.linear(x, values[places]).square().sum().backward()
+    assert torch.allclose(shared.codebook.grad, values.grad, rtol=1e-4)
+
+
+def test_k_means_is_lloyds():
+    torch.manual_seed(0)
+    numbers = torch.cat([torch.randn(50) * 0.1 + centre for centre in (-3.0, 0.0, 2.0)])
+    means, places = bound.k_means(numbers, 3)
+    assert torch.equal(places, torch.repeat_interleave(torch.arange(3), 50))
+    assert torch.allclose(means, numbers.view(3, 50).mean(1))
+
+
+# --- who sees which model ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_an_evaluation_compares_with_the_whole_base(compressed, inline, method, deep):
+    run = compressed({"drop_layers": 2, "prune_neurons": 0.25}, method={"name": method})
+    report = run.evaluate(metrics="loss")
+    base = load_causal_lm(deep, torch.float32)
+    tuned = load_tuned(run)
+    examples = tuned.rows().held_out()
+    engine = tuned.engine(base)
+    with torch.no_grad():
+        whole = sum(float(tuned.objective.score_sum(engine.states([row]))) for row in examples)
+    whole /= sum(row.weight for row in examples)
+    assert report.base["loss"] == pytest.approx(whole, rel=1e-4)
+    assert run.summary().evaluations[0]["loss"] != pytest.approx(whole, rel=1e-4)
+    if method == "lora":
+        with tuned.method.without(tuned.model), torch.no_grad():
+            left = sum(float(tuned.objective.score_sum(tuned.engine().states([row]))) for row in examples)
+        assert run.summary().evaluations[0]["loss"] == pytest.approx(
+            left / sum(row.weight for row in examples), rel=1e-4
+        )
+
+
+def test_kept_near_the_base_means_the_whole_base(compressed):
+    run = compressed({"drop_layers": 1}, method={"name": "lora", "r": 4}, retain={"kl_base": 1.0})
+    assert run.summary().steps[1]["kl_base"] > 1e-6  # of the compressed model itself it would be nothing
+
+
+def test_cards_say_what_went_and_what_it_saves(compressed):
+    text = card(compressed({"drop_layers": 2, "prune_weights": 0.5})).text
+    assert "layers 4 → 2" in text
+    assert "zero for good" in text
+    assert "files hold every weight" in text
+    assert "compressed 5" in text
+
+
+def test_what_was_chosen_is_checked(compressed, make_run, deep):
+    run = compressed({"prune_weights": 0.5})
+    path = run.path / "compression.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0\0")
+    with pytest.raises(TuneError, match="What was compressed in this run cannot be read"):
+        load_tuned(run)
+    path.unlink()
+    with pytest.raises(TuneError, match="--fresh"):
+        load_tuned(run)
+
+
+# --- families ----------------------------------------------------------------------------------------------------------
+
+FAMILIES = ["llama", "qwen2", "qwen3", "mistral", "smollm3", "phi", "phi3", "stablelm", "olmo2", "gpt_neox", "gpt2"]
+REFUSED = {  # what of it a configuration cannot say
+    ("phi3", "prune_neurons"), ("phi3", "prune_heads"), ("olmo2", "prune_heads"), ("gpt_neox", "prune_heads"),
+    ("gpt2", "prune_heads"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", ["drop_layers", "prune_neurons", "prune_heads"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_say_their_new_shapes(tmp_path, family, key):
+    sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128} if family == "gpt2" else {}
+    model = load_causal_lm(make_model(tmp_path / "whole", family, **sizes), torch.float32)
+    groups = getattr(model.config, "num_key_value_heads", None) or 4
+    neurons = 128 if family == "gpt2" else 64
+    kept = {
+        "drop_layers": {"layers": [1]},
+        "prune_neurons": {"neurons": [list(range(0, neurons, 2))] * 2},
+        "prune_heads": {"heads": [list(range(0, groups, 2))] * 2},
+    }[key]
+    if (family, key) in REFUSED:
+        with pytest.raises(TuneError, match=r"`prune_|cannot say"):
+            shrink(model, kept)
+        return
+    shrink(model, kept)
+    model.save_pretrained(tmp_path / "smaller")
+    again = load_causal_lm(tmp_path / "smaller", torch.float32)
+    assert torch.allclose(logits(again), logits(model), atol=1e-6)
+    with torch.no_grad():  # the cache counts layers anew
+        cached = model(input_ids=IDS[:, :8], use_cache=True).past_key_values
+        step = model(input_ids=IDS[:, 8:9], past_key_values=cached).logits[0, -1]
+    assert torch.allclose(step, logits(model)[0, 8], atol=1e-4)
+
+
+@pytest.mark.parametrize("compress", [
+    {"drop_layers": 1, "prune_neurons": 0.5}, {"prune_weights": 0.5}, {"share_weights": 16}, {"quantize_aware": "int8"},
+], ids=str)  # fmt: skip
+def test_encoders(train, tmp_path, inline, compress):
+    encoder = make_encoder(tmp_path / "encoder")
+    rows = tmp_path / "labels.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in labelled(60)))
+    run = train(
+        model=str(encoder), data={"train": str(rows), "held_out": 0.25}, compress=compress, max_length=64, **FULL
+    )
+    assert run.status == "finished", run.summary().outcome
+    assert run.export("merged").receipt["parity"]["ok"] is True
+
+
+def test_heads_of_an_encoder_are_refused(train, tmp_path):
+    encoder = make_encoder(tmp_path / "encoder")
+    rows = tmp_path / "labels.jsonl"
+    rows.write_text("".join(json.dumps(row) + "\n" for row in labelled(60)))
+    with pytest.raises(RunFailed, match="does not know the attention"):
+        train(model=str(encoder), data=str(rows), compress={"prune_heads": 0.5}, max_length=64, **FULL)
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------------
+
+WRONG = [
+    ("compress: {drop_layers: 1.5}", "as a share must be at least 0 and below 1, got 1.5"),
+    ("compress: {drop_layers: [1, 1]}", "must be different numbers of layers"),
+    ("compress: {prune_weights: 3:4}", "must be a share such as 0.5, or 2:4"),
+    ("compress: {prune_neurons: 1}", "must be less than 1"),
+    ("compress: {share_weights: 1}", "must be at least 2"),
+    ("compress: {quantize_aware: int3}", "must be 'none', 'int8' or 'int4'"),
+    ("compress: {share_weights: 8, quantize_aware: int4}\nmethod: full", "both decide which values"),
+    ("compress: {prune_by: wanda}", "`prune_by` is used by `prune_weights` alone"),
+    ("compress: {prune_weights: 0.5}", "`method: lora` trains others beside them"),
+    ("compress: {tie_layers: 2}\nquantization: nf4", "`method: lora` trains others beside them"),
+    ("compress: small", "must be a mapping such as {drop_layers: 0.2}"),
+    ("drop_layers: 2", "belongs under `compress:`"),
+]
+
+
+@pytest.mark.parametrize("text, problem", WRONG, ids=[text for text, _ in WRONG])
+def test_recipes_that_cannot_be(text, problem):
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(f"model: tiny\ndata: rows.jsonl\n{text}")
+    assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("compress, problem", [
+    ({"drop_layers": 4}, "leaves none of the model's 4 layers"),
+    ({"drop_layers": [4]}, "names layer 4, and the model has layers 0 to 3"),
+    ({"drop_layers": 0.1}, "less than half a layer"),
+    ({"prune_neurons": 0.01}, "leaves all 64 neurons"),
+    ({"prune_heads": 0.1}, "leaves all 2 key-value heads"),
+], ids=str)  # fmt: skip
+def test_too_much_and_too_little(compressed, compress, problem):
+    with pytest.raises(RunFailed, match=problem):
+        compressed(compress)
+
+
+def test_adapters_on_a_smaller_base_are_not_written_alone(compressed, inline):
+    run = compressed({"drop_layers": 1}, method={"name": "lora", "r": 4})
+    with pytest.raises(RunFailed, match="--to merged"):
+        run.export("adapter")
+
+
+def test_it_explains_itself():
+    assert "ShortGPT" in find("drop_layers").summary
+    assert find("compress.share_weights").line == ""
+    recipe = build_recipe({"model": "m", "data": "d", "compress": {"drop_layers": 2, "prune_neurons": "25%"}})
+    assert recipe.short()["compress"] == {"drop_layers": 2, "prune_neurons": 0.25}
+    assert isinstance(recipe.compress.drop_layers, int)
