@@ -118,13 +118,13 @@ def shrink(model: Any, kept: Mapping[str, Any]) -> None:
         return
     if "layers" in kept:
         _keep_layers(model, kept["layers"])
+    width = _width_name(model.config, feed_of(layers_of(model)[0]).size) if "neurons" in kept else ""
     for layer, neurons in zip(layers_of(model), kept.get("neurons", ()), strict=False):
         _keep_neurons(feed_of(layer), neurons)
     for layer, groups in zip(layers_of(model), kept.get("heads", ()), strict=False):
         _keep_heads(heads_of_layer(layer, model.config), groups)
     if "neurons" in kept:
-        name = next(name for name in _WIDTHS if name in vars(model.config))
-        setattr(model.config, name, len(kept["neurons"][0]))
+        setattr(model.config, width, len(kept["neurons"][0]))
     if "heads" in kept:
         _say_heads(model.config, len(kept["heads"][0]))
     _check_said(model)
@@ -198,6 +198,11 @@ def _has(module: Any, path: str) -> bool:
         return module is not None and module.get_submodule(path) is not None
     except AttributeError:
         return False
+
+
+def _width_name(config: Any, size: int) -> str:
+    """Return what a configuration calls its number of neurons; GPT-2's may leave it open."""
+    return next((name for name in _WIDTHS if vars(config).get(name) == size), "n_inner")
 
 
 def _keep_layers(model: Any, kept: Sequence[int]) -> None:
