@@ -143,6 +143,7 @@ def test_it_recovers_and_whoever_loads_it_has_the_same_model(trained, kind):
     assert {type(layer) for _, layer in linear_layers(tuned.model)} == {torch.nn.Linear}
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("kind", KINDS)
 def test_merged_it_is_read_by_transformers_alone(trained, tmp_path, kind):
     tuned = load_tuned(trained(kind))
@@ -304,6 +305,44 @@ def test_k_means_is_lloyds():
     assert torch.allclose(means, numbers.view(3, 50).mean(1))
 
 
+def test_rounding_costs_less_after_training_for_it(compressed, tmp_path):
+    """A model whose matrices matter, trained as it is and for four bits, and both rounded."""
+    sharp = make_model(tmp_path / "sharp", num_hidden_layers=4, initializer_range=0.4)
+    ways = {"model": str(sharp), "learning_rate": 3e-3, "max_steps": 60, "eval": {"steps": 60, "samples": 0}}
+    plain, aware = (load_tuned(compressed(compress, **ways)) for compress in ({}, {"quantize_aware": "int4"}))
+    unrounded = loss_of(plain)
+    for tuned in (plain, aware):
+        with torch.no_grad():
+            for _, layer in linear_layers(tuned.model):
+                layer.weight.copy_(bound.on_grid(layer.weight, 4))
+    assert unrounded < loss_of(aware) < 0.5 * loss_of(plain)
+
+
+def test_a_graph_in_8_bits_has_the_weights_that_were_trained(compressed, tmp_path, inline):
+    """Fewer layers, neurons and heads, and rounded: what ONNX Runtime's tools make of the weights changes none."""
+    import onnx
+    from onnx import numpy_helper
+
+    wide = make_model(tmp_path / "wide", hidden_size=64, intermediate_size=128, num_hidden_layers=3)
+    smaller = {"drop_layers": 1, "prune_neurons": 0.25, "prune_heads": 0.5, "quantize_aware": "int8"}
+    run = compressed(smaller, model=str(wide))
+    exported = run.export("onnx", quantize="int8")
+    assert exported.receipt["parity"]["ok"] is True
+    graph = onnx.load(exported.path / "model.onnx").graph
+    tensors = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    rows = []
+    for node in graph.node:
+        if node.op_type == "MatMulNBits":
+            packed, scales = tensors[node.input[1]], tensors[node.input[2]]
+            blocks = (packed.astype("float32") - 128) * scales.reshape(*packed.shape[:2], 1)
+            rows += list(torch.from_numpy(blocks.reshape(len(packed), -1)))
+    for path, matrix in matrices(load_tuned(run).model).items():
+        theirs = torch.stack([row for row in rows if len(row) == matrix.shape[1]])
+        assert (
+            float(torch.cdist(matrix, theirs, compute_mode="donot_use_mm_for_euclid_dist").min(1).values.max()) < 1e-5
+        ), path
+
+
 # --- who sees which model ----------------------------------------------------------------------------------------------
 
 
@@ -323,6 +362,22 @@ def test_an_evaluation_compares_with_the_whole_base(compressed, inline, method, 
 def test_kept_near_the_base_means_the_whole_base(compressed):
     run = compressed({"drop_layers": 1}, method={"name": "lora", "r": 4}, retain={"kl_base": 1.0})
     assert run.summary().steps[1]["kl_base"] > 1e-6  # of the compressed model itself it would be nothing
+
+
+def test_a_smaller_base_may_be_quantised(compressed):
+    run = compressed({"drop_layers": 1, "prune_neurons": 0.5}, method={"name": "lora", "r": 4}, quantization="nf4")
+    tuned = load_tuned(run).unquantised()
+    assert len(layers_of(tuned.method.inner(tuned.model))) == 3
+
+
+def test_sizes_are_counted_without_weights(deep, trained):
+    from transformers import AutoConfig
+
+    from tune_magic.training.sizes import size
+
+    recipe = build_recipe({"data": "rows.jsonl", **keys(deep, KINDS["all three"])})
+    counted = size(recipe, AutoConfig.from_pretrained(deep))
+    assert counted["parameters"] == trained("all three").summary().plan["parameters"]
 
 
 def test_cards_say_what_went_and_what_it_saves(trained):
@@ -353,6 +408,7 @@ REFUSED = {  # what of it a configuration cannot say
 }  # fmt: skip
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("key", ["drop_layers", "prune_neurons", "prune_heads"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_families_say_their_new_shapes(tmp_path, family, key):

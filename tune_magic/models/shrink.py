@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from tune_magic.errors import TuneError
 from tune_magic.models.layers import layers_of, stacks_of
 from tune_magic.models.quantise import matrix_of
+from tune_magic.recipe.schema import CompressOptions
 
 if TYPE_CHECKING:
     import torch
@@ -128,6 +129,24 @@ def shrink(model: Any, kept: Mapping[str, Any]) -> None:
     if "heads" in kept:
         _say_heads(model.config, len(kept["heads"][0]))
     _check_said(model)
+
+
+def first_of(model: Any, options: CompressOptions) -> dict[str, Any]:
+    """Return as many layers, neurons and heads as would stay, the first of each: their number is known before any rows."""
+    if not options.reshapes:
+        return {}
+    check_one_stack(model)
+    layers, kept = layers_of(model), dict[str, Any]()
+    stays = len(layers) - (count_of_layers(options.drop_layers, len(layers)) if options.drop_layers else 0)
+    if options.drop_layers:
+        kept["layers"] = list(range(stays))
+    if options.prune_neurons:
+        size = count_of_neurons(options.prune_neurons, feed_of(layers[0]).size)
+        kept["neurons"] = [list(range(size))] * stays
+    if options.prune_heads:
+        size = count_of_heads(options.prune_heads, heads_of_layer(layers[0], model.config).groups)
+        kept["heads"] = [list(range(size))] * stays
+    return kept
 
 
 def count_of_layers(wanted: float | list[int], total: int) -> int:

@@ -140,24 +140,21 @@ def _count(model: Any) -> int:
 
 def _stays(model: Any, options: CompressOptions, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return the numbers of layers, neurons and heads that stay, see `shrink.shrink`."""
-    layers = layers_of(model)
-    total, kept = len(layers), dict[str, Any]()
-    named = isinstance(options.drop_layers, list)
-    needs = bool(options.prune_neurons or options.prune_heads or (options.drop_layers and not named))
+    kept = shrink.first_of(model, options)
+    total = len(layers_of(model))
+    named = options.drop_layers if isinstance(options.drop_layers, list) else None
+    needs = bool(options.prune_neurons or options.prune_heads or (options.drop_layers and named is None))
     found = measure() if needs else {}
     stays = list(range(total))
-    if options.drop_layers:
-        count = shrink.count_of_layers(options.drop_layers, total)
-        weak = sorted(range(total), key=lambda number: found["layers"][number]) if not named else options.drop_layers
-        stays = [number for number in stays if number not in set(weak[:count])]  # type: ignore[index]
+    if named is not None:
+        stays = [number for number in stays if number not in named]
+    elif "layers" in kept:
+        stays = _largest(torch.tensor(found["layers"]), len(kept["layers"]))
+    if "layers" in kept:
         kept["layers"] = stays
-    if options.prune_neurons:
-        size = shrink.count_of_neurons(options.prune_neurons, shrink.feed_of(layers[0]).size)
-        kept["neurons"] = [_largest(found["neurons"][number], size) for number in stays]
-    if options.prune_heads:
-        groups = shrink.heads_of_layer(layers[0], model.config).groups
-        size = shrink.count_of_heads(options.prune_heads, groups)
-        kept["heads"] = [_largest(found["heads"][number], size) for number in stays]
+    for what in ("neurons", "heads"):
+        if what in kept:
+            kept[what] = [_largest(found[what][number], len(kept[what][0])) for number in stays]
     return kept
 
 
