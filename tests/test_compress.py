@@ -24,6 +24,7 @@ from tune_magic.recipe.build import load_recipe
 from tune_magic.recipe.schema import MethodOptions
 from tune_magic.recipe.topics import find
 from tune_magic.storage import folder
+from tune_magic.training.alike import differences
 from tune_magic.training.beside import AsLoaded
 from tune_magic.training.prepare import make_engine
 from tune_magic.training.tuned import load_tuned
@@ -502,6 +503,8 @@ def test_adapters_on_a_smaller_base_are_not_written_alone(compressed, inline):
     run = compressed({"drop_layers": 1}, method={"name": "lora", "r": 4})
     with pytest.raises(RunFailed, match="--to merged"):
         run.export("adapter")
+    other = compressed({}, method={"name": "lora", "r": 4})
+    assert "which no other run has" in "".join(differences({"smaller": run, "whole": other}))
 
 
 def test_it_explains_itself():

@@ -230,7 +230,8 @@ def _keep_layers(model: Any, kept: Sequence[int]) -> None:
     for number in sorted(set(range(total)) - set(kept), reverse=True):
         del layers[number]
     for name, value in list(vars(config).items()):
-        if isinstance(value, list) and len(value) == total:  # layer_types and their kin
+        is_of_layers = isinstance(value, list) and len(value) == total  # layer_types and their kin
+        if is_of_layers and name != "architectures" and not name.endswith("token_id"):
             setattr(config, name, [value[number] for number in kept])
     config.num_hidden_layers = len(kept)
     for number, layer in enumerate(layers):

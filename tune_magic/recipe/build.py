@@ -60,7 +60,7 @@ _SHORT = {
     "quantization": "kind",
 }  # what a word in a part's place means
 _UNION_MEMBERS = frozenset(
-    {"str", "float", "int", "ColumnTemplate", "list[str]", "list[int]", "dict[str,float]", "literal['balanced']", "literal['2:4']"}
+    {"str", "float", "int", "ColumnTemplate", "list[str]", "list[int]", "dict[str,float]", "literal['balanced']"}
 )  # fmt: skip
 _WANTED = {
     "data": "a path, `$name` or a mapping with `train`",
@@ -70,7 +70,6 @@ _WANTED = {
     "retain": "a mapping such as {kl_base: 0.1}",
     "compress": "a mapping such as {drop_layers: 0.2}",
     "compress.drop_layers": "a share such as 0.2, a count or a list of layers",
-    "compress.prune_weights": "a share such as 0.5, or 2:4",
     "quantization": "nf4, fp4, int8, none or a mapping with `kind`",
     "method.target_modules": "all-linear, a name or a list of names",
     "objective.class_weights": "balanced or a weight for each class",

@@ -410,7 +410,7 @@ class CompressOptions(Part):
         description="Share of the key-value heads of each attention layer that is left out, with the query heads that read them, "
         "by the same measure; decoders whose configuration says the size of a head.",
     )
-    prune_weights: float | Literal["2:4"] = Field(
+    prune_weights: float | str = Field(
         0.0,
         description="Share of the weights of each matrix of the layers that is set to zero and stays so, or `2:4`, two of "
         "every four neighbours (Han et al. 2015). Methods that train the weights themselves.",
@@ -459,7 +459,9 @@ class CompressOptions(Part):
     def _within(cls, value: Any, info: ValidationInfo) -> Any:
         if isinstance(value, float) and not 0 <= value < 1:
             raise ValueError(f"as a share must be at least 0 and below 1, got {value:g}.")
-        if info.field_name == "drop_layers" and isinstance(value, int) and value < 0:
+        if isinstance(value, str) and value != "2:4":
+            raise ValueError(f"must be a share such as 0.5, or 2:4, got {value!r}.")
+        if isinstance(value, int) and value < 0:
             raise ValueError(f"must be at least 0, got {value}.")
         if isinstance(value, list) and (any(number < 0 for number in value) or len(set(value)) < len(value)):
             raise ValueError(f"must be different numbers of layers from 0, got {value}.")

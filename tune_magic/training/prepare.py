@@ -271,11 +271,13 @@ def _compression(
     if found is not None:
         return found
     bare = beside.AsLoaded(MethodOptions(name="none"))
-    return compress.choose(
+    found = compress.choose(
         recipe, folder, train, look=control.check,
         load=lambda: _load_base(objective, model_folder, torch.float32).to(device()),
         engine_of=lambda model: make_engine(recipe, model, bare, objective, torch.float32),
     )  # fmt: skip
+    memory.give_back()
+    return found
 
 
 def _load(
