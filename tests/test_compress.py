@@ -205,6 +205,7 @@ def test_neurons_and_heads_that_give_nothing_go(compressed, deep):
     assert config.head_dim == 8
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("changes", [
     {"weight_decay": 0.1, "ema_decay": 0.9, "retain": {"l2_sp": 0.1}}, {"optim": "sgd"}, {"optim": "adafactor"},
     {"optim": "lion"}, {"optim": "adamw_8bit"}, {"method": {"name": "freeze", "trainable_layers": 2}},
@@ -319,7 +320,7 @@ def test_rounding_costs_less_after_training_for_it(compressed, tmp_path):
     assert unrounded < loss_of(aware) < 0.5 * loss_of(plain)
 
 
-def test_a_graph_in_8_bits_has_the_weights_that_were_trained(compressed, tmp_path, inline):
+def test_a_graph_in_8_bits_has_the_weights_that_were_trained(slow, compressed, tmp_path, inline):
     """Fewer layers, neurons and heads, and rounded: what ONNX Runtime's tools make of the weights changes none."""
     import onnx
     from onnx import numpy_helper
