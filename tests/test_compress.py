@@ -437,6 +437,7 @@ def test_families_say_their_new_shapes(tmp_path, family, key):
     assert torch.allclose(step, logits(model)[0, 8], atol=1e-4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("compress", [
     {"drop_layers": 1, "prune_neurons": 0.5}, {"prune_weights": 0.5}, {"share_weights": 16}, {"quantize_aware": "int8"},
 ], ids=str)  # fmt: skip
