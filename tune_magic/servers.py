@@ -256,7 +256,7 @@ def _has_one_base(runs: Sequence[Run]) -> bool:
     writers = [run for run in runs if alike.objective_of(run).gives == "texts"]
     if not writers or writers[0] is not runs[0] or len({alike.base_of(run) for run in writers}) > 1:
         return False
-    return len(writers) == len(runs) or alike.method_of(runs[0]).adds
+    return len(writers) == len(runs) or alike.holds_base(runs[0])
 
 
 def _base_names(run: Run) -> list[str]:

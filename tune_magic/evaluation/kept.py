@@ -108,6 +108,7 @@ def facts_of_tuned(tuned: Tuned) -> list[Any] | None:
     return [
         *base,
         tuned.recipe.method.model_dump(mode="json"),
+        tuned.compression.facts["print"] if tuned.compression else None,
         fingerprint.of_file(tuned.run.best_checkpoint / "manifest.json"),
     ]
 

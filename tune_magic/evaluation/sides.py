@@ -87,7 +87,7 @@ def _itself(tuned: Tuned, rows: Table) -> Side:
 def _base(tuned: Tuned, rows: Table, source: tuple[str, Path]) -> Side:
     @contextlib.contextmanager
     def loaded() -> Iterator[Tuned]:
-        if tuned.method.adds:
+        if tuned.holds_base:
             with tuned.without_tuning() as bare:
                 yield bare
         else:

@@ -53,8 +53,8 @@ class Beside(Speakers):
             _check_room(runs, base=base)
         self._tuned = {side: load_tuned(run) for side, run in runs.items()}
         first = self._tuned[self.sides[0]]
-        self._first = next((one for one in self._tuned.values() if one.method.adds), first)
-        needs_base = base and not (self._first.method.adds or first.objective.scores_rows)
+        self._first = next((one for one in self._tuned.values() if one.holds_base), first)
+        needs_base = base and not (self._first.holds_base or first.objective.scores_rows)
         self._base = first.load_base() if needs_base else None
 
     def tuned(self, side: str) -> Tuned:
@@ -68,7 +68,7 @@ class Beside(Speakers):
         """Give a model; the base is a tuned one without its tuning where that can be."""
         if side != BASE:
             yield self._tuned[side]
-        elif self._first.method.adds:
+        elif self._first.holds_base:
             with self._first.without_tuning() as base:
                 yield base
         else:
@@ -114,7 +114,7 @@ def speakers_of(job: RunFolder) -> Speakers:
 
 def _check_room(runs: Mapping[str, RunFolder], *, base: bool) -> None:
     sizes = [run.summary().plan.get("parameters", 0) * _BYTES_A_PARAMETER for run in runs.values()]
-    loads_base = base and not any(alike.method_of(run).adds for run in runs.values())
+    loads_base = base and not any(alike.holds_base(run) for run in runs.values())
     needed, free = sum(sizes) + (sizes[0] if loads_base else 0) + _ROOM_BYTES, memory.free(device())
     if needed > free:
         raise TuneError(

@@ -20,6 +20,11 @@ class AdapterExporter(Exporter):
                 "This run has no adapter that PEFT could put on the base model.",
                 hint="Export it with `--to merged`." if tuned.method.merges else "`run.load()` gives the tuned model.",
             )
+        if tuned.compression is not None:
+            raise TuneError(
+                "This run's adapter belongs on the base that `compress` made smaller, which is in no other place.",
+                hint="Export it with `--to merged`: that is the smaller model with the adapter folded in.",
+            )
         if getattr(tuned.method.inner(tuned.model), "added_heads", ()):
             raise TuneError(
                 "This run's adapter holds a head that only training needs.", hint="Export it with `--to merged`."

@@ -279,14 +279,6 @@ def _public_note(plan: Mapping[str, Any]) -> str:
     return f"{found.get(about.get('origin', ''), 'a folder')}; SHA-256 `{plan.get('fingerprints', {}).get('model', 'unknown')}`"
 
 
-def _has_adapter(run: RunFolder) -> bool:
-    from tune_magic import plugins
-
-    recipe = build_recipe(run.info["recipe"])
-    found: bool = plugins.get("method", recipe.method.name)(recipe.method).adds
-    return found
-
-
 def _receipt(path: Path) -> dict[str, Any]:
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return found
@@ -326,3 +318,10 @@ def _cell(text: str) -> str:
 def _line(text: str) -> str:
     """Return a text on one line, without what Markdown would read as a tag."""
     return " ".join(text.split()).replace("<", "&lt;")
+
+
+def _has_adapter(run: RunFolder) -> bool:
+    """Return whether what was trained can be written apart from the base."""
+    from tune_magic.training import alike  # heavy, and cards are also made in the kernel
+
+    return alike.holds_base(run)

@@ -27,6 +27,7 @@ class Method(abc.ABC):
         packs: Rows may be packed into one sequence with a block mask.
         merges: The trained parameters can be folded into the base model's own.
         recomputes: Activations may be computed again in the backward pass instead of being kept.
+        in_place: What is trained are the model's own parameters, with nothing beside them.
         adds: The base model is still in there untouched, and `without` shows it.
         makes_up_for_rounding: What is trained starts as what quantisation lost, so it belongs on the rounded matrices;
             the layers of a quantised base keep theirs as `original` until `apply` has read them.
@@ -44,6 +45,7 @@ class Method(abc.ABC):
     packs: ClassVar[bool] = True
     merges: ClassVar[bool] = True
     recomputes: ClassVar[bool] = True
+    in_place: ClassVar[bool] = False
     adds: bool = False
     makes_up_for_rounding: bool = False
     trains_new_tokens: ClassVar[bool] = False

@@ -30,6 +30,7 @@ class Freeze(Method):
     """
 
     Options = FreezeOptions
+    in_place = True
     summary = "The last layers and what follows them, a final norm or pooler and a classifier's head, are trained; the rest is frozen."
     formula = (
         "h = layer_(n−k)(… layer_1(x)), frozen;  y = head(norm(layer_n(… layer_(n−k+1)(h)))), trained;  "

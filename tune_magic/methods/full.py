@@ -37,6 +37,7 @@ class Full(Method):
 
     Options: ClassVar[type[MethodOptions]] = FullOptions
     trains_new_tokens = True
+    in_place = True
     summary = "Every parameter of the model is trained; nothing is added and nothing is frozen."
     formula = (
         "θ ← θ − η_l · step(∂L/∂θ) for every parameter θ;  "

@@ -50,14 +50,14 @@ def quantise(
     from tune_magic.models.rounded_linear import rounded
 
     know_bitsandbytes()
-    found = _linear_layers(model)
+    found = linear_layers(model)
     if not found:
         raise TuneError(
             "This model's layers have no linear layers of the kind that bitsandbytes quantises.",
             hint="Leave `quantization` out.",
         )
     for path, module in found:
-        matrix = _matrix(module)
+        matrix = matrix_of(module)
         layer = rounded(matrix, module.bias, options, dtype, device)
         layer.original = matrix if keep_originals else None
         model.set_submodule(path, layer.train(module.training))
@@ -90,8 +90,10 @@ def rounded_layers(model: nn.Module) -> list[tuple[str, Any]]:
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Return how many numbers a model has, those of quantised matrices before they were packed."""
+    """Return how many numbers a model has, those of quantised matrices before they were packed, and of shared values each."""
     packed = {id(layer.weight): layer.in_features * layer.out_features for _, layer in rounded_layers(model)}
+    shared: list[Any] = [module for module in model.modules() if hasattr(module, "codebook")]  # models/bound.py
+    packed |= {id(layer.codebook): layer.places.numel() for layer in shared}
     return sum(packed.get(id(p), p.numel()) for p in model.parameters())
 
 
@@ -106,8 +108,8 @@ def footprint(model: nn.Module) -> dict[str, int]:
 def packed(model: Any, options: QuantizationOptions) -> tuple[int, int]:
     """Return the bytes of what `quantise` would quantise, as it is and as it would be with its scales; computes nothing."""
     before = after = 0
-    for _, module in _linear_layers(model):
-        matrix = _matrix(module)
+    for _, module in linear_layers(model):
+        matrix = matrix_of(module)
         count, blocks = matrix.numel(), -(-matrix.numel() // _BLOCK)
         before += matrix.nbytes
         if not options.is_4bit:
@@ -120,13 +122,13 @@ def packed(model: Any, options: QuantizationOptions) -> tuple[int, int]:
 
 
 def workspace_bytes(model: nn.Module, dtype: torch.dtype) -> int:
-    """Return what the largest matrix takes while a product is computed by it; 0 where nothing is quantised."""
-    return (
-        max((layer.in_features * layer.out_features for _, layer in rounded_layers(model)), default=0) * dtype.itemsize
-    )
+    """Return what the largest matrix takes while a product is computed by it; 0 where none is made for that."""
+    modules: list[Any] = [*model.modules()]
+    made = [m for m in modules if getattr(m, _ROUNDED, False) or getattr(m, "rebuilds_matrix", False)]
+    return max((layer.in_features * layer.out_features for layer in made), default=0) * dtype.itemsize
 
 
-def _linear_layers(model: Any) -> list[tuple[str, Any]]:
+def linear_layers(model: Any) -> list[tuple[str, Any]]:
     """Return the linear layers inside the backbone's stacks with their names; those kept in float32 are left out."""
     from torch import nn
     from transformers.pytorch_utils import Conv1D
@@ -141,7 +143,7 @@ def _linear_layers(model: Any) -> list[tuple[str, Any]]:
     ]
 
 
-def _matrix(module: Any) -> torch.Tensor:
+def matrix_of(module: Any) -> torch.Tensor:
     """Return a linear layer's matrix, (outputs, inputs); that of GPT-2's Conv1D lies on its side."""
     from torch import nn
 

@@ -54,17 +54,22 @@ _SHORT = {
     "method": "name",
     "eval": "",
     "retain": "",
+    "compress": "",
     "vocabulary": "corpus",
     "objective": "name",
     "quantization": "kind",
 }  # what a word in a part's place means
-_UNION_MEMBERS = frozenset({"str", "float", "ColumnTemplate", "list[str]", "dict[str,float]", "literal['balanced']"})
+_UNION_MEMBERS = frozenset(
+    {"str", "float", "int", "ColumnTemplate", "list[str]", "list[int]", "dict[str,float]", "literal['balanced']"}
+)  # fmt: skip
 _WANTED = {
     "data": "a path, `$name` or a mapping with `train`",
     "data.held_out": "a file, `$name` or a share such as 10%",
     "data.template": "a text with `{column}` places or {system:, prompt:, completion:}",
     "vocabulary": "a corpus or a mapping with `corpus` or `tokens`",
     "retain": "a mapping such as {kl_base: 0.1}",
+    "compress": "a mapping such as {drop_layers: 0.2}",
+    "compress.drop_layers": "a share such as 0.2, a count or a list of layers",
     "quantization": "nf4, fp4, int8, none or a mapping with `kind`",
     "method.target_modules": "all-linear, a name or a list of names",
     "objective.class_weights": "balanced or a weight for each class",
@@ -145,7 +150,7 @@ def build_recipe(
     except ValidationError as error:
         faults += _faults(error, Recipe)
     else:
-        faults += [] if method is None else _unquantizable(method, recipe)
+        faults += [] if method is None else [*_unquantizable(method, recipe), *_uncompressible(method, recipe)]
     if faults:
         raise RecipeError([_placed(fault, body.lines) for fault in faults])
     return recipe
@@ -389,6 +394,17 @@ def _unquantizable(options: MethodOptions, recipe: Recipe) -> list[Fault]:
         "Take `method: lora`, or leave `quantization` out." if recipe.quantization.is_on else _EXAMPLES["quantization"]
     )
     return [Fault("quantization", f"does not go with `method: {options.name}`: {why}.", advice)]
+
+
+def _uncompressible(options: MethodOptions, recipe: Recipe) -> list[Fault]:
+    """Return the faults of weights that are bound to some values beside a method that trains something else."""
+    if plugins.get("method", options.name).in_place:
+        return []
+    why = f"binds the weights themselves, and `method: {options.name}` trains others beside them: folded in, they would not keep to it"
+    return [
+        Fault(f"compress.{key}", f"{why}.", "Take `method: full`, or `drop_layers`, `prune_neurons`, `prune_heads`.")
+        for key in recipe.compress.constrains
+    ]
 
 
 def _faults(error: ValidationError, owner: type[BaseModel], prefix: str = "") -> list[Fault]:

@@ -29,6 +29,8 @@ Scheduler = Literal[
 ]  # fmt: skip
 Optimizer = Literal["adamw", "sgd", "adafactor", "lion", "adamw_8bit", "lion_8bit", "paged_adamw_8bit"]
 Quantization = Literal["none", "nf4", "fp4", "int8"]
+PruneBy = Literal["magnitude", "wanda"]
+Rounding = Literal["none", "int8", "int4"]
 Dtype = Literal["auto", "float32", "bfloat16"]
 Sampling = Literal["random", "group_by_length", "group_by_prefix"]
 OnBadRows = Literal["error", "skip"]
@@ -386,6 +388,132 @@ class QuantizationOptions(Part):
         return self.is_4bit and self.double_quant is not False
 
 
+class CompressOptions(Part):
+    """What makes the model smaller before it is trained; training then recovers what was lost."""
+
+    drop_layers: float | int | list[int] | None = Field(
+        None,
+        description="Layers left out: a share such as 0.2, a count, or a list of numbers from 0. Shares and counts take those "
+        "that change what they are given least, by 1 - cosine over training rows (ShortGPT, Men et al. 2024).",
+    )
+    prune_neurons: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the neurons between the two matrices of each feed-forward layer that is left out, those of least "
+        "|activation| x weight norm over training rows. As many in every layer; a multiple of 32, or of 8, is kept.",
+    )
+    prune_heads: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the key-value heads of each attention layer that is left out, with the query heads that read them, "
+        "by the same measure; decoders whose configuration says the size of a head.",
+    )
+    prune_weights: float | str = Field(
+        0.0,
+        description="Share of the weights of each matrix of the layers that is set to zero and stays so, or `2:4`, two of "
+        "every four neighbours (Han et al. 2015). Methods that train the weights themselves.",
+    )
+    prune_by: PruneBy = Field(
+        "magnitude",
+        description="What `prune_weights` keeps: the largest |W| of a matrix, or of each of its rows the largest |W| x norm of "
+        "its input over training rows (Wanda, Sun et al. 2023).",
+    )
+    share_weights: int | None = Field(
+        None,
+        ge=2,
+        le=256,
+        description="Distinct values of each matrix of the layers, by k-means; the values are trained, which weight has which is "
+        "not (Deep Compression, Han et al. 2016). With `prune_weights`, zero is one of them.",
+    )
+    tie_layers: int | None = Field(
+        None,
+        ge=2,
+        description="So many neighbouring layers have the same weights, those of the first of them (ALBERT, Lan et al. 2020).",
+    )
+    quantize_aware: Rounding = Field(
+        "none",
+        description="Compute with the matrices of the layers rounded to 8 or 4 bits in blocks of 32, as exports to ONNX round "
+        "them, and train what is rounded (straight-through, Jacob et al. 2018), so that rounding at the export costs no more.",
+    )
+    calibration_rows: int = Field(
+        64,
+        ge=1,
+        description="Training rows over which layers, neurons, heads and inputs are measured, drawn by the seed.",
+    )
+
+    @field_validator("drop_layers", "prune_neurons", "prune_heads", "prune_weights", mode="before")
+    @classmethod
+    def _percent(cls, value: Any) -> Any:
+        """Read `25%` as a share."""
+        if isinstance(value, str) and value.strip().endswith("%"):
+            try:
+                return float(value.strip()[:-1]) / 100
+            except ValueError:
+                raise ValueError(f"`{value}` is no share.") from None
+        return value
+
+    @field_validator("drop_layers", "prune_weights")
+    @classmethod
+    def _within(cls, value: Any, info: ValidationInfo) -> Any:
+        if isinstance(value, float) and not 0 <= value < 1:
+            raise ValueError(f"as a share must be at least 0 and below 1, got {value:g}.")
+        if isinstance(value, str) and value != "2:4":
+            raise ValueError(f"must be a share such as 0.5, or 2:4, got {value!r}.")
+        if isinstance(value, int) and value < 0:
+            raise ValueError(f"must be at least 0, got {value}.")
+        if isinstance(value, list) and (any(number < 0 for number in value) or len(set(value)) < len(value)):
+            raise ValueError(f"must be different numbers of layers from 0, got {value}.")
+        return value
+
+    @model_validator(mode="after")
+    def _together(self) -> CompressOptions:
+        if self.share_weights is not None and self.rounds:
+            raise ValueError(
+                "`share_weights` and `quantize_aware` both decide which values a weight may have; keep one."
+            )
+        if self.prune_by != "magnitude" and not self.prunes_weights:
+            raise ValueError(
+                "`prune_by` is used by `prune_weights` alone; give it a share, such as `prune_weights: 0.5`."
+            )
+        return self
+
+    @property
+    def prunes_weights(self) -> bool:
+        """Whether single weights are set to zero."""
+        return bool(self.prune_weights)
+
+    @property
+    def rounds(self) -> bool:
+        """Whether matrices are rounded as they are used."""
+        return self.quantize_aware != "none"
+
+    @property
+    def bits(self) -> int:
+        """Bits of a rounded weight."""
+        return int(self.quantize_aware.removeprefix("int"))
+
+    @property
+    def reshapes(self) -> bool:
+        """Whether layers, neurons or heads go."""
+        return bool(self.drop_layers or self.prune_neurons or self.prune_heads)
+
+    @property
+    def constrains(self) -> list[str]:
+        """Keys that bind the values of weights while they are trained."""
+        found = {
+            "prune_weights": self.prunes_weights, "share_weights": self.share_weights is not None,
+            "tie_layers": self.tie_layers is not None, "quantize_aware": self.rounds,
+        }  # fmt: skip
+        return [key for key, is_on in found.items() if is_on]
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is compressed."""
+        return self.reshapes or bool(self.constrains)
+
+
 class EvalOptions(Part):
     """Evaluation on held-out rows while training."""
 
@@ -420,6 +548,10 @@ class Recipe(Part):
     quantization: QuantizationOptions = Field(
         default_factory=lambda: QuantizationOptions.model_validate({}),
         description="Keep the frozen base in fewer bits: a kind, or a mapping.",
+    )
+    compress: CompressOptions = Field(
+        default_factory=lambda: CompressOptions.model_validate({}),
+        description="Make the model smaller before it is trained: `{drop_layers: 0.2}`.",
     )
     learning_rate: float = Field(2e-4, gt=0, le=10, description="Peak learning rate.")
     num_train_epochs: float = Field(3.0, gt=0, description="Passes over the training rows.")

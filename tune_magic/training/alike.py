@@ -25,6 +25,11 @@ def method_of(run: RunFolder) -> Method:
     return method
 
 
+def holds_base(run: RunFolder) -> bool:
+    """Return whether a run's model without what was added is its base, whole."""
+    return method_of(run).adds and not _is_compressed(run)
+
+
 def base_of(run: RunFolder) -> str | None:
     """Return the fingerprint of a run's base model; None before it has a plan."""
     found: str | None = run.summary().plan.get("fingerprints", {}).get("model")
@@ -56,6 +61,11 @@ def differences(runs: Mapping[str, RunFolder]) -> list[str]:
         for name, run in runs.items()
         if not _is_adapter(method_of(run))
     ]  # fmt: skip
+    found += [
+        f"{name} was trained on a base that `compress` made smaller, which no other run has"
+        for name, run in runs.items()
+        if _is_compressed(run)
+    ]
     first, *others = runs
     for name in others:
         pairs = zip(_facts(runs[first]).items(), _facts(runs[name]).values(), strict=True)
@@ -111,6 +121,10 @@ def _beside_matrices(run: RunFolder, method: Method) -> list[str]:
         "embeddings of new tokens": bool(_new_tokens(run)),
     }
     return [what for what, is_so in facts.items() if is_so]
+
+
+def _is_compressed(run: RunFolder) -> bool:
+    return build_recipe(run.info["recipe"]).compress.is_on
 
 
 def _is_adapter(method: Method) -> bool:

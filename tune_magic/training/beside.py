@@ -112,10 +112,11 @@ class Loaded(Beside):
         return {"parameters": sum(p.numel() for p in self.engine.model.parameters())}
 
 
-class _AsLoaded(Method):
+class AsLoaded(Method):
     """No method: the model as it is."""
 
     def apply(self, model: Any, task: str) -> Any:
+        """Train nothing."""
         return model
 
 
@@ -166,7 +167,7 @@ def check_teacher(teacher: Teacher | None, objective: Objective, vocabulary: Voc
 
 def attach(
     engine: Engine, objective: Objective, vocabulary: Vocabulary, *, also: Sequence[str], teacher: Teacher | None,
-    load_base: Callable[[], Any], base: Path, train: Table,
+    load_base: Callable[[], Any], base: Path, train: Table, holds_base: bool,
 ) -> None:  # fmt: skip
     """Give an engine the models that are computed beside its own.
 
@@ -179,6 +180,7 @@ def attach(
         load_base: Loads the model as it was before training.
         base: The model's folder.
         train: The training rows, of which the first are for the self-check.
+        holds_base: The trained model is its base where what was added is switched off.
 
     Raises:
         TuneError: The base has no embeddings of new tokens, or reads fewer tokens than the rows have.
@@ -193,9 +195,7 @@ def attach(
                 hint="Leave out `vocabulary:`, or what compares with the base.",
             )
         if is_base and BASE not in made:
-            made[BASE] = (
-                AddedOff(engine) if engine.method.adds else _loaded(engine, load_base(), None, objective, train)
-            )
+            made[BASE] = AddedOff(engine) if holds_base else _loaded(engine, load_base(), None, objective, train)
         if not is_base:
             assert teacher is not None
             made[role] = _teacher(engine, teacher, objective, train)
@@ -236,7 +236,7 @@ def _loaded(engine: Engine, model: Any, method: Method | None, objective: Object
     Raises:
         TuneError: The rows are longer than what the model can read.
     """
-    method = method or _AsLoaded(MethodOptions(name="none"))
+    method = method or AsLoaded(MethodOptions(name="none"))
     longest, positions = int(train.lengths.max()), _positions(method.inner(model), method)
     if positions is not None and longest > positions:
         raise TuneError(

@@ -18,6 +18,7 @@ from tune_magic import files
 from tune_magic.data.example import Example
 from tune_magic.data.table import Table
 from tune_magic.errors import TuneError
+from tune_magic.models import bound
 from tune_magic.storage.control import StopRequested
 from tune_magic.training import checkpoint, memory, together
 from tune_magic.training.average import Average
@@ -67,6 +68,7 @@ class Loop:
         decay = session.recipe.ema_decay
         self.average = Average(session.model, decay) if decay is not None else None
         self.progress = Progress()
+        self._masked = bound.masked_layers(session.model)
         self._own = own_checkpoints
         self._base_evaluated = base_evaluated
         self._whole: set[int] = set()  # steps whose checkpoint this attempt wrote or checked
@@ -178,6 +180,7 @@ class Loop:
             self._refuse(step, rows, result)
         set_learning_rate(self.optimizer, rate)
         self.optimizer.step()
+        bound.mask_weights(self._masked)
         self.optimizer.zero_grad(set_to_none=True)
         if self.average is not None:
             self.average.update(step)
@@ -234,6 +237,7 @@ class Loop:
         session.control.check(len(microbatches), len(microbatches))
         if session.retention is not None:
             penalties |= session.retention.pull()
+        bound.mask_gradients(self._masked)
         parameters = [p for p in session.model.parameters() if p.grad is not None]
         limit = session.recipe.max_grad_norm or float("inf")
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)

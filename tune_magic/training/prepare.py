@@ -19,18 +19,19 @@ from tune_magic.data.locate import data_path, fingerprints, held_out_source, ide
 from tune_magic.data.table import Table
 from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
+from tune_magic.models.compression import Compression
 from tune_magic.models.find import ModelSource, find_model
 from tune_magic.models.load import local_folder
 from tune_magic.models.quantise import dequantise, footprint, num_parameters, quantise, stored_dtype
 from tune_magic.models.teacher import Teacher, find_teacher, teacher_prints
 from tune_magic.objectives.base import Objective
 from tune_magic.recipe.build import build_recipe
-from tune_magic.recipe.schema import Recipe
+from tune_magic.recipe.schema import MethodOptions, Recipe
 from tune_magic.storage import fingerprint
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import FORMAT
-from tune_magic.training import beside, checked, memory, packing, retention, trunk
+from tune_magic.training import beside, checked, compress, memory, packing, retention, trunk
 from tune_magic.training.dataset import Dataset, Rows
 from tune_magic.training.engine import Engine, TokenEngine
 from tune_magic.training.order import Order
@@ -90,7 +91,7 @@ def longest_example(recipe: Recipe, model_folder: Path, method: Method, vocabula
 
 def build_model(
     recipe: Recipe, model_folder: Path, objective: Objective, method: Method, dtype: torch.dtype, *,
-    vocabulary: Vocabulary, unpacked: bool = False,
+    vocabulary: Vocabulary, compression: Compression | None = None, unpacked: bool = False,
 ) -> Any:  # fmt: skip
     """Load the base and let the method make it trainable; new parameters follow from the recipe's seed alone.
 
@@ -101,11 +102,15 @@ def build_model(
         method: Applied to it.
         dtype: Precision of what is neither quantised nor trained; what is trained is in float32.
         vocabulary: Its tokens.
+        compression: What was taken from the base; None: nothing.
         unpacked: Put the matrices of a quantised base back into plain layers, rounded as they are.
     """
     with torch.random.fork_rng():
         torch.manual_seed(recipe.seed)
-        base = load_base(recipe, model_folder, objective, dtype, keep_originals=method.makes_up_for_rounding)
+        base = load_base(
+            recipe, model_folder, objective, dtype, compression=compression,
+            keep_originals=method.makes_up_for_rounding,
+        )  # fmt: skip
         base = dequantise(base) if unpacked else base
         vocabulary.extend(base)
         method.new_tokens = vocabulary.ids
@@ -118,20 +123,25 @@ def build_model(
 
 
 def load_base(
-    recipe: Recipe, model_folder: Path, objective: Objective, dtype: torch.dtype, *, keep_originals: bool = False
-) -> Any:
-    """Load the model in the form that is trained, quantised where the recipe says so; then it is on its device.
+    recipe: Recipe, model_folder: Path, objective: Objective, dtype: torch.dtype, *,
+    compression: Compression | None = None, keep_originals: bool = False,
+) -> Any:  # fmt: skip
+    """Load the model in the form that is trained: compressed, then quantised where the recipe says so, on its device.
 
     Args:
         recipe: Says how.
         model_folder: Of the base model.
         objective: Knows the form.
         dtype: Precision of what is not quantised.
+        compression: What is taken from it.
         keep_originals: Leave quantised layers their matrices before rounding, as `original`.
     """
-    if not recipe.quantization.is_on:
-        return objective.load(model_folder, dtype)
-    model = objective.load(model_folder, stored_dtype(model_folder))
+    quantised = recipe.quantization.is_on
+    model = objective.load(model_folder, stored_dtype(model_folder) if quantised else dtype)
+    if compression is not None:
+        compression.apply(model)
+    if not quantised:
+        return model
     return quantise(model, recipe.quantization, dtype, device(), keep_originals=keep_originals)
 
 
@@ -202,17 +212,24 @@ def prepare(
     _keep_split(rows, folder)
     control.check()
 
-    model, dtype = _load(recipe, model_folder, objective, method, vocabulary=vocabulary, inherited=inherited)
+    compression = _compression(
+        recipe, folder, model_folder, objective, train=dataset.train, inherited=inherited, control=control
+    )
+    model, dtype = _load(
+        recipe, model_folder, objective, method, vocabulary=vocabulary, compression=compression, inherited=inherited
+    )
     control.check()
 
     engine = make_engine(recipe, model, method, objective, dtype)
     paths = {reference: data_path(reference, folder) for reference in references(recipe).values()}
     prints = fingerprints(recipe, source.path or model_folder, paths.__getitem__) | _teacher_prints(teacher)
-    checked.self_check(engine, recipe, objective, dataset.train, prints["model"])
+    own_model = [prints["model"], *([compression.facts["print"]] if compression else [])]
+    checked.self_check(engine, recipe, objective, dataset.train, "+".join(own_model))
     kept_near = retention.retain(recipe, folder, engine, objective, rows=rows.earlier, look=control.check)
     beside.attach(
         engine, objective, vocabulary, also=retention.roles(recipe.retain), teacher=teacher, base=model_folder,
         load_base=lambda: _load_base(objective, model_folder, dtype), train=dataset.train,
+        holds_base=method.adds and compression is None,
     )  # fmt: skip
     order = Order(
         len(dataset.train), recipe.batch_size, recipe.seed, _ranks(recipe, dataset.train), dataset.draws,
@@ -233,6 +250,7 @@ def prepare(
         **vocabulary.facts(),
         **beside.facts(engine, teacher),
         **retention.facts(recipe.retain),
+        **({"compress": compression.facts} if compression else {}),
         **_facts_of_training(session),
         **forecast,
     }
@@ -242,9 +260,29 @@ def prepare(
     return session
 
 
+def _compression(
+    recipe: Recipe, folder: Path, model_folder: Path, objective: Objective, *, train: Table,
+    inherited: dict[str, Any] | None, control: Control,
+) -> Compression | None:  # fmt: skip
+    """Return what the run's model is made smaller by: what its folder says, or, at its first start, what is chosen now."""
+    if not recipe.compress.is_on:
+        return None
+    found = compress.read(recipe, folder, inherited)
+    if found is not None:
+        return found
+    bare = beside.AsLoaded(MethodOptions(name="none"))
+    found = compress.choose(
+        recipe, folder, train, look=control.check,
+        load=lambda: _load_base(objective, model_folder, torch.float32).to(device()),
+        engine_of=lambda model: make_engine(recipe, model, bare, objective, torch.float32),
+    )  # fmt: skip
+    memory.give_back()
+    return found
+
+
 def _load(
     recipe: Recipe, folder: Path, objective: Objective, method: Method, *, vocabulary: Vocabulary,
-    inherited: dict[str, Any] | None,
+    compression: Compression | None, inherited: dict[str, Any] | None,
 ) -> tuple[Any, torch.dtype]:  # fmt: skip
     """Return the model that the method was applied to, on its device, and the precision it is computed in."""
     dtype = resolve_dtype(recipe.dtype) if inherited is None else _DTYPES[inherited["dtype"]]
@@ -253,7 +291,7 @@ def _load(
     torch.manual_seed(recipe.seed)
     np.random.seed(recipe.seed)
     precision = dtype if method.adds else torch.float32
-    model = build_model(recipe, folder, objective, method, precision, vocabulary=vocabulary)
+    model = build_model(recipe, folder, objective, method, precision, vocabulary=vocabulary, compression=compression)
     model.to(device())
     return model, dtype
 
@@ -288,7 +326,7 @@ def _check_knobs(recipe: Recipe, objective: Objective, dataset: Dataset) -> None
 
 
 def _load_base(objective: Objective, folder: Path, dtype: torch.dtype) -> Any:
-    """Load the model as it was before training."""
+    """Load the model as it was before training, and before it was compressed."""
     with torch.random.fork_rng():
         return objective.load(folder, dtype)
 

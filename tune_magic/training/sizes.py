@@ -14,6 +14,7 @@ import torch
 from tune_magic import plugins
 from tune_magic.errors import ModelError, TuneError
 from tune_magic.methods.base import Method
+from tune_magic.models import shrink
 from tune_magic.models.find import ModelSource, find_model
 from tune_magic.models.layers import heads_of
 from tune_magic.models.load import quiet
@@ -78,6 +79,7 @@ def size(recipe: Recipe, config: Any) -> dict[str, Any]:
     precision = dtype if method.adds else torch.float32  # as a run loads it
     with torch.random.fork_rng(), torch.device("meta"):
         base = _empty(config, task, precision)
+        shrink.shrink(base, shrink.first_of(base, recipe.compress))
         float_bytes, packed_bytes = packed(base, recipe.quantization) if recipe.quantization.is_on else (0, 0)
         model = method.apply(base, task)
     parameters = list(model.parameters())

@@ -17,6 +17,7 @@ from tune_magic.data.read import RowFaults
 from tune_magic.data.render import Part
 from tune_magic.errors import TuneError
 from tune_magic.methods.base import Method
+from tune_magic.models.compression import Compression, release
 from tune_magic.models.find import find_model
 from tune_magic.models.generate import generate
 from tune_magic.models.load import local_folder
@@ -25,7 +26,7 @@ from tune_magic.recipe.build import build_recipe
 from tune_magic.recipe.schema import QuantizationOptions, Recipe
 from tune_magic.storage import fingerprint
 from tune_magic.storage.folder import RunFolder
-from tune_magic.training import checkpoint
+from tune_magic.training import checkpoint, compress
 from tune_magic.training.alike import objective_of
 from tune_magic.training.dataset import Rows
 from tune_magic.training.engine import Engine
@@ -51,6 +52,7 @@ class Tuned:
         model: In evaluation mode, on the device.
         vocabulary: Its tokens.
         base: Folder of the base model.
+        compression: What was taken from the base before training.
     """
 
     run: RunFolder
@@ -60,6 +62,7 @@ class Tuned:
     model: Any
     vocabulary: Vocabulary
     base: Path
+    compression: Compression | None = None
 
     @property
     def tokenizer(self) -> Any:
@@ -96,10 +99,15 @@ class Tuned:
         return self.objective.frame(outputs_of(self.engine(), self.objective, examples), examples)
 
     def load_base(self) -> Tuned:
-        """Load the model once more as it was before training, new parameters with their first values."""
+        """Load the model once more as it was before it was compressed and trained, new parameters with their first values."""
         own = self.vocabulary.unextended()
         model = build_model(self.recipe, self.base, self.objective, self.method, torch.float32, vocabulary=own)
         return replace(self, model=model.to(device()).eval(), vocabulary=own)
+
+    @property
+    def holds_base(self) -> bool:
+        """Whether the model without what was added is its base, whole."""
+        return self.method.adds and self.compression is None
 
     @property
     def is_quantized(self) -> bool:
@@ -116,7 +124,10 @@ class Tuned:
         plain = self.recipe.model_copy(update={"quantization": QuantizationOptions.model_validate({})})
         where = (self.base, self.objective, self.method, torch.float32)
         unpacked = self.method.makes_up_for_rounding
-        model = build_model(self.recipe if unpacked else plain, *where, vocabulary=self.vocabulary, unpacked=unpacked)
+        model = build_model(
+            self.recipe if unpacked else plain, *where, vocabulary=self.vocabulary, compression=self.compression,
+            unpacked=unpacked,
+        )  # fmt: skip
         checkpoint.restore(self.run.best_checkpoint, model)
         return replace(self, recipe=plain, model=model.to(device()).eval())
 
@@ -128,7 +139,7 @@ class Tuned:
 
     @contextlib.contextmanager
     def without_tuning(self) -> Iterator[Tuned]:
-        """Yield the model as it was before training, by the tokens it had; only where the method `adds`."""
+        """Yield the model as it was before training, by the tokens it had; only where it `holds_base`."""
         inner = self.method.inner(self.model)
         with self.method.without(self.model), self.vocabulary.hidden(inner):
             yield replace(self, vocabulary=self.vocabulary.unextended())
@@ -179,20 +190,23 @@ def without_weights(run: RunFolder) -> Tuned:
     check_unchanged(run, "model", fingerprint.of_model(source.path or folder))
     method: Method = plugins.get("method", recipe.method.name)(recipe.method)
     vocabulary = vocabulary_of(recipe, run.path, folder, method)
-    return Tuned(run, recipe, objective, method, None, vocabulary, folder)
+    compression = compress.read(recipe, run.path, run.summary().plan)
+    return Tuned(run, recipe, objective, method, None, vocabulary, folder, compression)
 
 
 def load_tuned(run: RunFolder, *, dtype: torch.dtype = torch.float32) -> Tuned:
-    """Load the run's best checkpoint.
+    """Load the run's best checkpoint; of a compressed model, with plain layers of the weights it computes with.
 
     Raises:
         TuneError: The run has no whole checkpoint, or its base model is gone.
     """
     tuned = without_weights(run)
     tuned.model = build_model(
-        tuned.recipe, tuned.base, tuned.objective, tuned.method, dtype, vocabulary=tuned.vocabulary
-    )
+        tuned.recipe, tuned.base, tuned.objective, tuned.method, dtype, vocabulary=tuned.vocabulary,
+        compression=tuned.compression,
+    )  # fmt: skip
     checkpoint.restore(run.best_checkpoint, tuned.model)
+    release(tuned.model, tuned.recipe.compress)
     tuned.model.to(device()).eval()
     return tuned
 

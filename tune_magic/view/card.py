@@ -62,7 +62,7 @@ def card(run: RunFolder, comparisons: Mapping[str, Comparison] | None = None, ba
     total = summary.plan.get("total_steps") or 0
     share = summary.step / total if total else 0.0
     picture = curve(summary)
-    scores = scores_table(_with_loss(summary, comparisons or {}), base_name(summary))
+    scores = scores_table(_with_loss(summary, comparisons or {}), base_name(summary, evaluated=bool(comparisons)))
     facts = [
         scores,
         div(grey(facts_line), style="margin-top:8px") if (facts_line := _facts(summary)) else None,
@@ -153,7 +153,8 @@ def card_text(
     lines = [banner] if banner else []
     lines.append(f"{run.name or run.id}: {outcome(run, state, summary)} ({_when(run, summary)})")
     lines += [f"  {line}" for line in _remarks(run)]
-    lines += [f"  {comparison_line(comparison)}" for comparison in _with_loss(summary, comparisons or {}).values()]
+    base = base_name(summary, evaluated=bool(comparisons)) if "compress" in summary.plan else "base"
+    lines += [f"  {comparison_line(found, base)}" for found in _with_loss(summary, comparisons or {}).values()]
     lines += [f"  {fact}" for fact in (_facts(summary),) if fact]
     lines += [f"  {name}: {value}" for name, value in made_of(summary.plan)]
     lines += [f"  ! {event['message']}" for event in [*summary.warnings[-3:], *summary.diagnoses]]
@@ -191,9 +192,14 @@ def _with_loss(summary: Summary, comparisons: Mapping[str, Comparison]) -> dict[
     return found
 
 
-def base_name(summary: Summary) -> str:
-    """Say what the untuned side is: a new head only guesses before training."""
+def base_name(summary: Summary, *, evaluated: bool = False) -> str:
+    """Say what the untuned side is: a new head only guesses before training.
+
+    Of a compressed model, that is what was left of it before training, unless it was `evaluated`, beside the whole base.
+    """
     plan = summary.plan
+    if "compress" in plan and not evaluated:
+        return "compressed"
     return "untrained head" if plan.get("new_head") or "classes" in plan.get("objective", {}) else "base"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tune_magic.view import words
+from tune_magic.view.compression import compressed
 from tune_magic.view.html import clean
 
 _MOST_PARTS = 12
@@ -31,6 +32,7 @@ def made_of(facts: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("teacher", _teacher(facts["teacher"])))
     if "taught" in facts:
         rows.append(("answered by the teacher", _answered(facts["taught"])))
+    rows += compressed(facts)
     if "retain" in facts:
         rows.append(("kept near its start by", _retained(facts["retain"])))
     if "vocabulary" in facts:
