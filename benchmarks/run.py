@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import time
 
+import choose
 import classify
+import compress
 import first_step
+import generate
 import load_ext
 import many_runs
 import peak_memory
@@ -16,7 +19,10 @@ import tokenise
 import view
 import where_time_goes
 
-ALL = (load_ext, many_runs, first_step, sft, where_time_goes, classify, peak_memory, quantised, serve, tokenise, view)
+ALL = (
+    load_ext, many_runs, first_step, sft, where_time_goes, classify, generate, choose, peak_memory, quantised, compress, serve,
+    tokenise, view,
+)  # fmt: skip
 
 if __name__ == "__main__":
     for benchmark in ALL:

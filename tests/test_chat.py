@@ -253,10 +253,11 @@ def test_answers_end_where_the_model_has_no_more_places(tmp_path):
         stream(model, tokenizer, prompts[0], Sampling(10))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "bloom"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "mistral", "bloom", "gpt_neo"])
 def test_what_all_prompts_begin_with_is_computed_once(tmp_path, family, monkeypatch):
     """The answers stay those of each prompt alone; a window of attention counts padding in the middle, so it shares nothing."""
-    folder = make_model(tmp_path / family, family)
+    windows = {"attention_types": [[["global", "local"], 1]], "window_size": 8} if family == "gpt_neo" else {}
+    folder = make_model(tmp_path / family, family, **windows)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     beginning = np.arange(90) % 200 + 20
     prompts = [np.concatenate([beginning, np.arange(length) % 50 + 30 + length]) for length in (3, 30, 11, 12, 1)]

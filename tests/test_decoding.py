@@ -299,3 +299,37 @@ def test_what_is_found_in_texts(train, write, scheduled):
     scheduler.submit([Look("tuned", wrong, time.monotonic() + WAIT_S, inputs=[("a", "b", "c")])])
     assert wrong.whole.wait(WAIT_S)
     assert wrong.failures[0].status == 400
+
+
+class Pieces:
+    """A tokenizer that, as SentencePiece's, writes a word's space only behind another token."""
+
+    words = ("\u2581blue", "\u2581is", "!", "\u2581the", "<end>")
+
+    def decode(self, ids, skip_special_tokens=False):
+        shown = [self.words[i] for i in ids if not (skip_special_tokens and self.words[i] == "<end>")]
+        return "".join(shown).replace("\u2581", " ").removeprefix(" ")
+
+
+@pytest.mark.parametrize(("before", "text"), [((), "blue is!"), ((3,), " blue is!")])
+def test_a_word_keeps_its_space_behind_a_prompt(before, text):
+    writing = Writing(Pieces(), Draw(Sampling(9, 0.0)), 9, ends=[4], num_likely=1, before=before)
+    said, likely = "", []
+    for token in (0, 1, 2, 4):
+        logits = torch.full((5,), -9.0)
+        logits[token] = 9.0
+        more, words = writing.take(logits)
+        said += more
+        likely += [word.text for word in words]
+    assert said == text
+    assert "".join(likely) == text
+    assert writing.reason == "stop"
+
+
+def test_a_stop_that_is_longer_than_the_text_costs_nothing():
+    writing = Writing(Pieces(), Draw(Sampling(9, 0.0)), 9, ends=[4], stops=["is" + "x" * 1_000_000])
+    logits = torch.zeros(5)
+    logits[1] = 1.0
+    assert writing.take(logits)[0] == ""  # it may be the beginning of it
+    logits[2] = 2.0
+    assert writing.take(logits)[0] == "is!"

@@ -9,6 +9,7 @@ from conftest import make_model
 from test_classify import labelled, make_encoder
 
 from tune_magic import plugins
+from tune_magic.data.example import Example, Segment
 from tune_magic.errors import RunFailed, TuneError
 from tune_magic.exporters import parity
 from tune_magic.exporters.base import Exporter
@@ -234,3 +235,12 @@ def test_every_exporter_keeps_the_contract():
         assert issubclass(exporter, Exporter)
         assert all(isinstance(limits, Limits) for limits in exporter.quantizations.values())
     assert Measured().answers == []
+
+
+def test_rows_that_are_no_numbers_are_seen_wherever_they_come():
+    rows = [np.full((2, 4), float(number)) for number in range(8)]
+    broken = [*rows[:5], np.full((2, 4), np.nan), *rows[6:]]
+    examples = [Example(Segment(np.arange(3, dtype=np.int32), np.ones(3, dtype=np.float32)))] * 8
+    figures = parity.compare(parity.Measured(rows, [[1]] * 8), parity.Measured(broken, [[1]] * 8), examples, None)
+    assert np.isnan(figures["logit_difference"])
+    assert parity.complaints(figures, parity.Limits(spare_rows=1))

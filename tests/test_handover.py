@@ -170,7 +170,9 @@ def _without_ids(text):
 def test_every_key_of_a_recipe_is_in_the_table():
     known = {key.split(".")[0] for change in SET for key in flat(change)}
     every = set(build_recipe({"model": "m", "data": "d"}).normalised())
-    assert every - known == {"model", "objective", "warmup_ratio", "dtype", "callbacks", "max_steps"} - known
+    assert (
+        every - known == {"model", "objective", "warmup_ratio", "dtype", "callbacks", "max_steps", "compress"} - known
+    )
 
 
 @pytest.mark.parametrize("target", OTHERS)
@@ -179,6 +181,8 @@ def test_what_another_program_has_no_word_for_is_refused(planned, target):
         planned({"objective": {"name": "tag"}}).code(target)
     with pytest.raises(TuneError, match="cannot say `method: bottleneck`"):
         planned(method="bottleneck").code(target)
+    with pytest.raises(TuneError, match="cannot say `compress`"):
+        planned(compress={"drop_layers": [0]}).code(target)
 
 
 def test_without_a_plan_there_is_no_recipe_for_others(make_run):

@@ -456,6 +456,21 @@ def test_the_notebook_of_data_runs_in_short_form(executed_short, folder):
             {"desk"},
             ["fields right", "smoothed"],
         ),
+        (
+            "12_evaluate.ipynb", "smollm2-135m-instruct",
+            {"desk", "intents", "intents_frozen"},
+            ["general set", "few-shot", "JSON fields", "ROC AUC", "wins", "right_intent"],
+        ),
+        (
+            "13_export_and_serve.ipynb", "minilm-l6",
+            {"capitals", "loud", "sums", "intents"},
+            ["exported as gguf q8_0", "onnx_adapters", "capitals@1", "Capital of", "base "],
+        ),
+        (
+            "14_compression.ipynb", "minilm-l6",
+            {"whole", "fewer_layers", "fewer_neurons", "fewer_weights", "fewer_values", "fewer_bits"},
+            ["exported as onnx int8", "before recovery"],
+        ),
     ],
 )  # fmt: skip
 def test_a_notebook_of_methods_runs_in_short_form(name, model, runs, said, executed_short, folder):
@@ -480,6 +495,9 @@ def test_a_notebook_of_methods_runs_in_short_form(name, model, runs, said, execu
         ("09_continual_learning.ipynb", "held-out loss", 4.0, 0.3),
         ("10_distillation.ipynb", "accuracy", 0.2, 0.6),
         ("11_custom_loss.ipynb", "held-out loss", 0.7, 0.2),
+        ("12_evaluate.ipynb", "exact match", 0.1, 0.2),
+        ("13_export_and_serve.ipynb", "held-out loss", 4.0, 0.5),
+        ("14_compression.ipynb", "held-out accuracy", 0.2, 0.6),
     ],
 )
 def test_a_committed_notebook_is_a_real_execution(name, metric, before, after):

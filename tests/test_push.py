@@ -1,5 +1,7 @@
 """Pushing: what is sent to the hub and to MLflow, and what is said where it cannot be."""
 
+from types import SimpleNamespace
+
 import httpx
 import pytest
 
@@ -24,8 +26,10 @@ def exported(train, monkeypatch):
 class Hub:
     """Takes down what would be sent."""
 
-    def __init__(self, monkeypatch, fails=None):
+    def __init__(self, monkeypatch, fails=None, is_public=False):
         import huggingface_hub
+
+        self.is_public = is_public
 
         self.sent, self.fails = [], fails
         monkeypatch.setattr(huggingface_hub, "HfApi", lambda: self)
@@ -38,7 +42,11 @@ class Hub:
         self.sent.append(("repo", repo, options))
         return f"https://hub/{repo}"
 
+    def repo_info(self, repo):
+        return SimpleNamespace(private=not self.is_public)
+
     def upload_folder(self, *, repo_id, folder_path, ignore_patterns, **_):
+        assert _["delete_patterns"] == "*"
         self.sent.append(
             ("folder", repo_id, sorted(p.name for p in folder_path.iterdir() if p.name not in ignore_patterns))
         )
@@ -65,6 +73,13 @@ def test_the_hub_is_sent_the_files_and_the_card(exported, monkeypatch, capsys, t
     assert "pushed to hub: https://hub/me/bot" in capsys.readouterr().out
     assert tune_magic.push(exported.exports[0], "hub", "me/bot") == "https://hub/me/bot"
     assert hub.sent[3][2] == {"private": None, "exist_ok": True}
+
+
+def test_a_public_repository_does_not_become_private_by_asking(exported, monkeypatch):
+    hub = Hub(monkeypatch, is_public=True)
+    with pytest.raises(TuneError, match="is there already, and it is public"):
+        do("tiny_run --to hub --repo me/bot --private", exported)
+    assert [kind for kind, *_ in hub.sent] == ["repo"]
 
 
 def refused(status):

@@ -15,6 +15,7 @@ from tune_magic.handles import Run
 from tune_magic.magics.complete import complete
 from tune_magic.magics.verbs import do_verb
 from tune_magic.storage import places, versions
+from tune_magic.storage.events import EventLog
 
 
 @pytest.fixture
@@ -237,3 +238,11 @@ def test_the_command_line_knows_it_too(known, capsys):
     assert cli.main(["models"]) == 0
     assert re.search(r"bot@1\s+production", capsys.readouterr().out)
     assert cli.main(["models", "nobody"]) == 1
+
+
+def test_a_run_that_may_still_change_has_no_version(train):
+    run = train(max_steps=8)
+    with EventLog(run.path / "events.jsonl", attempt=1) as log:
+        log.append("state", state="stopped", reason="asked")
+    with pytest.raises(TuneError, match=r"is stopped; a version is of a run that will not change"):
+        tune_magic.register(run, "bot")

@@ -60,6 +60,9 @@ class Ballot:
     def __init__(
         self, report: Report, against: str = BASE, *, rater: str = RATER, seed: int = 0, limit: int = LIMIT
     ) -> None:
+        if report.about.get("prompts_left_out"):
+            raise TuneError(f"An evaluation of {report.about['rows']} rows does not keep what was said before each question.",
+                            hint="Evaluate fewer: `%evaluate NAME --limit 1000`.")  # fmt: skip
         self.report, self.rater = report, _checked(rater)
         self._options = {
             "against": (against, BASE),

@@ -58,6 +58,8 @@ def push(
         TuneError: There is no export, no network, no token, or it is refused.
     """
     target = run if isinstance(run, Export) else resolve(run)
+    if isinstance(run, str) and "@" in run and format is None:
+        target = registering.find(run).export or target
     where = pushing.push(target, to, repo, form=format, private=private, stage=stage, uri=uri)
     display.show(note_bundle(f"pushed to {to}: {where}"))
     return where

@@ -153,6 +153,8 @@ def begin_export(
     if to not in plugins.names("exporter"):
         plugins.get("exporter", to)  # raises, with the nearest name; one that is there is imported by the worker alone
     run.best_checkpoint  # noqa: B018 - without one, say so before a worker is started
+    if output and not Path(output).absolute().parent.is_dir():
+        raise TuneError(f"{output} cannot be made: there is no folder {Path(output).parent}.", hint="Make it first.")
     options: dict[str, Any] = {
         "to": to, "quantize": quantize, "rows": rows, "tolerance": tolerance,
         "output": str(Path(output).absolute()) if output else None, "device": device,

@@ -38,9 +38,7 @@ def push(
 
 def _export_of(run: Run, form: str | None) -> Export:
     name = run.name or run.id
-    found = [
-        one for one in run.exports if one.ok is not False and form in (None, one.receipt["to"]) and one.path.is_dir()
-    ]
+    found = [one for one in run.exports if one.ok is True and form in (None, one.receipt["to"]) and one.path.is_dir()]
     if not found:
         raise TuneError(f"{name} has no export{f' in the format {form}' if form else ''} that could be pushed.",
                         hint=f"`%export {name} --to {form or 'adapter'}` makes one.")  # fmt: skip
@@ -68,9 +66,14 @@ def _to_hub(export: Export, repo: str, *, private: bool) -> str:
     api = HfApi()
     try:
         url = api.create_repo(repo, private=private or None, exist_ok=True)
+        if private and not api.repo_info(repo).private:
+            raise TuneError(
+                f"{repo} is there already, and it is public.", hint="Name another, or make it private on the hub."
+            )
         api.upload_folder(
-            repo_id=repo, folder_path=export.path, ignore_patterns=[model_card.FILE], commit_message=message
-        )
+            repo_id=repo, folder_path=export.path, ignore_patterns=[model_card.FILE], commit_message=message,
+            delete_patterns="*",  # an adapter that was there before would be put on
+        )  # fmt: skip
         api.upload_file(
             repo_id=repo,
             path_or_fileobj=card.encode(),

@@ -35,7 +35,7 @@ class Rating:
         wins: Rows of which the tuned model's answer is better.
         losses: Rows of which the other's is.
         ties: Rows of which neither is, those with equal answers among them.
-        num_equal: Rows with equal answers, which nobody was shown.
+        num_equal: Rows with equal answers, which nobody was shown, where all the others drawn with them have a vote.
         win_rate: Wins among wins and losses, with interval and sign test.
         first: How often A was chosen among votes for A or B: far from half, raters preferred a place.
         agreement: Of raters who saw the same rows; None where no row was rated by two.
@@ -60,7 +60,10 @@ class Rating:
         sides = (TUNED, self.against)
         drawn = {(h["seed"], h["limit"]) for h in reader.heads.values() if _is_of(h, sides, self.raters)}
         rows = report.path / "rows.jsonl"
-        self.num_equal = len({place for head in drawn for place in votes.drawn(rows, sides, *head)[1]})
+        voted = {vote.place for vote in self._votes}
+        draws = [votes.drawn(rows, sides, *head) for head in drawn]
+        # those of a draw that is not yet voted on would be counted against a sample of the others
+        self.num_equal = len({place for places, equal in draws if voted.issuperset(places) for place in equal})
         self.wins, self.losses = outcomes[1], outcomes[-1]
         self.ties = outcomes[0] + self.num_equal
         self.win_rate: Share = opinions.share(self.wins, self.wins + self.losses)

@@ -143,6 +143,9 @@ def register(target: Run | Export, name: str, stage: str | None, note: str | Non
     if stage is not None and stage not in STAGES:
         raise TuneError(f"There is no stage {stage!r}.", hint=f"Stages: {', '.join(STAGES)}.")
     run.best_checkpoint  # noqa: B018 - without one, there is nothing to register
+    if run.status != "finished":
+        raise TuneError(f"{run.name or run.id} is {run.status}; a version is of a run that will not change.",
+                        hint=f"Let it finish: `%tune resume {run.name or run.id}`.")  # fmt: skip
     if isinstance(target, Export) and target.ok is False:
         raise TuneError(
             f"The export {target.id} is out of tolerance, so it is not the model.",
@@ -165,6 +168,15 @@ def _new(run: Run, export: str | None, name: str, root: Any) -> Version:
 
     scores = {key: value for key, value in run.metrics.items() if math.isfinite(value)}
     return versions.add(root, name, run=run.id, path=str(run.path), export=export, metrics=scores, lineage=lineage(run))
+
+
+def find(reference: str) -> ModelVersion:
+    """Return a version by ``NAME@NUMBER`` or ``NAME@STAGE``.
+
+    Raises:
+        TuneError: There is none, with what there is.
+    """
+    return ModelVersion(versions.pick(reference, places.roots()))
 
 
 def list_models(name: str | None = None) -> ModelList:

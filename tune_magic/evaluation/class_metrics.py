@@ -193,7 +193,7 @@ class OfEachLabel(OutputMetric):
     """
 
     def __init__(self, metric: ProbabilityMetric) -> None:
-        self._metric = metric
+        self.metric = metric
         self.title, self.higher_is_better = metric.title, metric.higher_is_better  # type: ignore[misc]
         self._each = metric.values(np.array([[0.5, 0.5]]), np.array([0])).shape[-1]
 
@@ -206,7 +206,7 @@ class OfEachLabel(OutputMetric):
         """
         likely, has = np.stack(found), np.stack(given).astype(int)
         parts = [
-            self._metric.values(np.stack([1 - own, own], axis=-1), wanted)
+            self.metric.values(np.stack([1 - own, own], axis=-1), wanted)
             for own, wanted in zip(likely.T, has.T, strict=True)
         ]
         return np.concatenate(parts, axis=-1)
@@ -214,6 +214,6 @@ class OfEachLabel(OutputMetric):
     def statistic(self, values: np.ndarray) -> np.ndarray:
         """Return the mean over the labels that have a score; 0.5 where none has."""
         labels = np.split(values, values.shape[-1] // self._each, axis=-1)
-        scores = np.stack([self._metric.of_label(own) for own in labels], axis=-1)
+        scores = np.stack([self.metric.of_label(own) for own in labels], axis=-1)
         counts = (~np.isnan(scores)).sum(-1)
         return np.asarray(np.where(counts > 0, np.nansum(scores, axis=-1) / np.maximum(counts, 1), 0.5))

@@ -20,7 +20,7 @@ from tune_magic.evaluation.compare import compare
 from tune_magic.evaluation.comparison import Comparison
 from tune_magic.evaluation.measures import weighted_mean
 from tune_magic.evaluation.outputs import OutputScorer
-from tune_magic.evaluation.prompts import prompts_of
+from tune_magic.evaluation.prompts import MOST_ROWS, prompts_of
 from tune_magic.evaluation.report import FORMAT
 from tune_magic.evaluation.scorer import Scorer
 from tune_magic.evaluation.sides import Side, rows_to_score, sides_of, source_of
@@ -57,6 +57,7 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
             "chose_checkpoint": split == "held-out",
             **({"new_head": True} if tuned.objective.new_head else {}),
             **({"shots": shots} if shots else {}),
+            **({"prompts_left_out": True} if len(rows) > MOST_ROWS else {}),
             "unreadable": {
                 side.name: scorer.unreadable(files.each_json_line(path)) for side, path in zip(sides, said, strict=True)
             },

@@ -36,7 +36,8 @@ class OutputScorer(Scorer):
                 hint=f"By default it is scored by: {', '.join(self.tuned.objective.metrics)}.",
             )
         self.measures = {name: measure_of(metric) for name, metric in self.metrics.items()}
-        ours = all(type(metric).__module__.startswith("tune_magic.") for metric in self.metrics.values())
+        inner = [metric.metric if isinstance(metric, OfEachLabel) else metric for metric in self.metrics.values()]
+        ours = all(type(metric).__module__.startswith("tune_magic.") for metric in inner)
         theirs = any(name.startswith(PREFIX) for name in self.metrics)  # their numbers mean nothing to another job
         self.asked = {"metrics": list(self.metrics)} if ours and not theirs else None
 

@@ -8,7 +8,7 @@ from tune_magic.data.render import as_turns
 from tune_magic.data.table import Table
 from tune_magic.training.dataset import Rows
 
-_MOST_ROWS = 20_000
+MOST_ROWS = 20_000
 
 
 def prompts_of(reader: Rows, reference: str, rows: Table) -> dict[int, list[Message]]:
@@ -21,7 +21,7 @@ def prompts_of(reader: Rows, reference: str, rows: Table) -> dict[int, list[Mess
         reference: Their source.
         rows: As they were encoded.
     """
-    if len(rows) > _MOST_ROWS:
+    if len(rows) > MOST_ROWS:
         return {}
     contents = reader.contents(reference, rows.indices.tolist())
     found = {place: _before(contents.get(example.index), example) for place, example in enumerate(rows)}

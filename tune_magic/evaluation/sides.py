@@ -18,6 +18,7 @@ from tune_magic.evaluation import baselines, kept
 from tune_magic.evaluation.report import BASE, TUNED, ZERO
 from tune_magic.storage import fingerprint
 from tune_magic.storage.folder import RunFolder
+from tune_magic.training.prepare import device
 from tune_magic.training.tuned import Tuned, check_unchanged, load_tuned, without_weights
 
 _COLUMNS = ("row", "question", "prompt", "reference", "probability")  # no run may be called so in a table of rows
@@ -79,6 +80,7 @@ def source_of(job: RunFolder, tuned: Tuned) -> tuple[str, Path]:
 def _itself(tuned: Tuned, rows: Table) -> Side:
     @contextlib.contextmanager
     def loaded() -> Iterator[Tuned]:
+        tuned.model.to(device())  # another may have had its place
         yield tuned
 
     return Side(TUNED, rows, np.arange(len(rows)), loaded, kept.facts_of_tuned(tuned), tuned)
@@ -88,6 +90,7 @@ def _base(tuned: Tuned, rows: Table, source: tuple[str, Path]) -> Side:
     @contextlib.contextmanager
     def loaded() -> Iterator[Tuned]:
         if tuned.holds_base:
+            tuned.model.to(device())
             with tuned.without_tuning() as bare:
                 yield bare
         else:
@@ -178,7 +181,7 @@ def rows_to_score(tuned: Tuned, folder: Path, named: str | None = None) -> tuple
                 continue  # its words are with the run
             path = ensure(reference, run.path)
             if not path.is_file():
-                raise DataError(f"The run's rows are gone: there is no file {path}.")
+                raise DataError(f"The run's rows are gone: there is no file {source_name(reference)}.")
             check_unchanged(run, role, fingerprint.of_file(path))
         examples, split = tuned.rows().held_out(), "held-out"
     if not examples:

@@ -115,7 +115,9 @@ def speakers_of(job: RunFolder) -> Speakers:
 def _check_room(runs: Mapping[str, RunFolder], *, base: bool) -> None:
     sizes = [run.summary().plan.get("parameters", 0) * _BYTES_A_PARAMETER for run in runs.values()]
     loads_base = base and not any(alike.holds_base(run) for run in runs.values())
-    needed, free = sum(sizes) + (sizes[0] if loads_base else 0) + _ROOM_BYTES, memory.free(device())
+    plan = next(iter(runs.values())).summary().plan
+    whole = plan["compress"]["before"]["parameters"] * _BYTES_A_PARAMETER if plan.get("compress") else sizes[0]
+    needed, free = sum(sizes) + (whole if loads_base else 0) + _ROOM_BYTES, memory.free(device())
     if needed > free:
         raise TuneError(
             f"These {len(runs)} models do not fit beside each other: {needed / 1e9:.1f} GB are needed, {free / 1e9:.1f} GB are free.",

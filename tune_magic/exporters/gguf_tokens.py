@@ -114,6 +114,12 @@ def _tokens(tokenizer: Any, about: dict[str, Any], num_rows: int) -> tuple[list[
 
     known = {number: text for text, number in tokenizer.get_vocab().items()}
     added = {token["id"]: token["special"] for token in about["added_tokens"]}
+    whole = next((token["content"] for token in about["added_tokens"] if token["single_word"]), None)
+    if whole is not None:
+        raise TuneError(
+            f"The token `{whole}` stands for whole words alone; llama.cpp would find it inside of words, too.",
+            hint=_HINT,
+        )
     unknown = about["model"].get("unk_token")
     tokens, types = [], []
     for number in range(num_rows):

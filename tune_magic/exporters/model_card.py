@@ -23,7 +23,7 @@ _PIPELINES = {
     "CAUSAL_LM": "text-generation", "SEQ_CLS": "text-classification", "TOKEN_CLS": "token-classification", "QUESTION_ANS": "question-answering",
     "FEATURE_EXTRACTION": "feature-extraction", "IMAGE_CLS": "image-classification", "AUDIO_CLS": "audio-classification",
 }  # fmt: skip
-_MODELS = {
+MODELS = {
     "CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceClassification", "TOKEN_CLS": "AutoModelForTokenClassification",
     "QUESTION_ANS": "AutoModelForQuestionAnswering", "SEQ_2_SEQ_LM": "AutoModelForSeq2SeqLM", "IMAGE_CLS": "AutoModelForImageClassification",
     "AUDIO_CLS": "AutoModelForAudioClassification",
@@ -211,7 +211,7 @@ def _parity(receipt: Mapping[str, Any]) -> str:
 
 def _use(run: RunFolder, plan: dict[str, Any], receipt: Mapping[str, Any] | None) -> list[str]:
     task = _task(plan, receipt)
-    model, base = _MODELS.get(task, "AutoModel"), _public(run.info["recipe"]["model"])
+    model, base = MODELS.get(task, "AutoModel"), _public(run.info["recipe"]["model"])
     to = receipt["to"] if receipt else "adapter" if _has_adapter(run) else "merged"
     if to == "adapter":
         code = [f"from transformers import {model}, AutoTokenizer", "from peft import PeftModel", "",

@@ -218,8 +218,8 @@ def compare(
     answers = list(zip(examples, trained.answers, exported.answers, strict=True))
     return {
         "rows": len(examples),
-        "logit_difference": max(float(np.abs(a - b).max()) for a, b in pairs),
-        "largest_logit": max(float(np.abs(a).max()) for a, _ in pairs),
+        "logit_difference": float(np.max([np.abs(a - b).max() for a, b in pairs])),  # also where one is no number
+        "largest_logit": float(np.max([np.abs(a).max() for a, _ in pairs])),
         "same_answers": sum(a == b for _, a, b in answers),
         "trained_right": None if right is None else sum(right(e, a) for e, a, _ in answers),
         "exported_right": None if right is None else sum(right(e, b) for e, _, b in answers),

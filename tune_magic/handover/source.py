@@ -112,6 +112,9 @@ class Source:
             if found not in known:
                 raise TuneError(f"A recipe for {tool} cannot say `{key}: {found}`.",
                                 hint=f"It can say: {', '.join(known)}. `--for yaml` and `--for python` can say all.")  # fmt: skip
+        if self.recipe.compress.is_on:
+            raise TuneError(f"A recipe for {tool} cannot say `compress`: it would train another model.",
+                            hint="`--for yaml` and `--for python` can say all.")  # fmt: skip
         self.take("objective.name")
         self.take("method.name")
 
@@ -182,7 +185,10 @@ class Source:
         """Return the file of the held-out rows, None where they are part of the training rows, and how many they are."""
         value = self.take("data.held_out")
         if isinstance(value, str):
-            bare = locate.parse(value)[0]
+            bare, part = locate.parse(value)
+            if part is not None:
+                raise TuneError(f"`data.held_out: {value}` is a part of a file, which this program cannot read.",
+                                hint="Save those rows as a file of their own.")  # fmt: skip
             return (str(locate.data_path(bare, self.run.path)) if bare.startswith("$") else value), int(
                 self.plan["held_out_rows"]
             )

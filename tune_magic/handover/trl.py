@@ -64,6 +64,12 @@ def training_arguments(source: Source) -> dict[str, Any]:
         **_batch(source), **_length(source), **_evaluations(source),
     }  # fmt: skip
     take("dtype")
+    if recipe.optim == "sgd":
+        found["optim_args"] = f"momentum={recipe.adam_beta1}"
+    if recipe.optim == "adafactor":
+        source.notes.append(
+            "Adafactor of Transformers scales its steps otherwise: the learning rate will have to be another"
+        )
     if recipe.gradient_checkpointing:
         take("gradient_checkpointing")
     if recipe.train_sampling_strategy == "group_by_length":
@@ -97,8 +103,9 @@ def _evaluations(source: Source) -> dict[str, Any]:
     take("save_steps")
     if plan["held_out_rows"]:
         found |= {"eval_strategy": "steps", "eval_steps": plan["eval_steps"]}
+        found |= {"metric_for_best_model": "eval_loss", "greater_is_better": False}  # stopping early needs them, too
         if plan["save_steps"] % plan["eval_steps"] == 0:
-            found |= {"load_best_model_at_end": True, "metric_for_best_model": "eval_loss", "greater_is_better": False}
+            found |= {"load_best_model_at_end": True}
     return found
 
 
@@ -111,6 +118,8 @@ def _schedule_options(source: Source, schedule: str) -> dict[str, Any]:
     match schedule:
         case "cosine" if least:
             return {"lr_scheduler_type": "cosine_with_min_lr", "lr_scheduler_kwargs": {"min_lr_rate": least}}
+        case "inverse_sqrt":
+            found = {"timescale": max(1, source.warmup_steps)}
         case "cosine_with_restarts":
             found = {"num_cycles": options.num_cycles}
         case "polynomial":

@@ -58,6 +58,7 @@ class SharedValues(nn.Module):
     ) -> None:
         super().__init__()
         self.codebook = nn.Parameter(values)
+        self.codebook.is_matrix = True  # type: ignore[attr-defined] # decayed as the matrix that it stands for
         self.register_buffer("places", places, persistent=False)
         self.bias = bias
         self.has_zero = has_zero

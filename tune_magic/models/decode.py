@@ -48,6 +48,12 @@ class Decoding:
             before: What learned tokens give the model before each row: embeddings of shape (1, tokens, width), or a cache
                 of keys and values.
         """
+        logits, cache, mask = self.read(prompt, before)
+        self.add(cache, mask)
+        return logits
+
+    def read(self, prompt: np.ndarray, before: Any = None) -> tuple[torch.Tensor, Any, torch.Tensor]:
+        """Compute a prompt and return logits, keys and values, and mask, for `add`; nothing changes yet. See `join`."""
         device = next(self._model.parameters()).device
         ids = torch.from_numpy(prompt.astype(np.int64))[None].to(device)
         given: dict[str, Any] = {"input_ids": ids, "past_key_values": self._new_cache()}
@@ -62,9 +68,7 @@ class Decoding:
         mask = torch.ones((1, seen + ids.shape[1]), dtype=torch.long, device=device)
         with torch.no_grad():
             outputs = self._model(**given, attention_mask=mask, use_cache=True, **self._last_alone())
-        self._add(outputs.past_key_values, mask)
-        logits: torch.Tensor = outputs.logits[0, -1].float()
-        return logits
+        return outputs.logits[0, -1].float(), outputs.past_key_values, mask
 
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
         """Write the next token of each row and return the logits of the one after it, (rows, vocabulary)."""
@@ -103,7 +107,8 @@ class Decoding:
         """Whole prompts of logits are not needed."""
         return {"logits_to_keep": 1} if "logits_to_keep" in self._takes else {}
 
-    def _add(self, cache: Any, mask: torch.Tensor) -> None:
+    def add(self, cache: Any, mask: torch.Tensor) -> None:
+        """Let a prompt that was read be the last row."""
         if not self.num_rows:
             self._cache, self._mask = cache, mask
             return
@@ -188,7 +193,8 @@ class Draw:
         scores = self._penalised(logits)
         token = int(scores.argmax()) if self._is_greedy else self._drawn(scores)
         self._chosen[token] += 1
-        self._seen.append(token)
+        if self._repetition_penalty != 1:
+            self._seen.append(token)
         return token
 
     def _penalised(self, logits: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,10 @@ from tune_magic.errors import TuneError
 
 _BATCH = 32
 _BATCH_TOKENS = 16_384  # most of a batch, with room for answers: keys and values of each are kept
+_GOES_ON = frozenset({
+    "llama", "qwen2", "qwen3", "mistral", "phi", "phi3", "smollm3", "olmo2", "stablelm", "gpt_neox", "gpt2", "gptj", "gpt_bigcode",
+    "opt", "gemma", "cohere",
+})  # fmt: skip
 _WORTH = 64  # tokens that a shared beginning must save
 
 
@@ -212,12 +215,14 @@ def shared_tokens(prompts: Sequence[np.ndarray]) -> int:
 
 
 def _keeps_beginnings(model: Any) -> bool:
-    """Return whether rows may go on from keys and values of what they begin with: padding then stands in their middle."""
+    """Return whether rows may go on from keys and values of what they begin with: padding then stands in their middle.
+
+    Families are on a list, since others count that padding without a word: in a window of attention, or in a state.
+    """
     config = model.config.get_text_config()
     slides = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
-    counts = "position_ids" in inspect.signature(_inner(model).forward).parameters
     learned = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None)
-    return counts and not (slides or learned or model.config.is_encoder_decoder)
+    return config.model_type in _GOES_ON and not (slides or learned or model.config.is_encoder_decoder)
 
 
 def _begin(model: Any, tokens: torch.Tensor, rows: int) -> Any:

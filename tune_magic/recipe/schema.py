@@ -473,6 +473,10 @@ class CompressOptions(Part):
             raise ValueError(
                 "`share_weights` and `quantize_aware` both decide which values a weight may have; keep one."
             )
+        if self.prune_by == "wanda" and self.tie_layers:
+            raise ValueError(
+                "`prune_by: wanda` would leave each of the tied layers other weights of the same matrix; take `magnitude`."
+            )
         if self.prune_by != "magnitude" and not self.prunes_weights:
             raise ValueError(
                 "`prune_by` is used by `prune_weights` alone; give it a share, such as `prune_weights: 0.5`."

@@ -123,7 +123,8 @@ def _chat_likely(likely: Sequence[Likely] | None) -> dict[str, Any] | None:
 
 
 def _word(text: str, logprob: float) -> dict[str, Any]:
-    return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode())}
+    is_whole = "\ufffd" not in text  # else its bytes are not known
+    return {"token": text, "logprob": _finite(logprob), "bytes": list(text.encode()) if is_whole else None}
 
 
 def _finite(value: float) -> float:

@@ -58,7 +58,8 @@ class Gate:
             nonlocal began
             if message["type"] == "http.response.start":
                 began = True
-                self._service.statuses[message["status"]] += 1
+                if scope["path"] not in _OPEN:  # probes ask that every second
+                    self._service.statuses[message["status"]] += 1
             await send(message)
 
         try:

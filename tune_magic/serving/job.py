@@ -25,6 +25,7 @@ from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder
 
 _LOOK_S = 0.1
+_CLOCK_S = 2.0  # that a start may seem apart
 _TELL_S = 1.0  # numbers of requests are told no more often
 _GRACE_S = 5.0  # for answers that are being written when it ends
 _FLUSH_S = 3  # for what is still to be sent then
@@ -52,7 +53,8 @@ def serve(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
         told = _Told(log, service, scheduler)
         stack.callback(told.tell)
         stack.callback(service.close, _GRACE_S)
-        while _lives(options["owner"]):
+        owner = _process(options["owner"])
+        while options["owner"] is None or (owner is not None and owner.is_running()):
             control.check()
             told.tell_now_and_then()
             time.sleep(_LOOK_S)
@@ -115,11 +117,15 @@ class _Web:
         self._thread.join(_FLUSH_S + _GRACE_S)
 
 
-def _lives(owner: dict[str, Any] | None) -> bool:
-    """Return whether the process that asked is there; None for a server that goes on by itself."""
+def _process(owner: dict[str, Any] | None) -> psutil.Process | None:
+    """Return the process that asked, if it is there; None too for a server that goes on by itself.
+
+    When it was started is compared once, since that is reckoned from the clock, which may be set.
+    """
     if owner is None:
-        return True
+        return None
     try:
-        return bool(psutil.Process(owner["pid"]).create_time() == owner["started"])
+        process = psutil.Process(owner["pid"])
+        return process if abs(process.create_time() - owner["started"]) < _CLOCK_S else None
     except psutil.NoSuchProcess:
-        return False
+        return None

@@ -22,6 +22,7 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {  # values of what is not done here that
 }  # fmt: skip
 _OF_A_MESSAGE = ("role", "content")
 _MOST_STOPS = 16
+_LONGEST_STOP = 256  # characters: it is looked for at every token
 _MOST_LIKELY = 20
 _MOST_INPUTS = 256  # in which something is found in one go, while others wait
 MOST_PROMPTS = 64
@@ -86,6 +87,9 @@ class StreamOptions(_Strict):
     include_obfuscation: Literal[False] = False
 
 
+Stop = Annotated[str, Field(max_length=_LONGEST_STOP)]
+
+
 class _Asked(_Strict):
     """What all answers have; the usual values are OpenAI's."""
 
@@ -96,7 +100,7 @@ class _Asked(_Strict):
     top_p: float = Field(1.0, ge=0, le=1)
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     n: int = Field(1, ge=1)
-    stop: str | Annotated[list[str], Field(max_length=_MOST_STOPS)] = Field(default_factory=list)
+    stop: Stop | Annotated[list[Stop], Field(max_length=_MOST_STOPS)] = Field(default_factory=list)
     presence_penalty: float = Field(0.0, ge=-2, le=2)
     frequency_penalty: float = Field(0.0, ge=-2, le=2)
 

@@ -128,18 +128,28 @@ class _Lane:
     def num_rows(self) -> int:
         return len(self.rows) + len(self.coming)
 
-    def turn(self, speaker: Tuned, tokens: int, leave: Callable[[Sequence[Task]], None]) -> None:
-        """Let who waits join and write some tokens; `leave` is told who is done after each."""
+    def turn(
+        self, speaker: Tuned, tokens: int, leave: Callable[[Sequence[Task]], None],
+        fail: Callable[[Sequence[Task], Exception], None],
+    ) -> None:  # fmt: skip
+        """Let who waits join and write some tokens; `leave` is told who is done after each, `fail` whose prompt failed."""
         model = speaker.method.inner(speaker.model)
         if self._decoding is None:
             self._decoding = Decoding(model, pads=self.most > 1)
         while self.coming:
             task = self.coming[0]
-            if isinstance(task, Look):
+            if task.is_gone or time.monotonic() > task.until:
+                leave([self.coming.pop(0)])
+            elif isinstance(task, Look):
                 _look(task, speaker)
                 leave([self.coming.pop(0)])
             elif isinstance(task, Row):
-                logits = self._decoding.join(task.prompt, _before(speaker, self.side))
+                try:
+                    logits, cache, mask = self._decoding.read(task.prompt, _before(speaker, self.side))
+                except Exception as error:  # noqa: BLE001 - whatever a model makes of one prompt, the others go on
+                    fail([self.coming.pop(0)], error)
+                    continue
+                self._decoding.add(cache, mask)
                 self.rows.append(task)
                 self.coming.pop(0)
                 self._take(logits[None], [task])
@@ -242,9 +252,11 @@ class Scheduler:
             if self._speakers.tuned(side).objective.scores_rows:
                 continue
             with self._speakers.speaking(side) as speaker:
-                reason = why_alone(speaker.method.inner(speaker.model)) if speaker is not None else None
-            if reason:
-                found[side] = reason
+                model = speaker.method.inner(speaker.model) if speaker is not None else None
+                reason = why_alone(model) if model is not None else None
+                if reason:
+                    _try_alone(model, side)
+                    found[side] = reason
         return found
 
     def _work(self) -> None:
@@ -262,9 +274,9 @@ class Scheduler:
         try:
             with self._speakers.speaking(lane.side) as speaker:
                 assert speaker is not None
-                lane.turn(speaker, tokens, self._leave)
+                lane.turn(speaker, tokens, self._leave, self._fail)
                 while self._has_all(lane):
-                    lane.turn(speaker, tokens, self._leave)
+                    lane.turn(speaker, tokens, self._leave, self._fail)
         except Exception as error:  # noqa: BLE001 - one batch fails, the server goes on
             self._fail(lane.give_up(), error)
 
@@ -337,6 +349,23 @@ class Scheduler:
         if torch.cuda.is_available():
             with contextlib.suppress(RuntimeError):
                 torch.cuda.empty_cache()
+
+
+def _try_alone(model: Any, side: str) -> None:
+    """Refuse a model that cannot even write one text at a time.
+
+    Raises:
+        TuneError: It keeps what it saw in a way of its own.
+    """
+    try:
+        decoding = Decoding(model, pads=False)
+        decoding.join(np.array([3, 4, 5]))
+        decoding.step([3])
+    except Exception as error:
+        raise TuneError(
+            f"The model of `{side}` keeps what it has seen in a way that this server does not know.",
+            hint="`run.generate(prompts)` and `%tune chat` answer with it.",
+        ) from error
 
 
 def _before(speaker: Tuned, side: str) -> Any:

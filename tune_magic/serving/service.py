@@ -7,7 +7,7 @@ import contextlib
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -29,6 +29,8 @@ from tune_magic.serving.served import Model, Served, room_for
 from tune_magic.serving.writing import Writing
 
 _CLOSING = "The server is shutting down."
+_NEAR = 4  # tokens of a prompt before what goes on from it, for the tokenizer
+_READING_S = 60.0  # for whoever reads an answer slowly
 _GONE = Failure(499, "Whoever asked has gone.")  # as nginx counts them; nobody reads it
 
 
@@ -58,18 +60,22 @@ class Asking:
 
     Args:
         over: Called when nothing more will come, or nobody wants it.
+        longest_s: After these seconds nobody waits: whoever does not read what is sent keeps no place.
     """
 
-    def __init__(self, over: Callable[[], None]) -> None:
+    def __init__(self, over: Callable[[], None], longest_s: float) -> None:
+        self._longest_s = longest_s
         self._loop = asyncio.get_running_loop()
         self._came: asyncio.Queue[Told] = asyncio.Queue()
         self._ended = asyncio.Event()
         self._open = 0
         self._over = over
+        self._is_over = False
         self.tasks: list[Task] = []
 
     def add(self, task: Task) -> None:
-        """Take one more task."""
+        """Take one more task; it is gone already where whoever asked is."""
+        task.is_gone = self._is_over
         self.tasks.append(task)
         self._open += 1
 
@@ -97,10 +103,11 @@ class Asking:
         gone = asyncio.ensure_future(_disconnected(request))
         ended = asyncio.ensure_future(self._ended.wait())
         try:
-            await asyncio.wait({gone, ended}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({gone, ended}, return_when=asyncio.FIRST_COMPLETED, timeout=self._longest_s)
         finally:
             gone.cancel()
             ended.cancel()
+            self._is_over = True
             for task in self.tasks:
                 task.is_gone = True
             self._came.put_nowait(_GONE)  # nothing more comes of them, and nobody should wait for it
@@ -167,10 +174,11 @@ class Service:
 
     async def chat(self, asked: ChatRequest, request: Request) -> tuple[Asking, int]:
         """Begin the answers of a chat; returns them and the tokens of the prompt."""
-        model = await self._writer(asked.model)
-        messages = [message.plain() for message in asked.messages]
-        prompt = await asyncio.to_thread((await self.served()).of_messages, model, messages)
-        return await self._write(model, [prompt], asked, param="messages", request=request)
+        with self._place(request) as asking:
+            model = await self._writer(asked.model)
+            messages = [message.plain() for message in asked.messages]
+            prompt = await asyncio.to_thread((await self.served()).of_messages, model, messages)
+            return asking, await self._write(asking, model, [prompt], asked, param="messages")
 
     async def complete(self, asked: CompletionRequest, request: Request) -> tuple[Asking, int]:
         """Begin what goes on from prompts; returns it and the tokens of the prompts."""
@@ -178,20 +186,21 @@ class Service:
             raise Refused(
                 400, f"A request may have {MOST_PROMPTS} prompts; this one has {len(asked.prompts)}.", "prompt"
             )
-        model, served = await self._writer(asked.model), await self.served()
-        prompts = [await asyncio.to_thread(served.of_text, model, prompt) for prompt in asked.prompts]
-        return await self._write(model, prompts, asked, param="prompt", request=request)
+        with self._place(request) as asking:
+            model, served = await self._writer(asked.model), await self.served()
+            prompts = [await asyncio.to_thread(served.of_text, model, prompt) for prompt in asked.prompts]
+            return asking, await self._write(asking, model, prompts, asked, param="prompt")
 
     async def classify(self, asked: ClassifyRequest, request: Request) -> tuple[Found, bool]:
         """Return what a model finds in texts, and whether it is probabilities of classes."""
-        served, scheduler = await self._loaded()
-        model = served.find(asked.model)
-        if model.writes or not model.reads:
-            what = "writes texts; ask `/v1/chat/completions`" if model.writes else "reads no texts"
-            raise Refused(400, f"The model `{model.name}` {what}.", "model")
         asking = self._let_in(request)
-        asking.add(Look(model.side, asking.tell, self._until(), inputs=asked.inputs))
         try:
+            served, scheduler = await self._loaded()
+            model = served.find(asked.model)
+            if model.writes or not model.reads:
+                what = "writes texts; ask `/v1/chat/completions`" if model.writes else "reads no texts"
+                raise Refused(400, f"The model `{model.name}` {what}.", "model")
+            asking.add(Look(model.side, asking.tell, self._until(), inputs=asked.inputs))
             scheduler.submit(asking.tasks)
             async for found in asking.all():
                 if isinstance(found, Found):
@@ -207,9 +216,10 @@ class Service:
         return model
 
     async def _write(
-        self, model: Model, prompts: Sequence[np.ndarray], asked: ChatRequest | CompletionRequest, *, param: str,
-        request: Request,
-    ) -> tuple[Asking, int]:  # fmt: skip
+        self, asking: Asking, model: Model, prompts: Sequence[np.ndarray], asked: ChatRequest | CompletionRequest, *,
+        param: str,
+    ) -> int:  # fmt: skip
+        """Hand prompts to the scheduler and return their tokens."""
         scheduler = (await self._loaded())[1]
         if asked.n * len(prompts) > self.limits.max_n:
             raise Refused(400, f"A request may have {self.limits.max_n} answers, `n` of each prompt.", "n")
@@ -217,13 +227,15 @@ class Service:
             raise Refused(400, "`stream_options` are for `stream: true`.", "stream_options")
         rooms = [room_for(model, len(prompt), asked.wanted, self.limits.usual_tokens, param) for prompt in prompts]
         seed = asked.seed if asked.seed is not None else secrets.randbits(62)
-        asking, until = self._let_in(request), self._until()
+        until = self._until()
         for number, prompt in enumerate(prompts):
+            seen = prompt.tolist() if model.repetition_penalty != 1 else ()
+            before = prompt[-_NEAR:].tolist() if param == "prompt" else ()  # a chat's answer begins a text of its own
             for index in range(number * asked.n, (number + 1) * asked.n):
                 sampling = Sampling(rooms[number], asked.temperature, asked.top_p, seed + index)
                 draw = Draw(
                     sampling, presence_penalty=asked.presence_penalty, frequency_penalty=asked.frequency_penalty,
-                    repetition_penalty=model.repetition_penalty, prompt=prompt.tolist(),
+                    repetition_penalty=model.repetition_penalty, prompt=seen,
                 )  # fmt: skip
                 writing = Writing(
                     model.tokenizer,
@@ -232,10 +244,25 @@ class Service:
                     ends=model.ends,
                     stops=asked.stops,
                     num_likely=asked.num_likely,
+                    before=before,
                 )
                 asking.add(Row(model.side, asking.tell, until, index=index, prompt=prompt, writing=writing))
         scheduler.submit(asking.tasks)
-        return asking, sum(map(len, prompts))
+        return sum(map(len, prompts))
+
+    @contextlib.contextmanager
+    def _place(self, request: Request) -> Iterator[Asking]:
+        """Hold a place for a request before anything is computed for it; it is free again where that fails.
+
+        Raises:
+            Refused: There are too many already.
+        """
+        asking = self._let_in(request)
+        try:
+            yield asking
+        except BaseException:
+            asking.end()
+            raise
 
     def _until(self) -> float:
         return time.monotonic() + self.limits.timeout_s
@@ -250,7 +277,7 @@ class Service:
             said = f"{self._num_asking} requests are at work or wait already; ask again in a moment."
             raise Refused(429, said, code="rate_limit_exceeded", headers={"Retry-After": "1"})
         self._num_asking += 1
-        asking = Asking(self._let_out)
+        asking = Asking(self._let_out, 2 * self.limits.timeout_s + _READING_S)  # loading, writing, and reading it
         watcher = asyncio.create_task(asking.watch(request))
         self._watchers.add(watcher)  # the loop itself holds tasks weakly
         watcher.add_done_callback(self._watchers.discard)

@@ -38,6 +38,7 @@ class Writing:
         ends: Tokens that end it, which it does not show.
         stops: Texts that end it, which it does not hold.
         num_likely: Likeliest tokens told of each place; None tells no probabilities.
+        before: Last tokens of a text that it goes on with: a tokenizer may write a word's space only where one stands before.
 
     Attributes:
         ids: Its tokens so far, that which ended it too.
@@ -46,7 +47,7 @@ class Writing:
 
     def __init__(
         self, tokenizer: Any, draw: Draw, room: int, *, ends: Sequence[int], stops: Sequence[str] = (),
-        num_likely: int | None = None,
+        num_likely: int | None = None, before: Sequence[int] = (),
     ) -> None:  # fmt: skip
         self.draw = draw
         self.ids: list[int] = []
@@ -56,6 +57,12 @@ class Writing:
         self._ends = frozenset(ends)
         self._stops = tuple(stop for stop in stops if stop)
         self._told = 0  # characters
+        self._before = list(before)
+        self._from, self._settled = (
+            0,
+            len(self._before),
+        )  # tokens before and with the text so far, those before it counted
+        self._text = ""  # of the tokens that are settled
         self._num_likely = num_likely
         self._likely: list[Likely] = []
 
@@ -82,7 +89,7 @@ class Writing:
         return self._more()
 
     def _more(self) -> tuple[str, list[Likely]]:
-        text = str(self._tokenizer.decode(self.ids, skip_special_tokens=True))
+        text = self._decoded()
         found = [place for stop in self._stops if (place := text.find(stop)) >= 0]
         if found:
             text, self.reason = text[: min(found)], "stop"
@@ -94,10 +101,29 @@ class Writing:
         likely, self._likely = self._likely, []
         return more, likely
 
+    def _decoded(self) -> str:
+        """Return the text so far; only its last tokens are decoded, together with some before them."""
+        tokens = [*self._before, *self.ids] if self._from < len(self._before) else None
+        first = self._from - len(self._before)
+        near = tokens[self._from :] if tokens else self.ids[first:]
+        known = self._plain(near[: self._settled - self._from])
+        text = self._text + self._plain(near)[len(known) :]
+        if not text.endswith(_HALF):
+            self._text, self._from, self._settled = text, self._settled, len(self._before) + len(self.ids)
+        return text
+
+    def _plain(self, tokens: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(tokens, skip_special_tokens=True))
+
     def _uncertain(self, text: str) -> int:
         """Return how many characters at the end may change, or be the beginning of a text that ends it."""
         half = len(text) - len(text.rstrip(_HALF))
-        begun = [size for stop in self._stops for size in range(1, len(stop)) if text.endswith(stop[:size])]
+        begun = [
+            size
+            for stop in self._stops
+            for size in range(1, min(len(stop), len(text) + 1))
+            if text.endswith(stop[:size])
+        ]
         return max([half, *begun])
 
     def _judged(self, logits: torch.Tensor, token: int, count: int) -> Likely:
@@ -107,4 +133,12 @@ class Writing:
         return Likely(self._word(token), float(logs[token]), tuple((self._word(one), value) for one, value in pairs))
 
     def _word(self, token: int) -> str:
-        return str(self._tokenizer.decode([token]))
+        """Return a token's text, with the space that some tokenizers write only behind another token."""
+        last = [*self._before, *self.ids[:-1]][-1:]
+        known = str(self._tokenizer.decode(last))
+        word = str(self._tokenizer.decode([*last, token]))
+        return (
+            word[len(known) :]
+            if _HALF not in known and word.startswith(known)
+            else str(self._tokenizer.decode([token]))
+        )

@@ -36,7 +36,10 @@ def make_optimizer(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             beside = 1.0 if objective is None else objective.learning_rate_factor(name)
-            key = (parameter.ndim < 2, method.learning_rate_factor(name) * beside)
+            key = (
+                parameter.ndim < 2 and not getattr(parameter, "is_matrix", False),
+                method.learning_rate_factor(name) * beside,
+            )
             groups.setdefault(key, []).append(parameter)
     ordered = [
         {"params": groups[key], "weight_decay": 0.0 if key[0] else recipe.weight_decay, _FACTOR: key[1]}

@@ -213,7 +213,14 @@ def prepare(
     control.check()
 
     compression = _compression(
-        recipe, folder, model_folder, objective, train=dataset.train, inherited=inherited, control=control
+        recipe,
+        folder,
+        model_folder,
+        objective,
+        train=dataset.train,
+        vocabulary=vocabulary,
+        inherited=inherited,
+        control=control,
     )
     model, dtype = _load(
         recipe, model_folder, objective, method, vocabulary=vocabulary, compression=compression, inherited=inherited
@@ -261,7 +268,7 @@ def prepare(
 
 
 def _compression(
-    recipe: Recipe, folder: Path, model_folder: Path, objective: Objective, *, train: Table,
+    recipe: Recipe, folder: Path, model_folder: Path, objective: Objective, *, train: Table, vocabulary: Vocabulary,
     inherited: dict[str, Any] | None, control: Control,
 ) -> Compression | None:  # fmt: skip
     """Return what the run's model is made smaller by: what its folder says, or, at its first start, what is chosen now."""
@@ -271,9 +278,15 @@ def _compression(
     if found is not None:
         return found
     bare = beside.AsLoaded(MethodOptions(name="none"))
+
+    def loaded() -> Any:
+        model = _load_base(objective, model_folder, torch.float32)
+        vocabulary.extend(model)  # the rows have its tokens
+        return model.to(device())
+
     found = compress.choose(
         recipe, folder, train, look=control.check,
-        load=lambda: _load_base(objective, model_folder, torch.float32).to(device()),
+        load=loaded,
         engine_of=lambda model: make_engine(recipe, model, bare, objective, torch.float32),
     )  # fmt: skip
     memory.give_back()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from tune_magic.exporters.model_card import MODELS
 from tune_magic.storage.events import number
 from tune_magic.view import words
 from tune_magic.view.html import (
@@ -24,14 +25,12 @@ from tune_magic.view.html import (
     table,
 )
 
-_CLASS = {"CAUSAL_LM": "AutoModelForCausalLM", "SEQ_CLS": "AutoModelForSequenceClassification"}
 _USES = {
     "adapter": "from peft import PeftModel\nmodel = PeftModel.from_pretrained(base_model, {path!r})",
     "merged": "from transformers import {model}\nmodel = {model}.from_pretrained({path!r})",
     "gguf": (
-        "# llama-server -m {path}/model.gguf\n"
-        "from transformers import AutoModelForCausalLM\n"
-        'model = AutoModelForCausalLM.from_pretrained({path!r}, gguf_file="model.gguf")'
+        "# in a terminal: llama-server -m {path}/model.gguf\n"
+        "# Transformers reads the file too, but overlooks the slowed positions of Llama 3"
     ),
     "onnx_adapters": (
         'import onnxruntime\nsession = onnxruntime.InferenceSession({path!r} + "/model.onnx")\n'
@@ -204,7 +203,7 @@ def usage(receipt: dict[str, Any], path: str) -> str:
     quantization = receipt.get("quantization")
     if receipt["to"] == "adapter" and quantization and quantization["makes_up_for_rounding"]:
         template = _ROUNDED_BASE.format(**quantization) + template
-    return template.format(path=path, model=_CLASS.get(task, "AutoModel"), tokens=tokens, adapter=adapter)
+    return template.format(path=path, model=MODELS.get(task, "AutoModel"), tokens=tokens, adapter=adapter)
 
 
 def _short(path: str) -> str:
