@@ -53,6 +53,7 @@ class Server:
     def __init__(self, path: Path, token: str | None = None) -> None:
         self.job = Run(path)
         self.token = None if token is None else Token(token)
+        self._drawing: threading.Thread | None = None
 
     @property
     def run(self) -> Run:
@@ -102,12 +103,14 @@ class Server:
 
     @property
     def status(self) -> str:
-        """What it does, in words: ``starting``, ``loading the models``, ``ready``, ``ended``, or why it failed."""
+        """What it does, in words: ``starting``, ``loading the models``, ``ready``, ``ending``, ``ended``, or why it failed."""
         if self.has_ended:
             error = self.job.summary().outcome.get("error")
             return f"failed: {error}" if error else "ended"
         if self.is_ready:
             return "ready"
+        if self.job.status == "stopping" or self.job.status in TERMINAL:  # its process has still to go
+            return "ending"
         return "starting" if self.address is None else "loading the models"
 
     @property
@@ -134,14 +137,15 @@ class Server:
 
     def stop(self) -> None:
         """End it: answers that are being written are finished within some seconds, and its memory is free again."""
-        if self.has_ended:
-            return
-        self.job.stop()
-        try:
-            self.job.wait(_STOP_S)
-        except TimeoutError:
-            self.job.kill()
-            self.job.wait(_STOP_S)
+        if not self.has_ended:
+            self.job.stop()
+            try:
+                self.job.wait(_STOP_S)
+            except TimeoutError:
+                self.job.kill()
+                self.job.wait(_STOP_S)
+        if self._drawing is not None:
+            self._drawing.join(_STOP_S)  # the view says so before the cell ends
 
     def card(self) -> dict[str, str]:
         """Return address, models and how to ask them, as HTML and as text; never the token."""
@@ -166,7 +170,8 @@ class Server:
                     live.update(last := card)
             live.update(own.card())
 
-        threading.Thread(target=draw, name=f"view of {self.job.id}", daemon=True).start()
+        self._drawing = threading.Thread(target=draw, name=f"view of {self.job.id}", daemon=True)
+        self._drawing.start()
 
     @property
     def _options(self) -> dict[str, Any]:

@@ -21,6 +21,7 @@ from tune_magic.view.html import (  # fmt: skip
     grey,
     heading,
     table,
+    ticked,
     word,
 )
 
@@ -47,7 +48,7 @@ def server_card(
     is_up = address is not None and status in ("ready", "loading the models")
     body: list[Html] = [
         heading(colour, name, clean(f"server · {status}", 300), ""),
-        table([[grey(key), word(text) if key == "address" else text] for key, text in rows], align="ll"),
+        table([[grey(key), word(text) if key == "address" else ticked(text)] for key, text in rows], align="ll"),
     ]
     lines = [f"{name}: server · {status}", *(f"{key}: {text}" for key, text in rows)]
     if is_up and address is not None:
