@@ -433,3 +433,13 @@ def test_what_must_lie_beside_a_file_is_written_too(planned, tmp_path, monkeypat
     with pytest.raises(BadUsage, match=r"dataset_info.json is there already"):
         do_verb("export-code", parsed, lambda _: run)
     assert not (tmp_path / "train.yaml").exists()
+
+
+@pytest.mark.parametrize("target", OTHERS)
+def test_a_part_of_a_file_is_read_or_refused(planned, data_file, target):
+    run = planned(data={"train": f"{data_file}[:75%]", "held_out": f"{data_file}[75%:]"})
+    if target in ("script", "trl"):
+        assert run.code(target).count("rows.jsonl") == 2
+    else:
+        with pytest.raises(TuneError, match="is a part of a file"):
+            run.code(target)

@@ -32,7 +32,7 @@ def write(source: Source) -> str:
     source.need("axolotl", ("sft", "lm"), ("lora", "full"))
     shape = source.shape()
     content: dict[str, Any] = {"base_model": source.model(), "datasets": [_dataset(source, shape, source.whole_rows())]}
-    reference, _ = source.held_out()
+    reference, _ = source.held_out(whole=True)
     share = 0.0
     if reference is not None:
         content["test_datasets"] = [_dataset(source, shape, reference) | {"split": "train"}]

@@ -40,7 +40,7 @@ def write(source: Source) -> str:
     source.take("data.chat_template")
     if not is_text and shape.kind != "chat" and not source.plan["chat_template"]:
         content["template"] = "empty"
-    reference, _ = source.held_out()
+    reference, _ = source.held_out(whole=True)
     if reference is not None:
         info["held_out"], content["eval_dataset"] = _entry(source, shape, reference), "held_out"
     else:

@@ -30,7 +30,7 @@ def write(source: Source) -> str:
     shape = source.shape()
     if source.objective == "sft" and shape.kind != "text":
         source.notes.append("the whole of each row is trained, questions too: Olive knows no other way")
-    reference, _ = source.held_out()
+    reference, _ = source.held_out(whole=True)
     data = [{"name": "train", "type": "HuggingfaceContainer", **_rows(source, shape, source.whole_rows())}]
     if reference is not None:
         data.append({"name": "held_out", "type": "HuggingfaceContainer", **_rows(source, shape, reference)})

@@ -181,12 +181,19 @@ class Source:
             self.notes.append(f"all rows of {reference} are read; `{self.recipe.data.train}` means a part of them")
         return reference
 
-    def held_out(self) -> tuple[str | None, int]:
-        """Return the file of the held-out rows, None where they are part of the training rows, and how many they are."""
+    def held_out(self, *, whole: bool = False) -> tuple[str | None, int]:
+        """Return the file of the held-out rows, None where they are part of the training rows, and how many they are.
+
+        Args:
+            whole: The program knows no part of a file.
+
+        Raises:
+            TuneError: A part is meant, and it cannot be said.
+        """
         value = self.take("data.held_out")
         if isinstance(value, str):
             bare, part = locate.parse(value)
-            if part is not None:
+            if part is not None and (whole or bare.startswith("$")):
                 raise TuneError(f"`data.held_out: {value}` is a part of a file, which this program cannot read.",
                                 hint="Save those rows as a file of their own.")  # fmt: skip
             return (str(locate.data_path(bare, self.run.path)) if bare.startswith("$") else value), int(
