@@ -147,3 +147,19 @@ def test_runs_that_choose_classes_are_not_probed(train, inline, tmp_path, write)
     )
     with pytest.raises(RunFailed, match="no language model that goes on"):
         run.evaluate(probe=True)
+
+
+def test_token_accuracy_counts_the_likeliest_tokens(train, colours, inline):
+    run = train(**colours, max_steps=20)
+    report = run.evaluate(metrics="token_accuracy,loss")
+    tuned = load_tuned(run)
+    hits, tokens = 0, 0
+    for example in tuned.rows().held_out():
+        ids = torch.from_numpy(example.trunk.tokens.astype(np.int64))[None]
+        with torch.no_grad():
+            likeliest = tuned.model(input_ids=ids).logits[0].argmax(-1).numpy()
+        trained = np.flatnonzero(example.trunk.weights)
+        hits += int((likeliest[trained - 1] == example.trunk.tokens[trained]).sum())
+        tokens += len(trained)
+    assert report.metrics["token_accuracy"] == pytest.approx(hits / tokens)
+    assert report.base["token_accuracy"] < report.metrics["token_accuracy"]

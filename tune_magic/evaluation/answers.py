@@ -13,7 +13,7 @@ from tune_magic.data.table import Table
 from tune_magic.errors import TuneError
 from tune_magic.evaluation.by_evaluate import metric_called
 from tune_magic.evaluation.choices import LIKELIEST, RIGHT, Answers, chosen
-from tune_magic.evaluation.likelihood import log_likelihoods
+from tune_magic.evaluation.likelihood import log_likelihoods, right_tokens
 from tune_magic.evaluation.measures import Measure, measure_of, perplexity, weighted_mean
 from tune_magic.evaluation.metrics import Metric, OutputMetric
 from tune_magic.evaluation.scorer import Said, Scorer, known
@@ -25,6 +25,8 @@ _BY_ENGINE = {
     "loss": Measure("loss", weighted_mean, higher_is_better=False),
     "perplexity": Measure("perplexity", perplexity, higher_is_better=False),
 }
+_TOKENS = "token_accuracy"
+_OWN = (*_BY_ENGINE, _TOKENS, LIKELIEST)  # that no plug-in gives
 _MOST_NEW_TOKENS = 512
 
 
@@ -34,9 +36,11 @@ class AnswerScorer(Scorer):
     def prepare(self, rows: Table) -> None:
         """Choose the metrics; texts without an answer have none that read answers."""
         wanted = self.options.get("metrics") or DEFAULT_METRICS
-        self.metrics = self._metrics([name for name in wanted if name not in (*_BY_ENGINE, LIKELIEST)], rows)
+        self.metrics = self._metrics([name for name in wanted if name not in _OWN], rows)
         self.measures = {name: measure_of(metric) for name, metric in self.metrics.items()}
         self.measures |= {name: measure for name, measure in _BY_ENGINE.items() if name in wanted}
+        if _TOKENS in wanted:
+            self.measures[_TOKENS] = Measure("token accuracy", weighted_mean)
         self.max_new_tokens = 0
         if self.metrics:
             own = self.options.get("max_new_tokens")
@@ -45,7 +49,8 @@ class AnswerScorer(Scorer):
         if self.answers:
             self.measures[LIKELIEST] = RIGHT
         self.asked = {"max_new_tokens": self.max_new_tokens, "answers": self.answers and self.answers.texts}
-        self.passes = 1 + bool(self.metrics) + bool(self.answers)
+        self.asked |= {"tokens": True} if _TOKENS in wanted else {}
+        self.passes = 1 + bool(self.metrics) + bool(self.answers) + (_TOKENS in wanted)
 
     def meet(self, rows: Table) -> None:
         """Learn how the answers to choose among are written in a side's tokens."""
@@ -55,6 +60,11 @@ class AnswerScorer(Scorer):
     def ask(self, side: Tuned, examples: Sequence[Example]) -> list[Said]:
         """Return the loss of each row, summed over its trained tokens, and the answers where a metric reads them."""
         found: list[Said] = [{"loss": loss} for loss in self._losses(side, examples).tolist()]
+        if _TOKENS in self.measures:
+            hits = right_tokens(side, examples, self.advance).tolist()
+            found = [
+                {**row, "hits": hit, "tokens": e.weight} for row, hit, e in zip(found, hits, examples, strict=True)
+            ]
         if self.metrics:
             texts = generate(
                 side.model,
@@ -84,6 +94,8 @@ class AnswerScorer(Scorer):
                 found[name] = metric.values([answer for answer, _ in pairs], [reference for _, reference in pairs])
             else:
                 found[name] = np.array([[metric.score(answer, reference)] for answer, reference in pairs], dtype=float)
+        if _TOKENS in self.measures:  # of a model's own tokens, since others are not more or less right
+            found[_TOKENS] = np.array([[row["hits"] / row["tokens"], row["tokens"]] for row in said])
         if self.answers:
             found[LIKELIEST] = self.answers.right(said, examples)
         return found
