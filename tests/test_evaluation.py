@@ -181,6 +181,8 @@ def test_rare_values_are_one_slice():
 def test_numbers_go_upwards():
     values = [float(i % 50) for i in range(100)]
     assert slices.sliced(values)[1] == ["up to 12", "12 to 24.5", "24.5 to 37", "above 37"]
+    assert slices.sliced([3, 1, 3, None, 2, 3])[1] == ["1", "2", "3", "none"]
+    assert len(slices.sliced([110, 111, 112, 113, 115, 118, 120])[1]) == 4
 
 
 def test_slices_without_rows_that_count_are_left_out():

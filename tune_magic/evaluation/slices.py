@@ -15,6 +15,7 @@ from tune_magic.evaluation.measures import Measure, is_read
 
 OTHERS, NONE = "others", "none"
 _MOST_VALUES = 12  # of a column; rarer ones are one slice
+_MOST_NUMBERS = 6  # that are slices of their own
 _RESAMPLES = 2000
 _QUARTERS = (25, 50, 75)
 _DIGITS = 6  # of their edges
@@ -54,9 +55,9 @@ def compare_slices(
 
 
 def sliced(values: Sequence[Any]) -> tuple[list[str], list[str]]:
-    """Return the slice of each row, and the slices in order, those of most rows first.
+    """Return the slice of each row, and the slices in order, those of most rows first; of numbers, upwards.
 
-    A slice is a value, the quarter that a number is in (these go upwards), or all that is rare.
+    A slice is a value, the quarter that a number is in, or all that is rare.
 
     Example:
         >>> sliced(["de", "en", None, "en"])
@@ -64,11 +65,14 @@ def sliced(values: Sequence[Any]) -> tuple[list[str], list[str]]:
     """
     names = [_word(value) for value in values]
     kinds = Counter(names)
-    if len(kinds) <= _MOST_VALUES:
-        return names, _ordered(kinds)
     numbers = [_number(value) for value in values]
     if all(name == NONE or number is not None for name, number in zip(names, numbers, strict=True)):
-        return _quarters(np.array([np.nan if number is None else number for number in numbers]))
+        if len(kinds) > _MOST_NUMBERS:
+            return _quarters(np.array([np.nan if number is None else number for number in numbers]))
+        by_number = {name: np.inf if number is None else number for name, number in zip(names, numbers, strict=True)}
+        return names, sorted(kinds, key=lambda name: by_number[name])
+    if len(kinds) <= _MOST_VALUES:
+        return names, _ordered(kinds)
     common = {name for name, _ in kinds.most_common(_MOST_VALUES - 1)}
     names = [name if name in common else OTHERS for name in names]
     return names, _ordered(Counter(names))
