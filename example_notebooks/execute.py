@@ -47,6 +47,12 @@ for path in pathlib.Path().glob("*/held_out.*"):
 """
 
 
+def fewer(line: re.Match) -> str:
+    """Return a line that scores or exports, over a few rows."""
+    bare = re.sub(r" --(limit|max-new-tokens|rows) \d+", "", line[0])
+    return f"{bare} --rows 2" if line[2] == "export" else f"{bare} --limit 4 --max-new-tokens 4"
+
+
 def shorten(notebook) -> None:
     """Make every cell quick: two small steps, few rows; what trains in the background is stopped by the notebook."""
     for cell in notebook.cells:
@@ -56,10 +62,8 @@ def shorten(notebook) -> None:
             cell.source = "\n".join([*kept, "max_steps: 2", "batch_size: 2"])
         elif cell.source.startswith("%tune methods --try"):
             cell.source = re.sub(r"--steps \d+", "--steps 2", cell.source)
-        elif cell.source.startswith("%evaluate"):
-            cell.source += " --limit 4 --max-new-tokens 4"
-        elif cell.source.startswith("%export"):
-            cell.source += " --rows 2"
+        elif re.match(r"(\w+ = )?%(evaluate|export)", cell.source):
+            cell.source = re.sub(r"^(\w+ = )?%(evaluate|export)\b.*", fewer, cell.source, flags=re.MULTILINE)
         elif cell.source.startswith("%run make_"):
             cell.source += FEWER_ROWS
 
