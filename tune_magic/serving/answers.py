@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 import secrets
 import time
@@ -12,7 +13,7 @@ from tune_magic.serving.scheduler import Piece
 from tune_magic.serving.writing import Likely
 
 
-class Form:
+class Form(abc.ABC):
     """The form of an answer, the same in all of its pieces.
 
     Args:
@@ -28,17 +29,17 @@ class Form:
         self._head = {"id": f"{self.prefix}-{secrets.token_hex(12)}", "created": int(time.time()), "model": model}
         self._num_prompt_tokens = num_prompt_tokens
 
+    @abc.abstractmethod
     def choice(self, index: int, text: str, reason: str | None, likely: Sequence[Likely] | None) -> dict[str, Any]:
         """Return one text."""
-        raise NotImplementedError
 
     def begun(self, index: int) -> dict[str, Any] | None:
         """Return what a text begins with when it is sent in pieces, if anything."""
         return None
 
+    @abc.abstractmethod
     def more(self, piece: Piece, likely: Sequence[Likely] | None) -> dict[str, Any]:
         """Return a further piece of a text."""
-        raise NotImplementedError
 
     def answer(self, choices: Sequence[dict[str, Any]], num_tokens: int) -> dict[str, Any]:
         """Return the whole answer."""
