@@ -38,6 +38,7 @@ BAD = [
 ]  # fmt: skip
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("name", "content", "says"), [pytest.param(*case[1:], id=case[0]) for case in BAD])
 def test_a_bad_file_is_one_error_in_words(train, write, name, content, says):
     path = write(name, content)
@@ -55,7 +56,7 @@ def test_a_bad_file_is_one_error_in_words(train, write, name, content, says):
     assert "Traceback" not in run.card()["text/plain"]
 
 
-def test_a_cell_of_10_mb_is_read_and_cut(train, write):
+def test_a_cell_of_10_mb_is_read_and_cut(slow, train, write):
     rows = [{"prompt": "p", "completion": f"c {i}"} for i in range(20)] + [
         {"prompt": "big", "completion": "x" * 10_000_000}
     ]

@@ -279,7 +279,7 @@ def save(page, path, expected):
     assert expected in path.read_text()
 
 
-def test_a_form_starts_a_run_that_a_button_stops_and_a_cell_watches_again(lab, page, tmp_path, tiny, data_file):
+def test_a_form_starts_a_run_that_a_button_stops_and_a_cell_watches_again(slow, lab, page, tmp_path, tiny, data_file):
     notebook_in(
         tmp_path,
         "form.ipynb",
@@ -450,7 +450,7 @@ def test_a_second_run_waits_in_its_cell_and_two_tabs_see_the_same(slow, lab, pag
     assert second.status == "stopped"
 
 
-def test_every_panel_works_alone_by_keyboard_and_leaves_text(serve, page, tmp_path, tiny, data_file):
+def test_every_panel_works_alone_by_keyboard_and_leaves_text(slow, serve, page, tmp_path, tiny, data_file):
     lab = serve(dark=True)
     recipe = f"model: {tiny}\ndata: rows.jsonl\nbatch_size: 4\nmax_steps: 8\neval: {{max_new_tokens: 4}}\n"
     panels = {

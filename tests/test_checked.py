@@ -41,6 +41,7 @@ def test_a_second_run_is_told_what_the_first_found(train, checks):
         assert plans[0][key] == plans[1][key]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     "changes",
     [{"method": {"name": "lora", "r": 8}}, {"method": "full"}, {"share_prefixes": False}, {"dtype": "bfloat16"}],
@@ -72,6 +73,7 @@ def test_a_failed_check_is_done_again_since_its_cause_may_have_gone(train, check
     assert (plan["packed"], plan["engine_note"]) == (True, None)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"packed": true}'])
 def test_a_damaged_verdict_is_no_verdict(train, checks, content):
     train(max_steps=1)

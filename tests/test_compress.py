@@ -124,6 +124,7 @@ def logits(model):
 # --- every kind: trained, stopped, gone on with, loaded, exported -----------------------------------------------------
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("kind", ["all three", "weights by Wanda", "zeros and int4", "zeros and values", "tied"])
 def test_a_stopped_run_ends_as_if_unbroken(compressed, make_run, monkeypatch, deep, kind):
     with monkeypatch.context() as patch:
@@ -134,6 +135,7 @@ def test_a_stopped_run_ends_as_if_unbroken(compressed, make_run, monkeypatch, de
     assert_same(run, whole)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_recovers_and_whoever_loads_it_has_the_same_model(trained, kind):
     run = trained(kind)
@@ -307,7 +309,7 @@ def test_k_means_is_lloyds():
     assert torch.allclose(means, numbers.view(3, 50).mean(1))
 
 
-def test_rounding_costs_less_after_training_for_it(compressed, tmp_path):
+def test_rounding_costs_less_after_training_for_it(slow, compressed, tmp_path):
     """A model whose matrices matter, trained as it is and for four bits, and both rounded."""
     sharp = make_model(tmp_path / "sharp", num_hidden_layers=4, initializer_range=0.4)
     ways = {"model": str(sharp), "learning_rate": 3e-3, "max_steps": 60, "eval": {"steps": 60, "samples": 0}}

@@ -237,6 +237,7 @@ class Careless(plugins.get("format", "prompt_completion")):
         return PromptCompletion(values["prompt"].strip(), values["completion"])
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("base", "plugin", "test"),
     [

@@ -221,7 +221,7 @@ ALL = {"l2_sp": 0.05, "ewc": 5.0, "ewc_rows": 4, "kl_base": 0.3}
     {"name": "lora", "r": 4, "lora_dropout": 0.2}, {"name": "full"}, {"name": "lora", "r": 4, "init_lora_weights": "pissa"},
     {"name": "lora", "r": 4, "use_dora": True}, {"name": "bottleneck", "bottleneck_size": 4}, {"name": "prompt", "num_virtual_tokens": 4},
 ])  # fmt: skip
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_stopped_anywhere_all_penalties_go_on_as_if_unbroken(method, train, make_run, monkeypatch, old_rows, new_rows):
     keys = {
         "method": method, "data": {"train": new_rows, "held_out": 0.25}, "retain": ALL | {"ewc_data": old_rows},
@@ -339,7 +339,7 @@ def test_new_words_have_no_base_to_be_kept_near(train):
 # --- what it is for --------------------------------------------------------------------------------------------------
 
 
-def test_the_earlier_task_is_forgotten_less(train, tmp_path, old_rows, new_rows, monkeypatch):
+def test_the_earlier_task_is_forgotten_less(slow, train, tmp_path, old_rows, new_rows, monkeypatch):
     """Capitals first, then sums: the held-out rows are the capitals, so held-out loss says what was forgotten."""
     start = local.start
     monkeypatch.setattr(local, "start", lambda folder, executor="inline": start(folder, "inline"))

@@ -241,7 +241,7 @@ def test_held_out_loss_is_that_of_every_other_run(train, big):
     assert losses(weighed)[0][1] == pytest.approx(losses(plain)[0][1], rel=1e-6)
 
 
-def test_a_step_does_not_depend_on_microbatches_sharing_or_memory(train, big, tiny, monkeypatch):
+def test_a_step_does_not_depend_on_microbatches_sharing_or_memory(slow, train, big, tiny, monkeypatch):
     for teacher in (big, tiny):
         objective = distill(teacher, alpha=0.5, divergence="jensen_shannon")
         keys = {"objective": objective, "learning_rate": 1e-3, "dtype": "float32"}

@@ -213,7 +213,7 @@ def test_reports_of_earlier_versions_are_read(tmp_path):
     assert report.against == {} and report.slices.empty
 
 
-def test_a_hundred_thousand_rows_are_scored_in_the_memory_of_a_few(tmp_path, train, inline, monkeypatch):
+def test_a_hundred_thousand_rows_are_scored_in_the_memory_of_a_few(slow, tmp_path, train, inline, monkeypatch):
     """A few numbers of each row stay; what is answered, and how likely each class was, goes to disk."""
     count = 100_000
     rows = tmp_path / "rows.csv"

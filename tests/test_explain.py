@@ -243,7 +243,7 @@ COUNTED = METHODS | DEFAULTS | {"freeze": {"name": "freeze", "trainable_layers":
 
 
 @pytest.mark.parametrize("name", COUNTED)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(10)
 def test_as_many_parameters_are_told_as_a_run_trains(name, plan_of, tiny):
     options = dict(COUNTED[name])
     told = tune_magic.explain(options.pop("name"), model=str(tiny), **options).numbers

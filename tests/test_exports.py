@@ -47,6 +47,7 @@ def classified(train, tmp_path):
     return start
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("to", ["adapter", "merged", "onnx"])
 def test_a_language_model_comes_with_its_receipt(to, train, inline, wide):
     run = train(model=str(wide))
@@ -67,7 +68,7 @@ def test_a_language_model_comes_with_its_receipt(to, train, inline, wide):
 
 @pytest.mark.parametrize("family", ["bert", "llama"])
 @pytest.mark.parametrize("quantize", [None, "int8"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_a_classifier_in_onnx_chooses_the_same_classes(family, quantize, classified, inline):
     run = classified(family)
     exported = run.export("onnx", quantize=quantize)
@@ -110,7 +111,7 @@ def test_int8_decoders_are_smaller_and_keep_their_answers(family, changes, train
     assert 1e-5 < small.receipt["parity"]["logit_difference"] < 0.1
 
 
-def test_onnxruntime_genai_answers_as_the_model_does(train, inline, wide, capsys):
+def test_onnxruntime_genai_answers_as_the_model_does(slow, train, inline, wide, capsys):
     import onnxruntime_genai as og
 
     run = train(model=str(wide))

@@ -303,6 +303,14 @@ def test_ordinary_text_is_left_alone(text):
     }
 
 
+def test_a_secret_is_known_from_the_moment_the_environment_has_it(monkeypatch):
+    for value in ("first-of-two", "second-of-two"):
+        monkeypatch.setenv("SOME_SERVICE_TOKEN", value)
+        assert hidden.hide(f"it said {value}") == "it said [hidden]"
+    monkeypatch.delenv("SOME_SERVICE_TOKEN")
+    assert hidden.hide("it said second-of-two") == "it said second-of-two"
+
+
 # --- F32: network ------------------------------------------------------------------------------------------------------
 GUARD = """
 import socket, sys
@@ -405,7 +413,7 @@ def test_f34_a_clock_that_is_set_back_changes_no_duration_and_no_state(make_run,
     assert run.card()["text/html"]
 
 
-def test_f34_a_worker_that_sleeps_is_not_lost(make_run, wait_for):
+def test_f34_a_worker_that_sleeps_is_not_lost(slow, make_run, wait_for):
     run = make_run(max_steps=100_000, eval={"steps": 50_000, "samples": 0})
     local.start(run.path)
     wait_for(run, lambda e: e["type"] == "step")

@@ -268,7 +268,7 @@ def test_f14_a_killed_kernel_does_not_stop_a_run(kernel, folder, body, wait_for)
     assert "bot" in kernel.run("%tune runs")
 
 
-def test_a_background_view_lives_on_while_other_cells_run(folder, body):
+def test_a_background_view_lives_on_while_other_cells_run(slow, folder, body):
     notebook = notebook_of(
         "%load_ext tune_magic",
         f"%%finetune bot --background\n{body}max_steps: 150\n",
@@ -320,7 +320,7 @@ def test_f17_a_moved_notebook_finds_its_run(folder, body, tmp_path_factory):
     assert "finished · 20 steps" in again.cells[3].outputs[0].data["text/plain"]
 
 
-def test_f14_a_shut_down_kernel_does_not_stop_a_background_run(folder, body, wait_for):
+def test_f14_a_shut_down_kernel_does_not_stop_a_background_run(slow, folder, body, wait_for):
     kernel = Kernel(folder)
     try:
         kernel.run("%load_ext tune_magic")
@@ -516,7 +516,7 @@ def test_a_committed_notebook_is_a_real_execution(name, metric, before, after):
     assert not [o for c in code for o in c.outputs if o.output_type == "error"]
 
 
-def test_runs_are_kept_in_order_from_a_notebook(folder, body):
+def test_runs_are_kept_in_order_from_a_notebook(slow, folder, body):
     cells = (
         f"%load_ext tune_magic\n__session__ = '{folder}/n.ipynb'",
         f"%%finetune a\n{body}max_steps: 6\n",

@@ -233,7 +233,7 @@ KNOBS = {
 
 
 @pytest.mark.parametrize("name", KNOBS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(6)
 def test_every_knob_resumes_exactly_and_learns(name, train, make_run, monkeypatch):
     changes = {**SHORT, **PLAIN, "learning_rate": 2e-2, **KNOBS[name]}
     whole = train(**changes)
@@ -500,7 +500,9 @@ def find(recipe):
     return search
 
 
-def test_the_rate_that_is_found_trains_and_a_hundredth_of_it_hardly_does(find, train, tmp_path, monkeypatch, capsys):
+def test_the_rate_that_is_found_trains_and_a_hundredth_of_it_hardly_does(
+    slow, find, train, tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     found = find()
     rate = found.metrics["learning_rate"]

@@ -50,6 +50,7 @@ def roomy(train):
     return train(**ROOMY)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("first", [1, 8])
 @pytest.mark.parametrize("where", ["forward", "backward"])
 def test_f21_the_step_is_done_again_in_halves_and_nothing_else_changes(train, roomy, monkeypatch, where, first):

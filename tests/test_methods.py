@@ -55,7 +55,7 @@ def inline(monkeypatch):
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 def test_a_language_model_learns_resumes_and_answers_by_every_method(name, train, make_run, monkeypatch, inline):
     whole = train(method=METHODS[name], learning_rate=2e-2, **SHORT)
     whole.raise_for_state()
@@ -72,7 +72,7 @@ def test_a_language_model_learns_resumes_and_answers_by_every_method(name, train
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(5)
 def test_the_base_is_the_base_whatever_the_method(name, train, tiny):
     """Held-out rows are scored by the model as it came, not by what the method makes of it before it has learned."""
     reference = train(max_steps=1, eval={"steps": 1, "samples": 0}).summary().evaluations[0]["loss"]
@@ -95,7 +95,7 @@ def test_a_classifier_learns_by_every_method(name, train, tmp_path):
     assert load_tuned(run).model is not None
 
 
-@pytest.mark.sampled(4)
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("kind", ["language model", "classifier"])
 @pytest.mark.parametrize("name", METHODS)
 def test_in_bfloat16_what_is_trained_is_kept_in_float32(name, kind, train, inline, tmp_path):
@@ -115,7 +115,7 @@ def test_in_bfloat16_what_is_trained_is_kept_in_float32(name, kind, train, inlin
 
 
 @pytest.mark.parametrize("name", METHODS)
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_an_export_is_the_model_or_is_refused(name, train, inline, tmp_path):
     run = train(method=METHODS[name], learning_rate=2e-2, max_steps=6)
     if name in ("pissa", "olora", "pfeiffer", "houlsby", "decayed", "unfreeze"):
@@ -145,6 +145,7 @@ LAYERS, WIDTH, KEYS, INNER = 2, 32, 16, 64  # of the tiny model, with two heads 
 LINEAR = [(WIDTH, WIDTH), (WIDTH, KEYS), (WIDTH, KEYS), (WIDTH, WIDTH), *2 * [(WIDTH, INNER)], (INNER, WIDTH)]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

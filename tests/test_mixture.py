@@ -287,7 +287,7 @@ def test_rows_encoded_before_are_the_same_run(train, write, keep_all):
     assert [s["loss"] for s in first.events("step")] == [s["loss"] for s in second.events("step")]
 
 
-def test_anything_that_matters_encodes_anew(train, write, keep_all):
+def test_anything_that_matters_encodes_anew(slow, train, write, keep_all):
     path = write("rows.jsonl", lines([{**row, "text": "a longer text", "user": 1} for row in numbered(40)]))
     changes = [
         {}, {"max_length": 64}, {"data": {"train": str(path), "format": "text"}}, {"data": {"train": str(path), "chat_template": False}},

@@ -200,6 +200,7 @@ def menu(tmp_path):
     return made
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("method", ["full", "lora"])
 @pytest.mark.parametrize("name", ROWS)
 def test_each_objective_learns_resumes_evaluates_and_predicts(
@@ -547,7 +548,7 @@ def test_domains_are_scored_apart_and_unlabelled_rows_are_not_scored(train, menu
 
 
 @pytest.mark.parametrize("name", [name for name in ROWS if name not in ("lm", "seq2seq")])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_predictions_are_what_was_learned(name, train, menu):
     tuned = trained(name, train, menu, max_steps=10)
     held_out = tuned.rows().held_out()[0]

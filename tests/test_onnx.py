@@ -31,7 +31,7 @@ def test_genai_answers_through_its_own_generator(quantize, most, language, inlin
         exec(usage(exported.receipt, str(exported.path)), known)  # what the card shows
 
 
-def test_answers_of_genai_end_where_those_of_the_model_do(language, inline):  # noqa: F811
+def test_answers_of_genai_end_where_those_of_the_model_do(slow, language, inline):  # noqa: F811
     """The builder takes the end from the base's configuration alone."""
     exported = language.export("genai", rows=1)
     about = json.loads((exported.path / "genai_config.json").read_text())
@@ -48,7 +48,7 @@ def test_answers_of_genai_end_where_those_of_the_model_do(language, inline):  # 
     ],
 )
 @pytest.mark.sampled(3)
-def test_what_the_builder_cannot_is_refused(family, changes, message, train, inline, tmp_path):  # noqa: F811
+def test_what_the_builder_cannot_is_refused(slow, family, changes, message, train, inline, tmp_path):  # noqa: F811
     """A family it does not know, one that it writes wrongly, heads too narrow for its attention."""
     run = train(model=str(make_model(tmp_path / "m", family, **changes)), max_steps=1)
     with pytest.raises(RunFailed, match=message):
@@ -112,6 +112,7 @@ def test_four_bits_of_products_that_have_none_are_refused(slow, train, inline, t
         run.export("onnx", quantize="int4", rows=1)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("quantize", "most"), [("fp16", 0.005), ("bf16", 0.04)])
 def test_a_merged_model_in_half_the_bytes(quantize, most, language, inline):  # noqa: F811
     from transformers import AutoModelForCausalLM

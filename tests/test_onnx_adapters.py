@@ -69,6 +69,7 @@ def test_a_larger_rank_by_zeros_is_the_same_product():
     assert np.abs(more.down @ more.up - pair.down @ pair.up).max() < 1e-6
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(
     ("other", "message"),
     [

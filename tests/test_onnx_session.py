@@ -60,7 +60,7 @@ def test_settings_are_tried_and_the_fastest_lies_beside_the_graph(classified, in
     assert "ms</td>" in exported.card()["text/html"]
 
 
-def test_out_of_time_some_settings_are_left_out_and_that_is_said(classified, inline, monkeypatch):  # noqa: F811
+def test_out_of_time_some_settings_are_left_out_and_that_is_said(slow, classified, inline, monkeypatch):  # noqa: F811
     monkeypatch.setattr(onnx_session, "_LONGEST_S", 0.0)
     exported = classified().export("onnx", rows=2)
     session = exported.receipt["session"]

@@ -124,7 +124,7 @@ def test_a_start_is_done_by_the_panels_thread_not_by_the_callback(tiny, data_fil
     assert "were trained before" in again.bundle()["text/plain"]
 
 
-def test_a_table_can_be_given_to_the_form(tiny, tmp_path, monkeypatch):
+def test_a_table_can_be_given_to_the_form(slow, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     table = pd.DataFrame({"prompt": [f"q {i}" for i in range(12)], "completion": ["a"] * 12})
     panel = FinetunePanel("bot", model=str(tiny), data=table, max_steps=1)

@@ -34,7 +34,7 @@ def installed(tmp_path_factory):
     return os.environ | {"PYTHONPATH": str(target)}
 
 
-def test_the_package_trains_in_a_fresh_process(installed, tiny, data_file, tmp_path, own_home):
+def test_the_package_trains_in_a_fresh_process(slow, installed, tiny, data_file, tmp_path, own_home):
     environment = installed | {"XDG_DATA_HOME": str(own_home), "XDG_CACHE_HOME": str(own_home / "cache")}
     done = subprocess.run(
         [sys.executable, "-c", RUN, str(tiny), str(data_file)], env=environment, cwd=tmp_path, capture_output=True,

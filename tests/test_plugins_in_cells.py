@@ -140,7 +140,7 @@ def test_a_function_of_a_cell_is_trained_with_in_a_worker(cell, recipe):
     assert "cell_code" not in plain.info
 
 
-def test_everything_a_recipe_names_may_come_from_cells(cell, recipe):
+def test_everything_a_recipe_names_may_come_from_cells(slow, cell, recipe):
     cell(EXTRAS)
     run, _ = start(
         recipe, objective={"name": "focal", "gamma": 1}, method={"name": "my_lora", "r": 4},
@@ -187,7 +187,7 @@ def test_a_run_is_known_by_the_code_it_was_trained_with(cell, recipe, monkeypatc
     assert start(recipe)[1] == launching.FOUND
 
 
-def test_a_stopped_run_needs_the_cell_to_go_on(cell, make_run, recipe, monkeypatch):
+def test_a_stopped_run_needs_the_cell_to_go_on(slow, cell, make_run, recipe, monkeypatch):
     cell(LOSS.format(by=2.0))
     built = build_recipe(recipe | {"objective": "my_loss"} | SHORT)
     with monkeypatch.context() as patch:
@@ -215,7 +215,7 @@ def test_a_stopped_run_needs_the_cell_to_go_on(cell, make_run, recipe, monkeypat
     assert load_tuned(run).objective.options.name == "my_loss"
 
 
-def test_a_kernel_that_was_restarted_asks_for_the_cell(of_kernels, tiny, data_file):  # noqa: F811
+def test_a_kernel_that_was_restarted_asks_for_the_cell(slow, of_kernels, tiny, data_file):  # noqa: F811
     body = f"model: {tiny}\ndata: {data_file.name}\nobjective: my_loss\nmax_steps: 3\neval: {{samples: 0}}\n"
     code = LOSS.format(by=2.0)
     kernel = Kernel(of_kernels)
@@ -240,7 +240,7 @@ def test_a_kernel_that_was_restarted_asks_for_the_cell(of_kernels, tiny, data_fi
         kernel.close()
 
 
-def test_a_standby_is_sent_the_code_too(cell, make_run, recipe, own_home, monkeypatch):
+def test_a_standby_is_sent_the_code_too(slow, cell, make_run, recipe, own_home, monkeypatch):
     from tune_magic.storage import places
 
     monkeypatch.delenv("TUNE_MAGIC_STANDBY")
@@ -499,7 +499,7 @@ def hash_of(cell, text):
     return code.hash
 
 
-def test_the_hash_is_of_what_the_code_says(cell):
+def test_the_hash_is_of_what_the_code_says(slow, cell):
     base = "@tune_magic.objective('o')\ndef o(states): return {}"
     same = hash_of(cell, base.format("states.x * 2"))
     assert hash_of(cell, base.format("states.x*2  # twice")) == same

@@ -169,7 +169,7 @@ def test_what_the_weights_take(wide):
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_a_run_learns_resumes_to_the_bit_and_keeps_its_base(name, train, make_run, monkeypatch, wide):
     options = {"model": str(wide), "quantization": KINDS[name], **FLOAT, **SHORT}
     whole = train(**options)
@@ -290,7 +290,7 @@ def test_what_cannot_be_is_said(text, said):
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])
 @pytest.mark.parametrize("to", ["merged", "adapter"])
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_an_export_is_the_tuning_on_a_base_of_full_precision(kind, to, train, inline, wide):
     from peft import PeftModel, get_peft_model_state_dict
     from transformers import AutoModelForCausalLM
@@ -324,7 +324,7 @@ def test_an_export_is_the_tuning_on_a_base_of_full_precision(kind, to, train, in
     assert (reference - logits(load_tuned(run).model)).abs().max() > 1e-4
 
 
-def test_an_onnx_export_of_a_quantised_run(train, inline, wide):
+def test_an_onnx_export_of_a_quantised_run(slow, train, inline, wide):
     exported = train(model=str(wide), quantization="nf4", max_steps=4, **FLOAT).export("onnx", rows=2)
     assert exported.ok is True
     assert exported.receipt["parity"]["on_quantized"]["logit_difference"] > 1e-4
@@ -426,7 +426,7 @@ def test_loftq_starts_nearer_to_the_model_than_rounding_alone(alpha, wide):
         torch.testing.assert_close(lora.get_delta_weight("default").detach(), best, rtol=1e-3, atol=1e-5)
 
 
-def test_a_run_by_loftq_and_what_is_written_of_it(train, make_run, monkeypatch, inline, wide):
+def test_a_run_by_loftq_and_what_is_written_of_it(slow, train, make_run, monkeypatch, inline, wide):
     method = {"name": "lora", "r": 8, "init_lora_weights": "loftq"}
     options = {"model": str(wide), "quantization": "nf4", "method": method, **FLOAT, **SHORT}
     whole = train(**options)
@@ -529,7 +529,7 @@ def test_states_are_as_large_as_forecast_and_come_back_to_the_bit(name):
 
 
 @pytest.mark.parametrize("name", NEW)
-@pytest.mark.sampled(2)
+@pytest.mark.sampled(4)
 def test_a_run_learns_by_it_and_resumes_to_the_bit(name, train, make_run, monkeypatch, wide):
     rate = 1e-3 if "lion" in name else 1e-2
     options = {"model": str(wide), "optim": name, "learning_rate": rate, **FLOAT, **SHORT}

@@ -56,7 +56,7 @@ def test_ids_sort_by_when_they_were_made_and_two_of_one_moment_differ():
 # --- compare ---------------------------------------------------------------------------------------------------------
 
 
-def test_runs_side_by_side(launch):
+def test_runs_side_by_side(slow, launch):
     first, second = launch("first"), launch("second", learning_rate=1e-3, method={"name": "lora", "r": 8})
     first.evaluate(metrics="loss")
     found = tune_magic.compare("first", second)
@@ -219,6 +219,7 @@ def test_a_run_is_renamed_and_annotated(launch, capsys):
     assert Run(run.path).meta == {"name": "helper"}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", ["", "two words", "a/b", "..\\x", "a\nb", "x" * 200, "'q'", "$x"])
 def test_a_name_is_one_that_can_be_typed(launch, name):
     with pytest.raises(TuneError, match="cannot be a run's name"):

@@ -91,7 +91,7 @@ def test_a_stopped_cell_goes_on_when_it_is_run_again(shell, body, monkeypatch):
     assert run.summary().attempt == 2
 
 
-def test_tune_resume_goes_on_and_shows_the_card(shell, body, monkeypatch, capsys):
+def test_tune_resume_goes_on_and_shows_the_card(slow, shell, body, monkeypatch, capsys):
     from tune_magic.training.loop import Loop
 
     real = Loop._note_memory

@@ -137,7 +137,7 @@ def test_a_batch_that_is_broken_off_leaves_nothing_behind(runs, monkeypatch):
     {"name": "prompt", "num_virtual_tokens": 4}, {"name": "p_tuning", "num_virtual_tokens": 4},
     {"name": "prefix", "num_virtual_tokens": 4},
 ], ids=lambda method: "-".join(map(str, method.values())))  # fmt: skip
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(9)
 def test_every_method_that_adds_can_be_stacked(method, train):
     pair = {
         name: train(method=method, max_steps=3, seed=seed, learning_rate=2e-2) for name, seed in (("a", 1), ("b", 2))
@@ -325,7 +325,7 @@ def test_pruning_by_magnitude_keeps_the_largest(stack):
         assert torch.allclose(pruned[layer][place], wanted, atol=1e-6)
 
 
-def test_dare_is_seeded_and_unbiased(stack):
+def test_dare_is_seeded_and_unbiased(slow, stack):
     chosen, before = {"first": 0.5, "second": 0.5}, torch.get_rng_state()
     for number, seed in enumerate((3, 3, 4)):
         stack.combine(f"drawn{number}", Combination(chosen, "dare_linear", 0.4, seed=seed))
@@ -620,7 +620,7 @@ def here(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("how", "options"), [
     ("linear", {}), ("cat", {}), ("svd", {"rank": 3}), ("svd", {"rank": 20}), ("ties", {"density": 0.4}), ("dare_ties_svd", {"seed": 5}),
 ])  # fmt: skip
-@pytest.mark.sampled(3)
+@pytest.mark.sampled(6)
 def test_a_merged_run_is_a_run(runs, inline, here, how, options):
     merged = tune_magic.merge_adapters({"first": 0.7, "second": 0.3}, how, name="both", **options)
     assert merged.status == "finished"
@@ -700,7 +700,7 @@ def test_a_merge_that_fails_says_why(runs, inline, here):
     assert "trainable.safetensors" in text
 
 
-def test_the_command_merges_by_a_worker(runs, here, capsys):
+def test_the_command_merges_by_a_worker(slow, runs, here, capsys):
     from tune_magic import cli
 
     assert cli.main(["merge", "both", "first=0.7", "second=0.3", "--how", "ties", "--density", "0.5"]) == 0

@@ -72,7 +72,7 @@ def spawn(**environment):
         return worker.spawn(worker.STANDBY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
 
 
-def test_a_ready_standby_trains_exactly_like_a_fresh_worker(make_run):
+def test_a_ready_standby_trains_exactly_like_a_fresh_worker(slow, make_run):
     pid = warm_up()
     until(standby.is_ready)
     assert psutil.Process(pid).memory_info().rss < RESIDENT_LIMIT_BYTES
@@ -117,7 +117,7 @@ def test_a_job_is_killed_even_before_the_imports_are_done(make_run):
     assert run.status == "lost"
 
 
-def test_a_library_that_cannot_be_imported_is_left_to_the_job(make_run, tmp_path, monkeypatch):
+def test_a_library_that_cannot_be_imported_is_left_to_the_job(slow, make_run, tmp_path, monkeypatch):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "peft.py").write_text("raise RuntimeError('a broken library')\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "broken"))
@@ -134,6 +134,7 @@ def test_a_library_that_cannot_be_imported_is_left_to_the_job(make_run, tmp_path
     assert "a broken library" in needing.log.read_text()
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("idle_s", ["0", "900"])
 def test_it_ends_by_itself_when_idle_and_when_the_pipe_ends(idle_s):
     with spawn(TUNE_MAGIC_STANDBY_IDLE_S=idle_s) as process:
@@ -165,6 +166,7 @@ time.sleep(1000)
 """
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("has_job", [False, True])
 def test_a_killed_kernel_leaves_no_standby_and_every_worker(make_run, wait_for, has_job):
     run = make_run()

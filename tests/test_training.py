@@ -70,6 +70,7 @@ class StopAt:
         monkeypatch.setattr(Control, "check", check)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", [{"name": "lora", "r": 4, "lora_dropout": 0.2}, {"name": "full"}])
 def test_f5_f6_stopped_anywhere_a_run_ends_as_if_unbroken(train, make_run, monkeypatch, full, method):
     with monkeypatch.context() as patch:
@@ -189,6 +190,7 @@ def test_early_stopping_stops_and_resume_does_not_undo_it(train):
     assert summary.step == best + 4
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("phase", ["step", "eval", "save"])
 def test_f16_sigterm_saves_and_ends_cleanly(make_run, wait_for, phase):
     settings = {

@@ -49,6 +49,7 @@ def inline(monkeypatch):
     monkeypatch.setattr(local, "start", lambda path, *_: start(path, "inline"))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_evaluate_compares_base_and_tuned_over_the_same_rows(trained, method, request):
     if method == "full":  # the other one by a real worker
@@ -103,6 +104,7 @@ def test_evaluate_on_other_rows_and_without_answers(trained, inline, tmp_path):
         tune_magic.evaluate(trained["lora"], metrics=["bleurt"])
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_merged_export_is_a_plain_transformers_model(trained, method, inline, tokenizer):
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -198,7 +200,7 @@ def test_the_command_line_has_the_same_verbs(tiny, data_file, tmp_path):
         assert said in done.stderr
 
 
-def test_stop_from_a_terminal(tiny, data_file, tmp_path, make_run, wait_for):
+def test_stop_from_a_terminal(slow, tiny, data_file, tmp_path, make_run, wait_for):
     run = make_run(max_steps=10**6, eval={"steps": 10**6, "samples": 0})
     from tune_magic.executors import local
 
@@ -209,7 +211,7 @@ def test_stop_from_a_terminal(tiny, data_file, tmp_path, make_run, wait_for):
     assert run.status == "stopped"
 
 
-def test_a_run_goes_on_and_is_evaluated_from_another_folder(tiny, data_file, tmp_path, monkeypatch):
+def test_a_run_goes_on_and_is_evaluated_from_another_folder(slow, tiny, data_file, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = tune_magic.finetune(model=str(tiny), data="rows.jsonl", max_steps=2, name="moved", eval={"samples": 0})
     elsewhere = tmp_path / "elsewhere"

@@ -205,6 +205,7 @@ def surfaces(make, make_report, text):
     }
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_f30_hostile_text_is_shown_and_does_nothing(make, make_report, kind):
     text = HOSTILE[kind]

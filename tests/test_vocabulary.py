@@ -233,6 +233,7 @@ def test_stopped_anywhere_a_run_with_new_words_ends_as_if_unbroken(train, make_r
         assert_same(run, whole)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_evaluation_compares_with_the_real_base(method, train, inline):
     """Exactly what an unextended run says of the base, text by text."""
@@ -264,6 +265,7 @@ def test_rows_the_base_needs_more_tokens_for_are_scored_whole(train, inline, wri
     assert reports[0][0]["loss_base"] == pytest.approx(reports[1][0]["loss_base"], rel=1e-4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("on_bad_rows", ["skip", "error"])
 def test_base_and_run_are_compared_on_rows_that_both_read_whole(train, inline, write, on_bad_rows):
     """Cut rows say nothing of the same texts; a row that only one of the two drops must not shift the others."""
@@ -305,6 +307,7 @@ def test_a_run_does_not_need_its_corpus_any_more(train, tmp_path, inline):
     assert isinstance(run.generate(["item 1 is red"], max_new_tokens=4)[0], str)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("to", ["adapter", "merged", "onnx"])
 @pytest.mark.parametrize("tied", [True, False])
 def test_an_export_has_the_new_words(to, tied, train, inline, tmp_path):
@@ -325,6 +328,7 @@ def test_an_export_has_the_new_words(to, tied, train, inline, tmp_path):
         assert f"base_model.resize_token_embeddings({size}, mean" in exported.card()["text/html"]
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("method", ["lora", "full"])
 def test_a_classifier_learns_new_words_too(method, train, tmp_path, inline):
     path = tmp_path / "labelled.jsonl"
