@@ -17,7 +17,8 @@ from tune_magic import cli
 from tune_magic.chatting import Answer, Turn, _system_of
 from tune_magic.errors import RunFailed, TuneError
 from tune_magic.evaluation import chat as chat_job
-from tune_magic.models.generate import Sampling, generate, stream
+from tune_magic.models.decode import Sampling
+from tune_magic.models.generate import generate, stream
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.view.chat import chat_card

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tune_magic.evaluation.speakers import Beside, Stacked
 from tune_magic.models import decode
-from tune_magic.models.decode import Decoding, Draw, why_alone
-from tune_magic.models.generate import Sampling, generate, stream
+from tune_magic.models.decode import Decoding, Draw, Sampling, why_alone
+from tune_magic.models.generate import generate, stream
 from tune_magic.serving.scheduler import Failure, Look, Piece, Row, Scheduler
 from tune_magic.serving.writing import Writing
 

@@ -22,7 +22,8 @@ from tune_magic import cli, servers
 from tune_magic.errors import TuneError
 from tune_magic.executors import local
 from tune_magic.handles import Run
-from tune_magic.models.generate import Sampling, stream
+from tune_magic.models.decode import Sampling
+from tune_magic.models.generate import stream
 from tune_magic.recipe import build_recipe
 from tune_magic.servers import Server, Token
 from tune_magic.storage import folder

@@ -10,7 +10,8 @@ import psutil
 
 from tune_magic.errors import TuneError
 from tune_magic.evaluation.speakers import Speakers, speakers_of
-from tune_magic.models.generate import Sampling, stream
+from tune_magic.models.decode import Sampling
+from tune_magic.models.generate import stream
 from tune_magic.storage.control import Control
 from tune_magic.storage.events import EventLog
 from tune_magic.storage.folder import RunFolder

@@ -5,16 +5,32 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from tune_magic.models.generate import Sampling
-
 _TOLERANCE = 1e-3  # of the largest logit: rounding differs with what else is computed, and a wrong position is far more
 _COLDEST = 1e-5  # colder ones divide logits into infinities, and take the likeliest token anyway
 _CHECKED = ((5, 9, 7), 3)  # prompts' lengths, and tokens written after them
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen.
+
+    Attributes:
+        max_new_tokens: Longest answer in tokens.
+        temperature: 0 takes the likeliest token; higher ones draw more freely.
+        top_p: Share of probability, from the likeliest down, that is drawn from.
+        seed: Of what is drawn.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
 
 
 class Decoding:
@@ -70,16 +86,33 @@ class Decoding:
             outputs = self._model(**given, attention_mask=mask, use_cache=True, **self._last_alone())
         return outputs.logits[0, -1].float(), outputs.past_key_values, mask
 
+    def read_together(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any = None) -> tuple[torch.Tensor, Any]:
+        """Compute prompts of left-padded rows; return logits after each, (rows, vocabulary), keys and values; see `read`.
+
+        Args:
+            ids: Shape (rows, tokens).
+            mask: 1 where there is a token, shape (rows, tokens of the cache and these).
+            cache: Keys and values of the tokens before these.
+        """
+        positions = (mask.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        cache = self._new_cache() if cache is None else cache
+        with torch.no_grad():
+            outputs = self._model(
+                input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **self._placed(positions),
+                **self._last_alone(),
+            )  # fmt: skip
+        return outputs.logits[:, -1].float(), outputs.past_key_values
+
     def step(self, tokens: Sequence[int]) -> torch.Tensor:
         """Write the next token of each row and return the logits of the one after it, (rows, vocabulary)."""
         ids = torch.tensor(tokens, device=self._mask.device)[:, None]
         positions = self._mask.sum(1, keepdim=True)
         self._mask = torch.cat([self._mask, torch.ones_like(ids)], 1)
-        placed = {"position_ids": positions} if "position_ids" in self._takes else {}
         with torch.no_grad():
             outputs = self._model(
-                input_ids=ids, attention_mask=self._mask, past_key_values=self._cache, use_cache=True, **placed
-            )
+                input_ids=ids, attention_mask=self._mask, past_key_values=self._cache, use_cache=True,
+                **self._placed(positions),
+            )  # fmt: skip
         self._cache = outputs.past_key_values
         logits: torch.Tensor = outputs.logits[:, -1].float()
         return logits
@@ -103,12 +136,16 @@ class Decoding:
 
         return DynamicCache() if self._pads else None
 
+    def _placed(self, positions: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Positions, for a model that does not find them by its mask."""
+        return {"position_ids": positions} if "position_ids" in self._takes else {}
+
     def _last_alone(self) -> dict[str, int]:
         """Whole prompts of logits are not needed."""
         return {"logits_to_keep": 1} if "logits_to_keep" in self._takes else {}
 
     def add(self, cache: Any, mask: torch.Tensor) -> None:
-        """Let a prompt that was read be the last row."""
+        """Let what was read be the last row, or rows."""
         if not self.num_rows:
             self._cache, self._mask = cache, mask
             return

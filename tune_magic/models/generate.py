@@ -1,23 +1,20 @@
-"""Answers: greedy ones in batches of similar length, and one at a time as its tokens come."""
+"""Answers: greedy ones of many prompts together, and one at a time as its tokens come."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from tune_magic.errors import TuneError
+from tune_magic.models import greedy
+from tune_magic.models.decode import Sampling
+from tune_magic.models.greedy import left_padded
 
 _BATCH = 32
 _BATCH_TOKENS = 16_384  # most of a batch, with room for answers: keys and values of each are kept
-_GOES_ON = frozenset({
-    "llama", "qwen2", "qwen3", "mistral", "phi", "phi3", "smollm3", "olmo2", "stablelm", "gpt_neox", "gpt2", "gptj", "gpt_bigcode",
-    "opt", "gemma", "cohere",
-})  # fmt: skip
-_WORTH = 64  # tokens that a shared beginning must save
 
 
 def generate(
@@ -39,10 +36,54 @@ def generate(
         prompts: Token ids, each of shape (length,).
         max_new_tokens: Longest answer in tokens; shorter after a prompt that leaves the model fewer positions.
         between: Called before each token; may raise to break off.
-        done: Called with the number of prompts answered by each batch.
-        batch_size: Prompts answered at once; sorted by length first, so that little is padding.
+        done: Called with how many prompts were answered since.
+        batch_size: Prompts answered at once, by length, so that little is padding.
         adapters: PEFT's name of the adapter that answers each prompt, ``__base__`` for none; default: the active one.
     """
+    answered = 0
+
+    def count(ended: int) -> None:
+        nonlocal answered
+        answered += ended
+        if done is not None:
+            done(ended)
+
+    positions = positions_of(model)
+    rooms = [
+        max_new_tokens if positions is None else min(max_new_tokens, positions - len(prompt)) for prompt in prompts
+    ]
+    if adapters is None and greedy.fits(model):
+        ends = end_tokens(model, tokenizer)
+        writer = greedy.Greedy(model, prompts, rooms, ends, places=batch_size, tokens=_BATCH_TOKENS)
+        written = writer.write(between or (lambda: None), count)
+    else:
+        written = _by_transformers(
+            model,
+            tokenizer,
+            prompts,
+            rooms=rooms,
+            between=between,
+            done=count,
+            batch_size=batch_size,
+            adapters=adapters,
+        )
+    if len(prompts) > answered:
+        count(len(prompts) - answered)  # those that leave no place for an answer
+    return [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written]
+
+
+def _by_transformers(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[np.ndarray],
+    *,
+    rooms: Sequence[int],
+    between: Callable[[], None] | None,
+    done: Callable[[int], None],
+    batch_size: int,
+    adapters: Sequence[str] | None,
+) -> list[list[int]]:
+    """Return the tokens of answers that Transformers writes, batch by batch; see `generate`."""
     from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
     class Between(StoppingCriteria):  # the one hook Transformers calls at every token
@@ -52,24 +93,18 @@ def generate(
             return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
     device = next(model.parameters()).device
-    pad = tokenizer.pad_token_id
     config = GenerationConfig(
         do_sample=False,
-        pad_token_id=pad,
+        pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=end_tokens(model, tokenizer),
     )
-    encodes = model.config.is_encoder_decoder
-    answers, left = [""] * len(prompts), len(prompts)
-    for chosen, room in _batches([len(prompt) for prompt in prompts], max_new_tokens, positions_of(model), batch_size):
-        config.max_new_tokens = room
-        own = [prompts[index] for index in chosen]
+    answers: list[list[int]] = [[] for _ in prompts]
+    for chosen in _batches([len(prompt) for prompt in prompts], rooms, batch_size):
+        config.max_new_tokens = rooms[chosen[0]]
         named = {} if adapters is None else {"adapter_names": [adapters[index] for index in chosen]}
-        begun = shared_tokens(own) if adapters is None and _keeps_beginnings(model) else 0
-        ids, mask = _left_padded(own, pad, begun)
+        ids, mask = left_padded([prompts[index] for index in chosen], pad=tokenizer.pad_token_id)
         with torch.no_grad():
-            if begun:
-                named["past_key_values"] = _begin(model, ids[:1, :begun].to(device), len(own))
             out = model.generate(
                 input_ids=ids.to(device),
                 attention_mask=mask.to(device),
@@ -77,14 +112,11 @@ def generate(
                 stopping_criteria=StoppingCriteriaList([Between()]),
                 **named,
             )
-        for row, index in enumerate(chosen):
-            said = out[row] if encodes else out[row, ids.shape[1] :]  # a decoder's rows begin with what it was given
-            answers[index] = tokenizer.decode(said.tolist(), skip_special_tokens=True)
-        left -= len(chosen)
-        if done is not None:
-            done(len(chosen))
-    if done is not None and left:
-        done(left)
+        # a decoder's rows begin with what it was given
+        said = out if model.config.is_encoder_decoder else out[:, ids.shape[1] :]
+        for index, tokens in zip(chosen, said.tolist(), strict=True):
+            answers[index] = tokens
+        done(len(chosen))
     return answers
 
 
@@ -100,40 +132,21 @@ def positions_of(model: Any) -> int | None:
     return int(known) - int(getattr(adapter, "num_virtual_tokens", None) or 0)
 
 
-def _batches(
-    lengths: Sequence[int], max_new_tokens: int, positions: int | None, batch_size: int
-) -> Iterator[tuple[list[int], int]]:
-    """Yield prompts of similar length by number, longest first, and the most tokens of their answers.
+def _batches(lengths: Sequence[int], rooms: Sequence[int], batch_size: int) -> Iterator[list[int]]:
+    """Yield prompts of similar length and equal room by number, longest first.
 
     A prompt that leaves less room than is asked for is answered by itself, so that no other is cut by it; one that
     leaves none is not answered.
     """
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i], reverse=True)
-    room = [max_new_tokens if positions is None else min(max_new_tokens, positions - length) for length in lengths]
-    yield from (([index], room[index]) for index in order if 0 < room[index] < max_new_tokens)
-    free = [index for index in order if room[index] == max_new_tokens]
+    order = sorted((i for i, room in enumerate(rooms) if room > 0), key=lambda i: lengths[i], reverse=True)
+    most = max(rooms, default=0)
+    yield from ([index] for index in order if rooms[index] < most)
+    free = [index for index in order if rooms[index] == most]
     start = 0
     while start < len(free):
-        fits = max(1, _BATCH_TOKENS // (lengths[free[start]] + max_new_tokens))
-        yield free[start : start + min(batch_size, fits)], max_new_tokens
-        start += min(batch_size, fits)
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen.
-
-    Attributes:
-        max_new_tokens: Longest answer in tokens.
-        temperature: 0 takes the likeliest token; higher ones draw more freely.
-        top_p: Share of probability, from the likeliest down, that is drawn from.
-        seed: Of what is drawn.
-    """
-
-    max_new_tokens: int = 128
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
+        size = min(batch_size, max(1, _BATCH_TOKENS // (lengths[free[start]] + most)))
+        yield free[start : start + size]
+        start += size
 
 
 def stream(
@@ -203,49 +216,6 @@ def stream(
             stopping_criteria=StoppingCriteriaList([Over()]),
         )  # fmt: skip
     return str(tokenizer.decode(ids, skip_special_tokens=True))
-
-
-def shared_tokens(prompts: Sequence[np.ndarray]) -> int:
-    """Return how many tokens all prompts begin with, one of each left over; 0 where computing them once saves little."""
-    least, most = min(prompts, key=lambda prompt: prompt.tobytes()), max(prompts, key=lambda prompt: prompt.tobytes())
-    size = min(map(len, prompts)) - 1
-    differs = np.flatnonzero(least[:size] != most[:size])  # bytes are in order: what these two share, all do
-    count = int(differs[0]) if len(differs) else size
-    return count if (len(prompts) - 1) * count >= _WORTH else 0
-
-
-def _keeps_beginnings(model: Any) -> bool:
-    """Return whether rows may go on from keys and values of what they begin with: padding then stands in their middle.
-
-    Families are on a list, since others count that padding without a word: in a window of attention, or in a state.
-    """
-    config = model.config.get_text_config()
-    slides = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
-    learned = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None)
-    return config.model_type in _GOES_ON and not (slides or learned or model.config.is_encoder_decoder)
-
-
-def _begin(model: Any, tokens: torch.Tensor, rows: int) -> Any:
-    """Return keys and values of tokens, (1, length), for so many rows."""
-    cache = _inner(model)(input_ids=tokens, use_cache=True, logits_to_keep=1).past_key_values
-    cache.batch_repeat_interleave(rows)
-    return cache
-
-
-def _inner(model: Any) -> Any:
-    return model.get_base_model() if hasattr(model, "get_base_model") else model
-
-
-def _left_padded(prompts: Sequence[np.ndarray], pad: int, begun: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return token ids and mask, each (prompts, longest), with the padding behind the `begun` tokens that all share."""
-    width = max(map(len, prompts))
-    ids = torch.full((len(prompts), width), pad, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):
-        for own, end in ((prompt[:begun], begun), (prompt[begun:], width)):
-            ids[row, end - len(own) : end] = torch.from_numpy(own.astype(np.int64))
-            mask[row, end - len(own) : end] = 1
-    return ids, mask
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:

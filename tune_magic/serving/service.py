@@ -14,8 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from starlette.requests import Request
 
-from tune_magic.models.decode import Draw
-from tune_magic.models.generate import Sampling
+from tune_magic.models.decode import Draw, Sampling
 from tune_magic.serving.protocol import (
     MOST_PROMPTS,
     ChatRequest,
