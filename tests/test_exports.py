@@ -1,20 +1,24 @@
 """Exports: what is written runs elsewhere, and a receipt says whether it is the same model."""
 
 import json
+import shutil
 import sys
 
 import numpy as np
 import pytest
 from conftest import make_model
+from safetensors.torch import load_file, save_file
 from test_classify import labelled, make_encoder
 
 from tune_magic import plugins
 from tune_magic.data.example import Example, Segment
 from tune_magic.errors import RunFailed, TuneError
-from tune_magic.exporters import parity
+from tune_magic.exporters import job, parity
 from tune_magic.exporters.base import Exporter
 from tune_magic.exporters.parity import Limits, Measured
 from tune_magic.handles import Export
+from tune_magic.storage.folder import RunFolder
+from tune_magic.training.tuned import load_tuned
 from tune_magic.view.export import usage
 
 
@@ -245,3 +249,30 @@ def test_rows_that_are_no_numbers_are_seen_wherever_they_come():
     figures = parity.compare(parity.Measured(rows, [[1]] * 8), parity.Measured(broken, [[1]] * 8), examples, None)
     assert np.isnan(figures["logit_difference"])
     assert parity.complaints(figures, parity.Limits(spare_rows=1))
+
+
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_a_run_that_goes_on_meanwhile_is_exported_as_it_was_when_it_was_loaded(
+    quantization, train, inline, wide, monkeypatch
+):
+    """A better checkpoint is there when the files are written: they, receipt and card are of the one that was loaded."""
+    run = train(model=str(wide), quantization=quantization)
+    old = RunFolder(run.path).best_checkpoint
+    new = old.with_name("step-99")
+    shutil.copytree(old, new)
+    weights = load_file(new / "trainable.safetensors")
+    save_file({name: 3 * tensor for name, tensor in weights.items()}, new / "trainable.safetensors")
+    now = [old]
+    monkeypatch.setattr(RunFolder, "best_checkpoint", property(lambda self: now[0]))
+
+    def load(run):
+        tuned = load_tuned(run)
+        now[0] = new
+        return tuned
+
+    monkeypatch.setattr(job, "load_tuned", load)
+    exported = run.export("merged", rows=4)
+    step = int(old.name.removeprefix("step-"))
+    assert exported.receipt["step"] == step
+    assert exported.ok is True
+    assert f"checkpoint of step {step}" in (exported.path / "README.md").read_text()

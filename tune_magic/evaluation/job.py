@@ -53,7 +53,7 @@ def evaluate(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
         about = {
             "split": split,
             "rows": len(next(iter(values[0].values()))),
-            "step": tuned.run.best_checkpoint.name.removeprefix("step-"),
+            "step": str(tuned.step),
             "chose_checkpoint": split == "held-out",
             **({"new_head": True} if tuned.objective.new_head else {}),
             **({"shots": shots} if shots else {}),

@@ -49,7 +49,7 @@ def export(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
         found = _written(exporter, run, order)
     receipt = {
         "format": FORMAT, "to": options["to"], "quantize": options.get("quantize"), "run": run.id,
-        "step": int(run.best_checkpoint.name.removeprefix("step-")), "path": str(target), **found,
+        "step": found.pop("step"), "path": str(target), **found,
         "size_bytes": sum(found["files"].values()),
     }  # fmt: skip
     receipt["files"][model_card.FILE] = model_card.write(run, receipt, target)
@@ -90,7 +90,7 @@ def _written(exporter: Exporter, run: RunFolder, order: Order) -> dict[str, Any]
         session = exporter.tune_session(folder, tuned, comparison.examples)
         sizes = together.sizes(folder)
     found: dict[str, Any] = {
-        "files": sizes, "task": tuned.objective.task, "new_tokens": len(tuned.vocabulary.ids), "vocab_size": vocab_size,
+        "step": tuned.step, "files": sizes, "task": tuned.objective.task, "new_tokens": len(tuned.vocabulary.ids), "vocab_size": vocab_size,
         **({"session": session} if session else {}),
     }  # fmt: skip
     if trained is None:

@@ -48,7 +48,7 @@ def model_card(run: RunFolder, receipt: Mapping[str, Any] | None = None) -> str:
     report = Scores(path) if path else None
     sections = [
         ("", _head(run, plan, receipt)), ("How it was trained", _training(run, plan)), ("Results", _results(run, plan, report)),
-        ("Limits", _limits(run, report, receipt)), ("How to use it", _use(run, plan, receipt)), ("Where it comes from", [f"- {line}" for line in lineage(run)]),
+        ("Limits", _limits(run, report, receipt)), ("How to use it", _use(run, plan, receipt)), ("Where it comes from", [f"- {line}" for line in lineage(run, receipt)]),
     ]  # fmt: skip
     body = "\n\n".join("\n".join([*([f"## {title}", ""] if title else []), *lines]) for title, lines in sections)
     return secrets.hide(f"---\n{_metadata(run, plan, report, receipt)}---\n\n{body}\n")
@@ -231,8 +231,8 @@ def _use(run: RunFolder, plan: dict[str, Any], receipt: Mapping[str, Any] | None
     return ["```python", *code, "```"]
 
 
-def lineage(run: RunFolder) -> list[str]:
-    """Return what a run was made of, from its base on, a sentence each."""
+def lineage(run: RunFolder, receipt: Mapping[str, Any] | None = None) -> list[str]:
+    """Return what a run, or the export with this receipt, was made of, from its base on, a sentence each."""
     plan, model = run.summary().plan, str(run.info["recipe"]["model"])
     lines = [f"Base: `{_public(model)}`, {_public_note(plan)}"]
     parent = _run_above(Path(model).expanduser())
@@ -249,7 +249,8 @@ def lineage(run: RunFolder) -> list[str]:
         lines.append(f"by `{merged['combination']['how']}`")
     attempts = run.summary().attempt
     many = f", in {attempts} attempts" if attempts > 1 else ""
-    lines.append(f"Run {run.id}{many}, checkpoint of step {run.best_checkpoint.name.removeprefix('step-')}")
+    step = receipt["step"] if receipt else run.best_checkpoint.name.removeprefix("step-")
+    lines.append(f"Run {run.id}{many}, checkpoint of step {step}")
     lines += [
         f"Export as {_kind(_receipt(path))} ({path.parent.name})"
         for path in sorted(run.path.glob("exports/*/receipt.json"))

@@ -52,7 +52,7 @@ def written(exporter: TogetherExporter, runs: Mapping[str, RunFolder], order: Or
                 measured[BASE] = comparison, comparison.measure(TorchReader(base.model, base))
         measured[name] = comparison, comparison.measure(TorchReader(tuned.model, tuned))
         facts[name] = {
-            "run": run.id, "step": int(run.best_checkpoint.name.removeprefix("step-")), **exporter.take(name, tuned)
+            "run": run.id, "step": tuned.step, **exporter.take(name, tuned)
         }  # fmt: skip
         tuned.model = None
         gc.collect()
@@ -69,7 +69,7 @@ def written(exporter: TogetherExporter, runs: Mapping[str, RunFolder], order: Or
     for name, about in facts.items():
         about["parity"] = found[name]
     return {
-        "files": members, "task": tuned.objective.task, "adapters": facts, "base": found[BASE], "parity": _summed(found)
+        "step": next(iter(facts.values()))["step"], "files": members, "task": tuned.objective.task, "adapters": facts, "base": found[BASE], "parity": _summed(found)
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -48,9 +49,7 @@ def merge(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     gc.collect()
     control.check()
     model = _model(job, first, made)
-    _compare(
-        wanted, _logits(Tuned(job, recipe_of(job), first.objective, first.method, model, first.vocabulary, first.base))
-    )
+    _compare(wanted, _logits(replace(first, run=job, recipe=recipe_of(job), model=model)))
     if STEP not in checkpoint.steps(job.path / "checkpoints"):
         checkpoint.save(
             job.path / "checkpoints", model, torch.optim.AdamW(model.parameters()), checkpoint.Progress(STEP),

@@ -52,8 +52,8 @@ class Stack:
                 method: Any = self._tuned[name].method  # a PeftMethod, as `alike.check` saw
                 method.new_tokens = first.vocabulary.ids
                 method.add(self.model, self._adapters[name], first.objective.task)
-        for name, run in runs.items():
-            checkpoint.restore_parameters(run.best_checkpoint, self.parameters(name))
+        for name, tuned in self._tuned.items():
+            checkpoint.restore_parameters(tuned.checkpoint, self.parameters(name))
         self.model.to(device()).eval()
         self._off = contextlib.ExitStack()
         self.active = ""

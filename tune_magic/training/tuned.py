@@ -52,6 +52,7 @@ class Tuned:
         model: In evaluation mode, on the device.
         vocabulary: Its tokens.
         base: Folder of the base model.
+        checkpoint: Where the weights are from. A run that goes on may have a better one by now.
         compression: What was taken from the base before training.
     """
 
@@ -62,7 +63,13 @@ class Tuned:
     model: Any
     vocabulary: Vocabulary
     base: Path
+    checkpoint: Path
     compression: Compression | None = None
+
+    @property
+    def step(self) -> int:
+        """The checkpoint's step."""
+        return int(self.checkpoint.name.removeprefix("step-"))
 
     @property
     def tokenizer(self) -> Any:
@@ -128,7 +135,7 @@ class Tuned:
             self.recipe if unpacked else plain, *where, vocabulary=self.vocabulary, compression=self.compression,
             unpacked=unpacked,
         )  # fmt: skip
-        checkpoint.restore(self.run.best_checkpoint, model)
+        checkpoint.restore(self.checkpoint, model)
         return replace(self, recipe=plain, model=model.to(device()).eval())
 
     def adapter_base(self) -> Any:
@@ -183,7 +190,8 @@ def without_weights(run: RunFolder) -> Tuned:
     Raises:
         TuneError: The run has no whole checkpoint, or its base model is gone or another.
     """
-    checkpoint.verify(run.best_checkpoint)
+    best = run.best_checkpoint
+    checkpoint.verify(best)
     recipe, objective = recipe_of(run), objective_of(run)
     source = find_model(recipe.model)
     folder = local_folder(source)
@@ -191,7 +199,7 @@ def without_weights(run: RunFolder) -> Tuned:
     method: Method = plugins.get("method", recipe.method.name)(recipe.method)
     vocabulary = vocabulary_of(recipe, run.path, folder, method)
     compression = compress.read(recipe, run.path, run.summary().plan)
-    return Tuned(run, recipe, objective, method, None, vocabulary, folder, compression)
+    return Tuned(run, recipe, objective, method, None, vocabulary, folder, best, compression)
 
 
 def load_tuned(run: RunFolder, *, dtype: torch.dtype = torch.float32) -> Tuned:
@@ -205,7 +213,7 @@ def load_tuned(run: RunFolder, *, dtype: torch.dtype = torch.float32) -> Tuned:
         tuned.recipe, tuned.base, tuned.objective, tuned.method, dtype, vocabulary=tuned.vocabulary,
         compression=tuned.compression,
     )  # fmt: skip
-    checkpoint.restore(run.best_checkpoint, tuned.model)
+    checkpoint.restore(tuned.checkpoint, tuned.model)
     release(tuned.model, tuned.recipe.compress)
     tuned.model.to(device()).eval()
     return tuned
