@@ -100,11 +100,11 @@ def test_a_classifier_in_onnx_chooses_the_same_classes(family, quantize, classif
 
 
 @pytest.mark.parametrize(
-    ("family", "changes"), [("llama", {"hidden_size": 64}), ("llama", {}), ("gpt2", {}), ("olmo", {"hidden_size": 64})]
+    ("family", "changes"), [("llama", {}), ("llama", {"hidden_size": 64}), ("gpt2", {}), ("olmo", {"hidden_size": 64})]
 )
 @pytest.mark.sampled(4)
 def test_int8_decoders_are_smaller_and_keep_their_answers(family, changes, train, inline, tmp_path):
-    """A family of the builder, heads too narrow for it, a family it does not know, and one that it writes wrongly."""
+    """Heads too narrow for the builder, a family of it, one that it does not know, and one that it writes wrongly."""
     run = train(model=str(make_model(tmp_path / "m", family, **changes)), max_steps=4)
     plain, small = run.export("onnx", rows=3), run.export("onnx", quantize="int8", rows=3)
     assert small.receipt["size_bytes"] < 0.85 * plain.receipt["size_bytes"]

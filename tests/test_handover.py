@@ -7,6 +7,7 @@ import json
 import re
 
 import pytest
+from transformers import TrainingArguments
 
 from tune_magic import plugins
 from tune_magic.errors import TuneError
@@ -375,6 +376,19 @@ def test_the_programs_own_loader_takes_it(planned, recipe, write, tmp_path, targ
         with contextlib.suppress(TuneError):
             text = run.code(target)
             LOADERS[target](text, tmp_path)
+            taken += 1
+    assert taken > len(SET) - 8
+
+
+def test_olive_can_train_by_the_arguments(planned, recipe, write, tmp_path):
+    """Its own check takes any; Transformers builds them when training starts, and wants rows for a rate that follows them."""
+    taken = 0
+    for run in variants(planned, recipe, write):
+        with contextlib.suppress(TuneError):
+            content = _as_yaml_1_1(run.code("olive"))["passes"]["finetune"]
+            arguments = {"eval_strategy": "steps" if "eval_data_config" in content else "no"} | content["training_args"]
+            del arguments["warmup_ratio"]  # a key of Olive's own, of which Transformers makes steps
+            TrainingArguments(output_dir=str(tmp_path), **arguments)
             taken += 1
     assert taken > len(SET) - 8
 

@@ -135,6 +135,12 @@ def _pass(source: Source, *, has_held_out: bool) -> dict[str, Any]:
         ):
             arguments.pop(key, None)
         source.leave("eval.steps")
+        if arguments["lr_scheduler_type"] == "reduce_lr_on_plateau":
+            source.notes.append(
+                "`lr_scheduler_type: reduce_lr_on_plateau` has no held-out rows to follow: the rate is constant"
+            )
+            arguments["lr_scheduler_type"] = "constant"
+            del arguments["lr_scheduler_kwargs"]
     arguments["warmup_ratio"] = 0.0  # or Olive's own comes on top
     return {
         **found,
