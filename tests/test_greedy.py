@@ -81,6 +81,37 @@ def test_a_prompt_too_long_for_the_memory_is_written_by_itself(tmp_path):
     assert texts == [alone(model, tokenizer, prompt, 12) for prompt in asked]
 
 
+def test_one_long_prompt_leaves_no_hole_behind(tmp_path, monkeypatch):
+    """What all begin with is computed once; places that the long prompt alone needed are given back when it leaves."""
+    model, tokenizer = load(tmp_path, max_position_embeddings=1200)
+    draw, forward, computed, kept = np.random.default_rng(1), type(model).forward, [], []
+    asked = [np.concatenate([BEGINNING, draw.integers(5, 250, size)]) for size in (900, *draw.integers(15, 35, 40))]
+
+    @functools.wraps(forward)
+    def watched(self, input_ids=None, **given):
+        outputs = forward(self, input_ids=input_ids, **given)
+        if input_ids.shape[1] > 1:
+            computed.append(input_ids.numel())
+        kept.append(len(input_ids) * outputs.past_key_values.get_seq_length())
+        return outputs
+
+    monkeypatch.setattr(type(model), "forward", watched)
+    ends, rooms = set(model.generation_config.eos_token_id), [4, *[20] * 40]
+    answers = greedy.Greedy(model, asked, rooms, ends, places=32, tokens=1600).write(lambda: None, lambda count: None)
+    monkeypatch.undo()
+    texts = [tokenizer.decode(answer, skip_special_tokens=True) for answer in answers]
+    assert texts == [alone(model, tokenizer, p, room) for p, room in zip(asked, rooms, strict=True)]
+    assert max(kept) <= 1600
+    assert computed.count(70) == 1
+    assert sum(computed) <= 70 + 900 + 1.3 * 40 * 35
+
+
+def test_an_empty_prompt_has_no_answer(tmp_path):
+    model, tokenizer = load(tmp_path)
+    asked = [np.array([], dtype=np.int32), BEGINNING]
+    assert generate(model, tokenizer, asked, max_new_tokens=9) == ["", alone(model, tokenizer, BEGINNING, 9)]
+
+
 def test_a_row_that_has_ended_never_goes_beyond_the_models_places(tmp_path):
     """Of five rows one ends at once, and stays until more have; the places of its longest prompt are few."""
     model, tokenizer = load(tmp_path, "gpt2", n_positions=32, max_position_embeddings=32)
@@ -93,9 +124,14 @@ def test_a_row_that_has_ended_never_goes_beyond_the_models_places(tmp_path):
         assert found == [*wanted, ""]
 
 
-@pytest.mark.parametrize(("family", "changes"), [("llama", {}), ("bloom", {}), ("mistral", {"sliding_window": 16})])
+DYNAMIC = {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}
+
+
+@pytest.mark.parametrize(
+    ("family", "changes"), [("llama", {}), ("llama", DYNAMIC), ("bloom", {}), ("mistral", {"sliding_window": 16})]
+)
 def test_what_does_not_fit_is_written_by_transformers(tmp_path, family, changes):
-    """A model's own penalty, a family that is not listed, a window."""
+    """A model's own penalty, positions that depend on the longest row, a family that is not listed, a window."""
     model, tokenizer = load(tmp_path, family, **changes)
     if not changes and family == "llama":
         model.generation_config.repetition_penalty = 1.7

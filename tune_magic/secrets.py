@@ -15,8 +15,7 @@ SHAPES = re.compile(
 _HINTS = ("hf_", "sk-", "gh", "xox", "AKIA", "glpat-", "AIza", "Bearer ", "://")  # one of them is in every shape
 _NAMES = re.compile(r"(?:^|_)(?:token|secret|password|passwd|api_?key|access_?key|credentials?)$", re.IGNORECASE)
 _LEAST_LENGTH = 8  # shorter values of the environment are words, not secrets
-_environment: dict[Any, Any] | None = None  # what it was when it was last read
-_found: list[str] = []  # its secrets then
+_read: tuple[dict[Any, Any] | None, list[str]] = None, []  # the environment when it was last read, and its secrets
 _kept: list[str] = []  # those of this process that no environment holds, the latest last
 
 
@@ -51,10 +50,11 @@ def _names_a_secret(name: str) -> bool:
 
 def _of_environment() -> list[str]:
     """Return the environment's secrets; read anew only when it has changed, since each text of each row asks."""
-    global _environment, _found  # noqa: PLW0603 - one a process
+    global _read  # noqa: PLW0603 - one a process
     now = getattr(os.environ, "_data", None)  # the raw dict: comparing it is a hundred times faster than reading it
-    if now is None or now != _environment:
+    before, found = _read  # one name for both, since other threads write it too
+    if now is None or now != before:
         before = None if now is None else dict(now)
-        _found = [value for name, value in os.environ.items() if len(value) >= _LEAST_LENGTH and is_secret_name(name)]
-        _environment = before
-    return _found
+        found = [value for name, value in os.environ.items() if len(value) >= _LEAST_LENGTH and is_secret_name(name)]
+        _read = before, found
+    return found

@@ -109,7 +109,7 @@ def facts_of_tuned(tuned: Tuned) -> list[Any] | None:
         *base,
         tuned.recipe.method.model_dump(mode="json"),
         tuned.compression.facts["print"] if tuned.compression else None,
-        fingerprint.of_file(tuned.checkpoint / "manifest.json"),
+        tuned.print,
     ]
 
 

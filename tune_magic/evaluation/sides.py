@@ -19,7 +19,7 @@ from tune_magic.evaluation.report import BASE, TUNED, ZERO
 from tune_magic.storage import fingerprint
 from tune_magic.storage.folder import RunFolder
 from tune_magic.training.prepare import device
-from tune_magic.training.tuned import Tuned, check_unchanged, load_tuned, without_weights
+from tune_magic.training.tuned import Tuned, check_unchanged, with_weights, without_weights
 
 _COLUMNS = ("row", "question", "prompt", "reference", "probability")  # no run may be called so in a table of rows
 
@@ -111,7 +111,7 @@ def _other(
     @contextlib.contextmanager
     def loaded() -> Iterator[Tuned]:
         tuned.model.cpu()
-        yield load_tuned(run)
+        yield with_weights(replace(theirs))
 
     theirs = without_weights(run)
     _check_comparable(tuned, theirs)

@@ -47,7 +47,7 @@ def model_card(run: RunFolder, receipt: Mapping[str, Any] | None = None) -> str:
     path = newest_report(run.path)
     report = Scores(path) if path else None
     sections = [
-        ("", _head(run, plan, receipt)), ("How it was trained", _training(run, plan)), ("Results", _results(run, plan, report)),
+        ("", _head(run, plan, receipt)), ("How it was trained", _training(run, plan)), ("Results", _results(run, plan, report, receipt)),
         ("Limits", _limits(run, report, receipt)), ("How to use it", _use(run, plan, receipt)), ("Where it comes from", [f"- {line}" for line in lineage(run, receipt)]),
     ]  # fmt: skip
     body = "\n\n".join("\n".join([*([f"## {title}", ""] if title else []), *lines]) for title, lines in sections)
@@ -142,9 +142,13 @@ def _training(run: RunFolder, plan: dict[str, Any]) -> list[str]:
     return [*_table(("", ""), rows), "", "The recipe:", "", "```yaml", text.rstrip(), "```"]
 
 
-def _results(run: RunFolder, plan: dict[str, Any], report: Scores | None) -> list[str]:
+def _results(
+    run: RunFolder, plan: dict[str, Any], report: Scores | None, receipt: Mapping[str, Any] | None
+) -> list[str]:
     if report is None:
         evaluations, best = run.summary().evaluations, run.summary().best
+        if receipt:
+            best = evaluations.get(receipt["step"], best)
         if not best:
             return ["It was not evaluated."]
         base = f"{number(evaluations[0]['loss']):.4g} → " if 0 in evaluations else ""
@@ -165,6 +169,8 @@ def _results(run: RunFolder, plan: dict[str, Any], report: Scores | None) -> lis
             "",
             *_table(("measure", _cell(name), "tuned", "difference", "95 % interval", "p"), rows),
         ]
+    if receipt and int(report.about["step"]) != receipt["step"]:
+        lines += ["", f"These are scores of the checkpoint of step {report.about['step']}."]
     if report.about.get("chose_checkpoint"):
         lines += ["", "These rows also chose the checkpoint, which flatters it."]
     return lines

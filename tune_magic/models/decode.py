@@ -56,6 +56,11 @@ class Decoding:
         """How many rows there are."""
         return len(self._mask)
 
+    @property
+    def width(self) -> int:
+        """How many places of keys and values are kept for each row."""
+        return self._mask.shape[1]
+
     def join(self, prompt: np.ndarray, before: Any = None) -> torch.Tensor:
         """Compute a prompt, which becomes the last row, and return the logits of the token after it, (vocabulary,).
 
@@ -118,7 +123,7 @@ class Decoding:
         return logits
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Let only these rows go on, in this order; padding that none of them needs goes too."""
+        """Let only these rows go on, in this order; places where none of them has a token go too."""
         if list(rows) == list(range(self.num_rows)):
             return
         if not rows:
@@ -126,10 +131,10 @@ class Decoding:
             return
         chosen = torch.tensor(list(rows), device=self._mask.device)
         mask = self._mask[chosen]
-        first = int(mask.argmax(1).min())
-        self._mask = mask[:, first:]
+        needed = mask.any(0).nonzero()[:, 0]
+        self._mask = mask[:, needed]
         for layer in self._cache.layers:
-            layer.keys, layer.values = layer.keys[chosen, :, first:], layer.values[chosen, :, first:]
+            layer.keys, layer.values = (kept[chosen][:, :, needed] for kept in (layer.keys, layer.values))
 
     def _new_cache(self) -> Any:
         from transformers import DynamicCache

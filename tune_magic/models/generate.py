@@ -50,7 +50,8 @@ def generate(
 
     positions = positions_of(model)
     rooms = [
-        max_new_tokens if positions is None else min(max_new_tokens, positions - len(prompt)) for prompt in prompts
+        0 if not len(prompt) else max_new_tokens if positions is None else min(max_new_tokens, positions - len(prompt))
+        for prompt in prompts
     ]
     if adapters is None and greedy.fits(model):
         ends = end_tokens(model, tokenizer)
@@ -68,7 +69,7 @@ def generate(
             adapters=adapters,
         )
     if len(prompts) > answered:
-        count(len(prompts) - answered)  # those that leave no place for an answer
+        count(len(prompts) - answered)  # those that are empty, or leave no place for an answer
     return [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in written]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
@@ -20,6 +21,7 @@ _HARMLESS = frozenset({  # what a model's own settings of generation may say wit
     "max_length", "max_new_tokens", "use_cache", "return_dict_in_generate", "output_attentions", "output_hidden_states",
     "output_scores", "output_logits", "transformers_version", "_from_model_config",
 })  # fmt: skip
+_BY_LENGTH = ("longrope", "dynamic")  # positions that depend on the longest of the rows
 _WORTH = 64  # tokens that a shared beginning must save
 _ENDED = 0.25  # of the rows; taking some out copies the keys and values of all others
 
@@ -32,7 +34,14 @@ def fits(model: Any) -> bool:
     config = model.config.get_text_config()
     slides = getattr(config, "use_sliding_window", True) and getattr(config, "sliding_window", None)
     learned = getattr(getattr(model, "active_peft_config", None), "num_virtual_tokens", None)
-    if config.model_type not in _FAMILIES or slides or learned or model.config.is_encoder_decoder:
+    turns = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if (
+        config.model_type not in _FAMILIES
+        or slides
+        or learned
+        or turns in _BY_LENGTH
+        or model.config.is_encoder_decoder
+    ):
         return False
     return _HARMLESS.issuperset(model.generation_config.to_diff_dict())
 
@@ -58,6 +67,8 @@ class Greedy:
         answered = [index for index, room in enumerate(rooms) if room > 0]
         self._waiting = deque(sorted(answered, key=lambda index: len(prompts[index]), reverse=True))
         self._decoding = Decoding(self._model)
+        self._beginning = shared_tokens([prompts[index] for index in answered]) if answered else 0
+        self._begun: Any = None  # keys and values of what all prompts begin with
         self._rows: list[int] = []  # the prompt of each row, ended ones too until they are taken out
         self._taken: list[int] = []  # tokens that each row was given after its prompt
         self._over: set[int] = set()
@@ -86,34 +97,50 @@ class Greedy:
         return self.answers
 
     def _joining(self) -> list[int]:
-        """Take from the waiting prompts, longest first, as many as there are places for; none before half of them are free."""
-        free = self._places - len(self._rows)
-        if self._rows and free < min(self._places / 2, len(self._waiting)):
+        """Take as many of the waiting prompts, longest first, as fit; none before half of what fits alone is free."""
+        if not self._waiting:
             return []
-        joining: list[int] = []
-        width = max((len(self._prompts[i]) + self._rooms[i] for i in self._rows), default=0)
-        while self._waiting and len(joining) < free:
-            index = self._waiting[0]
-            width = max(width, len(self._prompts[index]) + self._rooms[index])
-            if (len(self._rows) + len(joining) + 1) * width > self._tokens and (self._rows or joining):
+        longest = self._prompts[self._waiting[0]]
+        width = max(self._decoding.width, len(longest))
+        left = max(
+            (self._rooms[index] - taken for index, taken in zip(self._rows, self._taken, strict=True)), default=0
+        )
+        rows = count = len(self._rows)
+        for index in self._waiting:
+            left = max(left, self._rooms[index])
+            if count == self._places or ((count + 1) * (width + left) > self._tokens and count):
                 break
-            joining.append(self._waiting.popleft())
-        return joining
+            count += 1
+        alone = min(self._places, max(1, self._tokens // (len(longest) + self._rooms[self._waiting[0]])))
+        if rows and count - rows < min(alone / 2, len(self._waiting)):
+            return []
+        return [self._waiting.popleft() for _ in range(count - rows)]
 
     def _begin(self, joining: Sequence[int]) -> torch.Tensor:
         """Compute prompts, which become the last rows; return the logits of the token after each, (prompts, vocabulary)."""
         own = [self._prompts[index] for index in joining]
         device = next(self._model.parameters()).device
         shared = shared_tokens(own)
+        if len(own) * (shared - self._beginning) <= shared:  # what these share beyond all others is not worth a pass
+            shared = self._beginning
         ids, mask = (tensor.to(device) for tensor in left_padded(own, shared))
-        cache = None
-        with torch.no_grad():
-            if shared:
-                cache = self._model(input_ids=ids[:1, :shared], use_cache=True, logits_to_keep=1).past_key_values
-                cache.batch_repeat_interleave(len(own))
-            logits, cache = self._decoding.read_together(ids[:, shared:], mask, cache)
+        cache = self._cache_of(ids[:1, :shared])
+        if cache is not None:
+            cache.batch_repeat_interleave(len(own))
+        logits, cache = self._decoding.read_together(ids[:, shared:], mask, cache)
         self._decoding.add(cache, mask)
         return logits
+
+    def _cache_of(self, ids: torch.Tensor) -> Any:
+        """Return keys and values of what prompts begin with, shape (1, tokens); None of nothing."""
+        if not ids.numel():
+            return None
+        if ids.shape[1] == self._beginning and self._begun is not None:
+            return copy.deepcopy(self._begun)
+        _, cache = self._decoding.read_together(ids, torch.ones_like(ids))
+        if ids.shape[1] == self._beginning:
+            self._begun = copy.deepcopy(cache)
+        return cache
 
     def _note(self, rows: Sequence[int], logits: torch.Tensor, done: Callable[[int], None]) -> None:
         """Add the likeliest token to each of these rows that has not ended."""
@@ -143,7 +170,7 @@ class Greedy:
 def shared_tokens(prompts: Sequence[np.ndarray]) -> int:
     """Return how many tokens all prompts begin with, one of each left over; 0 where computing them once saves little."""
     least, most = min(prompts, key=lambda prompt: prompt.tobytes()), max(prompts, key=lambda prompt: prompt.tobytes())
-    size = min(map(len, prompts)) - 1
+    size = max(0, min(map(len, prompts)) - 1)
     differs = np.flatnonzero(least[:size] != most[:size])  # bytes are in order: what these two share, all do
     count = int(differs[0]) if len(differs) else size
     return count if (len(prompts) - 1) * count >= _WORTH else 0

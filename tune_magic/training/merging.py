@@ -36,6 +36,12 @@ def merge(job: RunFolder, log: EventLog, control: Control) -> dict[str, Any]:
     about = job.info["merge"]
     sources = {source["name"]: RunFolder(source["path"]) for source in about["sources"]}
     stack = Stack(sources)
+    for source in about["sources"]:
+        if stack.tuned(source["name"]).step != source["step"]:
+            raise TuneError(
+                f"{source['name']} has a better checkpoint than when the merge was asked for.",
+                hint="Merge again, best when it has finished.",
+            )
     control.check()
     name = _NAME + "_" * max(map(len, sources))  # no source is called so
     facts = stack.combine(name, Combination(**about["combination"]))

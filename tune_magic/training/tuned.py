@@ -53,6 +53,7 @@ class Tuned:
         vocabulary: Its tokens.
         base: Folder of the base model.
         checkpoint: Where the weights are from. A run that goes on may have a better one by now.
+        print: The checkpoint's fingerprint.
         compression: What was taken from the base before training.
     """
 
@@ -64,6 +65,7 @@ class Tuned:
     vocabulary: Vocabulary
     base: Path
     checkpoint: Path
+    print: str
     compression: Compression | None = None
 
     @property
@@ -199,7 +201,18 @@ def without_weights(run: RunFolder) -> Tuned:
     method: Method = plugins.get("method", recipe.method.name)(recipe.method)
     vocabulary = vocabulary_of(recipe, run.path, folder, method)
     compression = compress.read(recipe, run.path, run.summary().plan)
-    return Tuned(run, recipe, objective, method, None, vocabulary, folder, best, compression)
+    return Tuned(
+        run,
+        recipe,
+        objective,
+        method,
+        None,
+        vocabulary,
+        folder,
+        best,
+        fingerprint.of_file(best / "manifest.json"),
+        compression,
+    )
 
 
 def load_tuned(run: RunFolder, *, dtype: torch.dtype = torch.float32) -> Tuned:
@@ -208,7 +221,11 @@ def load_tuned(run: RunFolder, *, dtype: torch.dtype = torch.float32) -> Tuned:
     Raises:
         TuneError: The run has no whole checkpoint, or its base model is gone.
     """
-    tuned = without_weights(run)
+    return with_weights(without_weights(run), dtype=dtype)
+
+
+def with_weights(tuned: Tuned, *, dtype: torch.dtype = torch.float32) -> Tuned:
+    """Load the weights of a tuned model into it; see `load_tuned`."""
     tuned.model = build_model(
         tuned.recipe, tuned.base, tuned.objective, tuned.method, dtype, vocabulary=tuned.vocabulary,
         compression=tuned.compression,
