@@ -1,6 +1,7 @@
 """Votes of people: blind, kept, resumed, counted, and read back as preferences."""
 
 import errno
+import itertools
 import json
 import math
 import os
@@ -23,7 +24,7 @@ from tune_magic.evaluation.comparison import Comparison
 from tune_magic.evaluation.votes import A, B, Vote
 from tune_magic.handles import Report, Run
 from tune_magic.recipe.schema import SourceOptions
-from tune_magic.storage import folder
+from tune_magic.storage import events, folder
 
 
 @pytest.fixture
@@ -170,8 +171,10 @@ def test_rows_with_equal_answers_are_ties_and_not_shown(evaluate):
         nothing.rating()
 
 
-def test_two_raters_and_two_tabs_do_not_disturb_each_other(evaluate):
+def test_two_raters_and_two_tabs_do_not_disturb_each_other(evaluate, monkeypatch):
     report = evaluate()
+    seconds = itertools.count(1_700_000_000)
+    monkeypatch.setattr(events.time, "time", lambda: next(seconds))  # a vote of two tabs in one millisecond has no last
     ann, bob, tab = (Ballot(report, rater=rater) for rater in ("ann", "bob", "ann"))
     order = [pair.place for pair in ann.pairs]
     for _ in range(4):
