@@ -129,6 +129,18 @@ def test_a_run_ends_in_time_and_goes_on_exactly(make_run, train, monkeypatch):
     assert losses(short) == losses(whole)
 
 
+def test_real_seconds_are_kept(slow, make_run):
+    run = make_run(**ENDLESS)
+    started = time.monotonic()
+    run.limit("10s")
+    local.start(run.path, "inline")
+    assert time.monotonic() - started < 10.0
+    summary = run.summary()
+    assert (run.status, summary.outcome["reason"]) == ("stopped", "budget")
+    assert set(summary.evaluations) == {0, summary.step}
+    assert max(run.checkpoints) == summary.step > 10
+
+
 def test_a_budget_that_is_over_before_the_first_step_says_so(make_run):
     run = make_run(**ENDLESS)
     run.limit("0.001s")
